@@ -1,0 +1,8 @@
+"""python -m glyphlm = glyphlm."""
+
+import sys
+
+from glyphlm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

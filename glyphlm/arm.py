@@ -1,0 +1,220 @@
+"""run_recipe(): one recipe -> one run folder, every stage in order, each skipped where it is done."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glyphlm.dataset import (
+    Batch,
+    Batches,
+    Source,
+    TokenText,
+    open_training,
+    prepare,
+    unigram_bits_per_byte,
+    validation_batches,
+)
+from glyphlm.errors import InputError
+from glyphlm.generate import Sampling, generate
+from glyphlm.model import GPT, count_parameters
+from glyphlm.outputs import read_build, write_atomic
+from glyphlm.progress import say
+from glyphlm.recipe import Recipe, first_difference, resolve, settings_text
+from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
+from glyphlm.substrate import SHEET, build_substrate, load_substrate
+from glyphlm.tokenizer import Tokenizer, build_tokenizer
+from glyphlm.train import METRICS, TrainState, train
+
+SETTINGS = "settings.yaml"
+PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
+
+
+@dataclass
+class Arm:
+    """A recipe whose stages all exist, opened: ready to train."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: GPT
+    training: list[TokenText]
+    batches: Batches
+    held_out: list[TokenText]
+
+    def validation(self) -> Iterator[Batch]:
+        """A pass over at most `validation_tokens` of the held-out text."""
+        settings, block_size = self.recipe.train, self.recipe.model.block_size
+        rows = max(1, settings.micro_batch_tokens // block_size)
+        limit = settings.validation_tokens // len(self.held_out)
+        return validation_batches(self.held_out, block_size, rows, limit)
+
+
+def run_recipe(recipe: Recipe, out: Path, command: str) -> dict[str, Any]:
+    """Train the arm into the run folder `out` and return its summary.
+
+    Stages that have no path in the recipe are built under `out`/inputs. The same call again goes on where it was
+    stopped, and finds a finished run done. `command` is what a reader types to repeat it.
+
+    Raises:
+        InputError: the recipe contradicts itself or its inputs, or `out` holds another run.
+    """
+    recipe = resolve(recipe)
+    claim(out, recipe)
+    summary = read_summary(out)
+    if summary is not None:
+        say(f"{out} is done already: {told(summary)}")
+        return summary
+    arm = open_arm(recipe, out)
+    before = describe_arm(arm, command)
+    state = train(arm.model, arm.batches, arm.recipe.train, out, arm.validation if arm.held_out else None)
+    export_model(arm.model, arm.tokenizer, out)
+    write_samples(arm, out)
+    sheet = Path(arm.recipe.substrate.path) / SHEET
+    if sheet.exists():
+        shutil.copyfile(sheet, out / SHEET)
+    summary = before | describe_training(arm, state, out)
+    write_card(out, summary)
+    write_summary(out, summary)
+    say(f"{out}: {told(summary)}")
+    return summary
+
+
+def claim(out: Path, recipe: Recipe) -> None:
+    """Make `out` this recipe's folder, or make sure that it is.
+
+    Raises:
+        InputError: `out` holds another run (the first difference is named) or something that is no run.
+    """
+    text, path = settings_text(recipe), out / SETTINGS
+    if path.exists():
+        difference = first_difference(yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
+        if difference:
+            raise InputError(f"{out} was trained with other settings: {difference}; "
+                             f"choose another --out or remove {out}")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something that is no run; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+
+
+def open_arm(recipe: Recipe, out: Path) -> Arm:
+    """Build the stages that the recipe describes but does not name, and open all of them.
+
+    Raises:
+        InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
+    """
+    tokenizer, recipe = build_inputs(recipe, out / "inputs")
+    substrate = load_substrate(recipe.substrate.path, recipe.model.d_model)
+    check_same_tokenizer(recipe.substrate.path, tokenizer)
+    model = GPT(recipe.model, substrate)
+    model.init_weights(recipe.train.seed)
+    training, weights = open_training(recipe.data, tokenizer)
+    rows = recipe.train.batch_tokens // recipe.model.block_size
+    batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed)
+    folders = recipe.validation or [source.shards for source in recipe.data]
+    held_out = [TokenText(folder, "validation", tokenizer.fingerprint) for folder in folders]
+    held_out = [text for text in held_out if text.tokens > 1]
+    return Arm(recipe, tokenizer, model.to(recipe.train.device), training, batches, held_out)
+
+
+def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
+    """The tokenizer, and the recipe with every path filled in."""
+    if recipe.tokenizer.path:
+        tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    else:
+        texts = [text for source in recipe.data for text in source.texts]
+        tokenizer = build_tokenizer(texts, recipe.tokenizer, inputs / "tokenizer")
+    substrate = recipe.substrate
+    if not substrate.path:
+        build_substrate(tokenizer, substrate, inputs / "substrate")
+        substrate = replace(substrate, path=str(inputs / "substrate"))
+    data = [prepared(source, tokenizer, inputs / f"shards-{number}") for number, source in enumerate(recipe.data)]
+    return tokenizer, replace(recipe, substrate=substrate, data=data)
+
+
+def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
+    """The source as shards; its text is tokenized into `folder` where it is not."""
+    if source.shards:
+        return source
+    return replace(source, shards=str(prepare(tokenizer, source.texts, folder)))
+
+
+def check_same_tokenizer(substrate: str, tokenizer: Tokenizer) -> None:
+    """Refuse a substrate that was made for another vocabulary."""
+    made_for = read_build(Path(substrate)).inputs["tokenizer"]
+    if made_for != tokenizer.fingerprint:
+        raise InputError(f"{substrate} was made for tokenizer {made_for[:12]}, the recipe's tokenizer is "
+                         f"{tokenizer.fingerprint[:12]}; build the substrate for this tokenizer")
+
+
+def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
+    """What is known before training: name, sizes, fingerprints, digest of the initial values, versions."""
+    config, settings = arm.model.substrate.config, arm.recipe.train
+    sizes = {"vocab_size": config.vocab_size, **asdict(arm.model.config)}
+    return {
+        "command": command,
+        "substrate": asdict(config),
+        "model": sizes,
+        "parameters": count_parameters(arm.model),
+        "tokenizer": {"vocab_size": arm.tokenizer.vocab_size, "fingerprint": arm.tokenizer.fingerprint},
+        "init": initial_digest(arm.model),
+        "precision": settings.precision,
+        "device": settings.device,
+        "seed": settings.seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
+    """What came out: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
+    last = {row["split"]: row["bits_per_byte"] for row in read_rows(out / METRICS)}
+    floor = unigram_bits_per_byte(arm.training, arm.validation()) if arm.held_out else None
+    return {
+        "name": out.name,
+        "tokens": state.tokens,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "data_order": arm.batches.digest,
+        "bits_per_byte": {"train": last.get("train"), "validation": last.get("validation")},
+        "unigram_bits_per_byte": {"validation": floor},
+    }
+
+
+def write_samples(arm: Arm, out: Path) -> None:
+    """samples.jsonl: how the run folder, loaded as anybody loads it, continues the prompts of the recipe."""
+    sampling = Sampling(max_new_tokens=min(100, arm.recipe.model.block_size))
+    texts = generate(out, arm.recipe.prompts, sampling) if arm.recipe.prompts else []
+    rows = [{"prompt": prompt, "text": text, "settings": sampling.describe()}
+            for prompt, text in zip(arm.recipe.prompts, texts)]
+    write_atomic(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def initial_digest(model: GPT) -> str:
+    """sha256 of the values of every tensor that twins have in common: all but the substrate's."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("substrate."):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_rows(path: Path) -> Sequence[dict[str, Any]]:
+    """The rows of a JSON-lines file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def told(summary: dict[str, Any]) -> str:
+    """The result in half a line."""
+    reached, floor = summary["bits_per_byte"]["validation"], summary["unigram_bits_per_byte"]["validation"]
+    if reached is None:
+        return f"{summary['steps']} steps, nothing held out"
+    return f"{reached:.3f} bits per byte on held-out text (a unigram model: {floor:.3f})"

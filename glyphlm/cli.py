@@ -1,0 +1,73 @@
+"""glyphlm VERB: this file knows the verbs and nothing else, so that help and errors come at once."""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from glyphlm.errors import InputError
+
+VERBS = {
+    "quickstart": "the whole way on an embedded corpus: three models and a report in minutes",
+    "tokenizer build": "text -> a vocabulary of code points and n-grams",
+    "substrate build": "a vocabulary -> the codes below the first block",
+    "prepare": "text -> token shards",
+    "train": "a recipe -> a trained model in a run folder",
+    "generate": "a run and a prompt -> text",
+    "eval": "runs and texts -> bits per byte",
+    "report": "runs -> one HTML page",
+}
+HELP = """usage: glyphlm VERB [options]
+
+Language models over frozen codes of Unicode text, next to their trainable twins.
+
+{verbs}
+
+glyphlm VERB --help tells the options of a verb, with an example. Start with:
+
+  glyphlm quickstart --out runs/quickstart
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except (InputError, OSError) as error:
+        if os.environ.get("GLYPHLM_TRACEBACK"):
+            raise
+        print(f"glyphlm: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"glyphlm {version('glyphlm')}")
+        return 0
+    verb = next((v for v in (" ".join(arguments[:2]), arguments[0]) if v in VERBS), None)
+    if verb is None:
+        raise InputError(f"{' '.join(arguments[:2])!r} is no verb; the verbs are: {', '.join(VERBS)}")
+    verbs = importlib.import_module("glyphlm.verbs")
+    getattr(verbs, verb.replace(" ", "_"))(arguments[len(verb.split()) :])
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    return HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items()))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{place}; free some space and run the same command again (nothing finished is lost)"
+    return " ".join(str(error).split())

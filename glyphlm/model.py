@@ -1,0 +1,287 @@
+"""The whole model: ids_BT -> x_BTD -> logits_BTV. Torch only; this file travels inside every run folder.
+
+Shapes: B batch, T new positions, S positions seen (cache + new), V vocabulary, D d_model, E n_embed, H heads of width K.
+The block is the one that the published parameter counts force (12 D^2 + 9 D): two affine LayerNorms, q/k/v/o without
+bias, an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-split), a final LayerNorm, an untied head.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class ModelConfig:
+    """The shape of the transformer.
+
+    Args:
+        d_model: Width D of the residual stream.
+        n_layer: Number of blocks.
+        n_head: Attention heads a block; their width d_model / n_head must be even.
+        block_size: Longest context in tokens.
+        head_bias: True in the published models; false can be exported as GPT-NeoX.
+        activation: Exact GELU, or its tanh approximation.
+        rope_base: Base of the rotary frequencies.
+        norm_eps: Epsilon of the LayerNorms.
+    """
+
+    d_model: int = 256
+    n_layer: int = 4
+    n_head: int = 4
+    block_size: int = 256
+    head_bias: bool = False
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if min(self.d_model, self.n_layer, self.n_head, self.block_size) < 1:
+            raise ValueError(f"model sizes must be positive, but {self}")
+        if self.d_model % (2 * self.n_head):
+            fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
+            raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
+                             f"n_head can be {', '.join(map(str, fitting[-8:]))}")
+
+
+@dataclass
+class SubstrateConfig:
+    """What stands below the first block: the code of each id, and how it becomes a vector of width D.
+
+    `kind` names the content; `token_bits` is a rule computed from the id, every other kind a table [V, E].
+    `scale`: l2 gives each row norm 1 (published), unit_rms norm sqrt(E), none leaves it. `fingerprint` identifies
+    kind, parameters and values: growth and fusion compare it.
+    """
+
+    vocab_size: int
+    n_embed: int
+    kind: str = "glyph"
+    scale: Literal["l2", "unit_rms", "none"] = "l2"
+    lift: Literal["repeat_interleave", "tile"] = "repeat_interleave"
+    trainable: bool = False
+    fingerprint: str = ""
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether codes are computed from ids, with no table stored."""
+        return self.kind == "token_bits"
+
+
+def scale_rows(code: Tensor, scale: str) -> Tensor:
+    """Scale each code (last axis, width E) to norm 1 (l2) or sqrt(E) (unit_rms); a code of zeros stays zero."""
+    if scale == "none":
+        return code
+    norm = 1.0 if scale == "l2" else math.sqrt(code.shape[-1])
+    return F.normalize(code, dim=-1) * norm
+
+
+class Substrate(nn.Module):
+    """ids_BT -> x_BTD. A frozen table is a buffer, because from_pretrained would turn a parameter trainable again."""
+
+    def __init__(self, config: SubstrateConfig, d_model: int):
+        super().__init__()
+        if d_model % config.n_embed:
+            raise ValueError(f"n_embed {config.n_embed} does not divide d_model {d_model}: codes are lifted by repetition, "
+                             f"so give a d_model that is a multiple of {config.n_embed}")
+        self.config, self.d_model = config, d_model
+        if config.is_rule:
+            return
+        table_VE = torch.zeros(config.vocab_size, config.n_embed)
+        if config.trainable:
+            self.table_VE = nn.Parameter(table_VE)
+        else:
+            self.register_buffer("table_VE", table_VE)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """The code of each id, lifted to width D by repetition."""
+        code_BTE = self._bits(ids_BT) if self.config.is_rule else F.embedding(ids_BT, self.table_VE)
+        repeats = self.d_model // self.config.n_embed
+        if self.config.lift == "tile":
+            return code_BTE.repeat(1, 1, repeats)
+        return code_BTE.repeat_interleave(repeats, dim=-1)
+
+    def _bits(self, ids_BT: Tensor) -> Tensor:
+        places_E = torch.arange(self.config.n_embed, device=ids_BT.device)
+        bits_BTE = (ids_BT[..., None] >> places_E) & 1
+        return scale_rows(bits_BTE.float(), self.config.scale)
+
+
+class Cache(Protocol):
+    """Keys and values of earlier positions; DynamicCache of transformers is one."""
+
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append the new positions of `layer`; return all of them, [B, H, S, K] each."""
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+
+
+class KVCache:
+    """The plain cache: one pair of tensors a layer."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append the new positions of `layer`; return all of them."""
+        if layer in self._layers:
+            k_BHSK, v_BHSK = self._layers[layer]
+            k_BHTK, v_BHTK = torch.cat([k_BHSK, k_BHTK], dim=2), torch.cat([v_BHSK, v_BHTK], dim=2)
+        self._layers[layer] = (k_BHTK, v_BHTK)
+        return k_BHTK, v_BHTK
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self._layers[0][0].shape[2] if self._layers else 0
+
+
+@dataclass
+class Context:
+    """What every block shares in one forward pass."""
+
+    cos_BTK: Tensor
+    sin_BTK: Tensor
+    mask_BTS: Tensor | None  # True where a position may look; None means plain causal
+    cache: Cache | None
+
+
+def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
+    """Rotary positions, half-split: channel i turns with channel i + K/2."""
+    first, second = x_BHTK.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return x_BHTK * context.cos_BTK[:, None].to(x_BHTK.dtype) + turned * context.sin_BTK[:, None].to(x_BHTK.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over all heads, softmax scale 1/sqrt(K)."""
+
+    def __init__(self, d_model: int, n_head: int, layer: int):
+        super().__init__()
+        self.n_head, self.layer = n_head, layer
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """x_BTD -> x_BTD."""
+        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1))
+        q, k = rotate(q, context), rotate(k, context)
+        if context.cache is not None:
+            k, v = context.cache.update(k, v, self.layer)
+        mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
+        x_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(x_BHTK.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """D -> 4 D -> D with GELU."""
+
+    def __init__(self, d_model: int, activation: str):
+        super().__init__()
+        self.up, self.down = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """x_BTD -> x_BTD."""
+        return self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.attention = Attention(config.d_model, config.n_head, layer)
+        self.mlp_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = MLP(config.d_model, config.activation)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """x_BTD -> x_BTD."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class GPT(nn.Module):
+    """Substrate, blocks, final norm, head."""
+
+    def __init__(self, config: ModelConfig, substrate: Substrate):
+        super().__init__()
+        self.config, self.substrate = config, substrate
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.head = nn.Linear(config.d_model, substrate.config.vocab_size, bias=config.head_bias)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """ids_BT -> logits_BTV, each position seeing itself and what stands before it."""
+        return self.head(self.hidden(ids_BT))
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        *,
+        cache: Cache | None = None,
+        attended_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """x_BTD after the final norm, what the head reads.
+
+        Args:
+            cache: keys and values of earlier positions; is extended by this call.
+            attended_BS: 0 where a position is padding (cache included), as transformers' attention_mask.
+            positions_BT: place of each id in its text; by default they follow what the cache holds.
+        """
+        past = cache.get_seq_length() if cache is not None else 0
+        if positions_BT is None:
+            positions_BT = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)[None]
+        x_BTD = self.substrate(ids_BT)
+        mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device)
+        context = Context(*self._angles(positions_BT), mask_BTS, cache)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, context)
+        return self.norm(x_BTD)
+
+    def _angles(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        # Computed at each call: tables kept as non-persistent buffers come back from from_pretrained as zeros.
+        width = self.config.d_model // self.config.n_head
+        places = torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32)
+        angles_BTK = (positions_BT[..., None] * self.config.rope_base ** (-places / width)).repeat(1, 1, 2)
+        return angles_BTK.cos(), angles_BTK.sin()
+
+    def _mask(self, new: int, past: int, attended_BS: Tensor | None, device: torch.device) -> Tensor | None:
+        if past == 0 and (attended_BS is None or bool(attended_BS.all())):
+            return None
+        causal_TS = torch.arange(past + new, device=device) <= torch.arange(past, past + new, device=device)[:, None]
+        if attended_BS is None:
+            return causal_TS[None]
+        # A padding position sees itself: a row without any True would be NaN.
+        itself_TS = torch.arange(past + new, device=device) == torch.arange(past, past + new, device=device)[:, None]
+        return causal_TS & attended_BS[:, None].bool() | itself_TS
+
+    def init_weights(self, seed: int) -> None:
+        """Normal(0, 0.02), projections into the residual stream divided by sqrt(2 layers), as GPT-2; norms 1, biases 0.
+
+        Each tensor draws from a generator of its own, seeded by its name: arms of a comparison that share a tensor's
+        name and shape start from the same values, whatever else differs. The substrate's table is left alone.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("substrate."):
+                continue
+            if parameter.dim() < 2:
+                nn.init.constant_(parameter, 1.0 if name.endswith("norm.weight") else 0.0)
+                continue
+            into_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            std = 0.02 / math.sqrt(2 * self.config.n_layer) if into_stream else 0.02
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def count_parameters(model: GPT) -> dict[str, int]:
+    """Numbers of values: `trained` by the optimizer, `frozen` (parameters and the frozen table), and their `total`."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in [*model.parameters(), *model.buffers()])
+    return {"trained": trained, "frozen": total - trained, "total": total}

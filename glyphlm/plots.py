@@ -1,0 +1,155 @@
+"""Learning curves as SVG text; the only file that imports matplotlib."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+# Okabe and Ito's colours without the pale yellow. Seven colours against four line styles and seven markers, each in
+# matplotlib's name and as a character for the page: arms stay apart in grey print and for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
+LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
+POINTS = 200  # per curve and plot: a long run must not make the page heavy
+NAMES = {
+    "tokens": "training tokens",
+    "seconds": "seconds of training",
+    "loss": "loss (nats per token)",
+    "bits_per_byte": "bits per byte",
+}
+# Text as outlines: the picture needs no font of the reader's. The salt makes the ids, and so the bytes, repeatable.
+DRAWING = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
+HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the plots need of one run: its logged rows, and the bits per byte of a unigram model."""
+
+    label: str
+    train: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]]
+    floor: float | None
+
+
+def mark(number: int) -> tuple[str, str]:
+    """Colour and character that stand for arm `number` outside the plots."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)][1]
+
+
+def draw(arms: Sequence[Arm]) -> dict[str, str]:
+    """The plots of a report as SVG under the names loss, bits, seconds and late; none where nothing was logged."""
+    if not any(arm.train or arm.validation for arm in arms):
+        return {}
+    return {
+        "loss": _draw_curves(arms, "tokens", "loss"),
+        "bits": _draw_curves(arms, "tokens", "bits_per_byte"),
+        "seconds": _draw_curves(arms, "seconds", "bits_per_byte", height=3.0),
+        "late": _draw_curves(_second_half(arms), "tokens", "bits_per_byte", height=3.0),
+    }
+
+
+def _second_half(arms: Sequence[Arm]) -> list[Arm]:
+    """The rows after half of the longest run; without the floor, so that the scale shows small differences."""
+    half = max(row["tokens"] for arm in arms for row in (*arm.train, *arm.validation)) / 2
+
+    def late(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return [row for row in rows if row["tokens"] >= half]
+
+    return [Arm(arm.label, late(arm.train), late(arm.validation), None) for arm in arms]
+
+
+def _draw_curves(arms: Sequence[Arm], x: str, y: str, height: float = 3.7) -> str:
+    """Column `y` over column `x`: training smoothed over faint points, validation as markers."""
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(5.4, height), layout="constrained", facecolor="white")
+        axes = figure.add_subplot(xlabel=NAMES[x], ylabel=NAMES[y])
+        for number, arm in enumerate(arms):
+            _draw_arm(axes, arm, number, x, y)
+        if y == "bits_per_byte":
+            _draw_floors(axes, arms)
+        _dress(figure, axes, arms)
+        return _to_svg(figure)
+
+
+def _draw_arm(axes: Axes, arm: Arm, number: int, x: str, y: str) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    across, up = _columns(arm.train, x, y)
+    chosen = _thinned(len(across))
+    thin = [across[i] for i in chosen]
+    axes.plot(thin, [up[i] for i in chosen], ".", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+    axes.plot(thin, _smoothed(up, chosen), color=colour, linestyle=LINES[number % len(LINES)], linewidth=1.6)
+    across, up = _columns(arm.validation, x, y)
+    chosen = _thinned(len(across))
+    marker = MARKERS[number % len(MARKERS)][0]
+    axes.plot([across[i] for i in chosen], [up[i] for i in chosen], marker, color=colour, zorder=3, **HOLLOW)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Only finite values: a diverged run still shows the part before."""
+    pairs = [(row[x], row[y]) for row in rows if math.isfinite(row[x]) and math.isfinite(row[y])]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _thinned(length: int) -> list[int]:
+    """Evenly spread positions, first and last among them."""
+    if length <= POINTS:
+        return list(range(length))
+    return [round(i * (length - 1) / (POINTS - 1)) for i in range(POINTS)]
+
+
+def _smoothed(values: Sequence[float], positions: Sequence[int]) -> list[float]:
+    """Means of centred windows, narrower at the ends: unlike a running average they do not lag behind a steep fall."""
+    means = []
+    for i in positions:
+        half = min(len(values) // 20, i, len(values) - 1 - i)
+        window = values[i - half : i + half + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _draw_floors(axes: Axes, arms: Sequence[Arm]) -> None:
+    """Arms on the same text share one line; other text or another tokenizer gives a second one."""
+    floors = {round(arm.floor, 3) for arm in arms if arm.floor is not None}
+    for floor in sorted(floors):
+        axes.axhline(floor, color="#444444", linestyle=(0, (4, 3)), linewidth=1)
+        place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.text(0.99, floor, f"unigram model {floor:.3f}", color="#444444", fontsize=9, **place)
+
+
+def _dress(figure: Figure, axes: Axes, arms: Sequence[Arm]) -> None:
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.08)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    handles = [_legend_line(number) for number in range(len(arms))]
+    labels = [_drawable(arm.label, number) for number, arm in enumerate(arms)]
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=min(len(arms), 3), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
+
+
+def _legend_line(number: int) -> Line2D:
+    look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+    return Line2D([], [], marker=MARKERS[number % len(MARKERS)][0], **look, **HOLLOW)
+
+
+def _drawable(label: str, number: int) -> str:
+    """matplotlib's own font ends after Cyrillic; a name beyond it goes by its number."""
+    if label.isprintable() and all(ord(character) < 0x500 for character in label):
+        return label if len(label) <= 24 else label[:23] + "…"
+    return f"run {number + 1}"
+
+
+def _to_svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
+
+
+def say(message: str) -> None:
+    """One line for the person who runs the command; results go to stdout, these lines to stderr."""
+    console.print(message, markup=False)
+
+
+class Meter:
+    """Advances one bar; `advance(amount, note)` is cheap enough for every step."""
+
+    def __init__(self, title: str, total: float | None, bar: Progress | None):
+        self._title, self._total, self._done = title, total, 0.0
+        self._bar, self._task = bar, bar.add_task(title, total=total, note="") if bar else None
+        self._printed = self._started = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move by `amount` of the total's unit; `note` stands at the end of the line."""
+        self._done += amount
+        if self._bar:
+            self._bar.update(self._task, advance=amount, note=note)
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            say(self._plain_line(note))
+
+    def _plain_line(self, note: str) -> str:
+        elapsed = time.monotonic() - self._started
+        if not self._total:
+            return f"{self._title}: {self._done:,.0f}, {elapsed:.0f} s  {note}"
+        left = elapsed / self._done * (self._total - self._done) if self._done else float("inf")
+        return f"{self._title}: {100 * self._done / self._total:.0f}%, {left:.0f} s left  {note}"
+
+
+@contextmanager
+def meter(title: str, total: float | None = None, *, done: float = 0) -> Iterator[Meter]:
+    """A bar titled `title` of `total` units, of which `done` were done before (a resumed run)."""
+    if not sys.stderr.isatty():
+        plain = Meter(title, total, None)
+        plain._done = done
+        yield plain
+        return
+    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}")
+    with Progress("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", *times, note, console=console) as bar:
+        live = Meter(title, total, bar)
+        live.advance(done)
+        yield live

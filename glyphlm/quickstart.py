@@ -1,0 +1,72 @@
+"""The whole way in minutes: phrase book -> tokenizer -> substrates -> shards -> three arms -> report.
+
+It only calls what the other verbs call. The recipes it writes are files that `glyphlm train` takes.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import yaml
+
+from glyphlm.arm import run_recipe
+from glyphlm.dataset import Source, prepare
+from glyphlm.model import ModelConfig
+from glyphlm.outputs import write_atomic
+from glyphlm.phrasebook import write_phrasebook
+from glyphlm.recipe import Recipe
+from glyphlm.substrate import SubstrateSettings, build_substrate
+from glyphlm.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
+from glyphlm.train import TrainSettings
+
+VOCAB_SIZE = 2048
+MODEL = ModelConfig(d_model=192, n_layer=4, n_head=6, block_size=128)
+STEPS = 480  # with three arms about 5 minutes on 2 CPU cores
+TRAIN = TrainSettings(batch_tokens=2048, micro_batch_tokens=2048, lr=3e-3, validate_every=60, save_every=120)
+ARMS = {
+    "glyph": SubstrateSettings(kind="glyph", n_embed=192),
+    "twin": SubstrateSettings(kind="learned", n_embed=192, trainable=True),
+    "token_bits": SubstrateSettings(kind="token_bits", n_embed=16),
+}
+PROMPTS = ["The currency of ", "Question: What is the Russian name of ", "Валюта: ", "Вопрос: ", "在", "问题："]
+
+
+def quickstart(out: Path, steps: int | None = None, font: list[str] | None = None) -> Path:
+    """Make everything under `out` and return the report's path; what is done already is not done again.
+
+    Raises:
+        InputError: no font is found, or `out` holds something else.
+    """
+    from glyphlm.report import write_report  # loads matplotlib, needed only at the end
+
+    train = replace(TRAIN, steps=steps or STEPS)
+    texts = write_phrasebook(out / "text")
+    tokenizer = build_tokenizer([str(out / "text" / "text.jsonl")], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
+    data = _shards(tokenizer, texts, out)
+    runs = []
+    for name, settings in ARMS.items():
+        folder = out / "substrates" / name
+        build_substrate(tokenizer, replace(settings, font=list(font or [])), folder)
+        recipe = Recipe(
+            tokenizer=TokenizerSettings(path=str(out / "tokenizer")),
+            substrate=SubstrateSettings(path=str(folder)),
+            model=MODEL,
+            data=data[:2],
+            validation=[source.shards for source in data[2:]],
+            prompts=PROMPTS,
+            train=train,
+        )
+        file = out / "recipes" / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
+        run = out / "runs" / name
+        run_recipe(recipe, run, f"glyphlm train {file} --out {run}")
+        runs.append(run)
+    return write_report(runs, out / "report.html", "GlyphLM quickstart")
+
+
+def _shards(tokenizer: Tokenizer, texts: dict[str, Path], out: Path) -> list[Source]:
+    """Shards of running text, of examples (10% of what is trained on), and of what is held out of both."""
+    shares = {"text": 0.0, "qa": 0.0, "validation_text": 1.0, "validation_qa": 1.0}
+    weights = {"text": 0.9, "qa": 0.1}
+    folders = {name: prepare(tokenizer, [str(texts[name])], out / "shards" / name, share) for name, share in shares.items()}
+    return [Source(shards=str(folder), weight=weights.get(name)) for name, folder in folders.items()]

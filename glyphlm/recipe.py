@@ -1,0 +1,66 @@
+"""A recipe says the whole of an arm: tokenizer, substrate, data, model, training."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from glyphlm.dataset import Source
+from glyphlm.errors import InputError
+from glyphlm.model import ModelConfig
+from glyphlm.substrate import SubstrateSettings
+from glyphlm.tokenizer import TokenizerSettings
+from glyphlm.train import TrainSettings, batch_rows, count_steps, resolve_device, resolve_precision
+
+
+@dataclass
+class Recipe:
+    """One arm.
+
+    Args:
+        tokenizer: A folder (path), or a layout to build on the text of the data.
+        substrate: A folder (path), or a kind to build.
+        model: The shape of the transformer.
+        data: Training sources, each shards (a folder of glyphlm prepare) or text (files, folders, hf:NAME), with weight.
+        validation: Shard folders to validate on; by default what the data sources hold out.
+        prompts: Texts that the trained model continues, for samples.jsonl and the report.
+        train: How to train.
+    """
+
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    substrate: SubstrateSettings = field(default_factory=SubstrateSettings)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: list[Source] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with `auto` settings decided for this machine.
+
+    Raises:
+        InputError: settings are out of range, or a data source is both shards and text, or neither.
+    """
+    for source in recipe.data:
+        if bool(source.shards) == bool(source.text):
+            raise InputError(f"a data source needs shards or text, one of the two (shards: {source.shards}, "
+                             f"text: {source.text})")
+    count_steps(recipe.train)
+    batch_rows(recipe.train, recipe.model.block_size)
+    device = resolve_device(recipe.train.device)
+    precision = resolve_precision(recipe.train.precision, device)
+    return replace(recipe, train=replace(recipe.train, device=device, precision=precision))
+
+
+def settings_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def first_difference(was: Any, now: Any, name: str = "") -> str | None:
+    """Where two nested settings first differ, with both values; None where they are equal."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = (first_difference(was.get(key), now.get(key), f"{name}.{key}") for key in {**was, **now})
+        return next((difference for difference in found if difference), None)
+    return None if was == now else f"{name.lstrip('.')} was {was!r}, is now {now!r}"

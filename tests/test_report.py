@@ -1,0 +1,253 @@
+"""The report page: one file, complete, escaped, repeatable, and clear about bad input."""
+
+import json
+import math
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glyphlm import report
+from glyphlm.errors import InputError
+from glyphlm.report import write_report
+
+SUBSTRATES = {"glyph": ("glyph", False), "bits": ("token_bits", False), "learned": ("learned", True)}
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+
+
+def png(width: int, height: int) -> bytes:
+    """A small checkered grey picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(255 * ((x // 8 + y // 8) % 2) for x in range(width)) for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def summary(name: str, end: float, steps: int) -> dict[str, Any]:
+    kind, trainable = SUBSTRATES.get(name, ("glyph", False))
+    return {
+        "name": name,
+        "substrate": {"kind": kind, "n_embed": 192, "trainable": trainable, "scale": "l2", "fingerprint": "ab" * 32},
+        "model": {"d_model": 192, "n_layer": 4, "n_head": 6, "block_size": 128, "vocab_size": 2048},
+        "parameters": {"trained": 2200000, "frozen": 0 if trainable else 390000},
+        "tokens": 1024 * steps,
+        "seconds": 0.2 * steps + 1.2,
+        "tokens_per_second": 5100.0,
+        "steps": steps,
+        "precision": "bf16",
+        "device": "cpu",
+        "seed": 1,
+        "bits_per_byte": {"train": end - 0.1, "validation": end},
+        "unigram_bits_per_byte": {"train": 3.9, "validation": 3.951},
+        "command": f"glyphlm train runs/quickstart/{name}.yaml --out runs/quickstart/{name}",
+        "versions": {"python": "3.11.7", "glyphlm": "0.1.0", "torch": "2.13.0"},
+        "tokenizer": {"layout": "compact", "vocab_size": 2048, "fingerprint": "cd" * 32},
+        "data_order": "ef" * 32,
+        "init": "01" * 32,
+    }
+
+
+def metrics(end: float, steps: int) -> list[dict[str, Any]]:
+    """A falling curve with some noise; the last validation is the best."""
+    rows: list[dict[str, Any]] = []
+    for step in range(10, steps + 1, 10):
+        bits = end - 0.1 + 3 * math.exp(-4 * step / steps) + 0.08 * math.sin(step * 12.9898)
+        common = {"step": step, "tokens": 1024 * step, "seconds": 0.2 * step}
+        more = {"lr": 0.001, "grad_norm": 1.2, "tokens_per_second": 5000.0}
+        rows.append({"split": "train", **common, "loss": 2 * bits, "bits_per_byte": bits, **more})
+        if step % (steps // 4) == 0:
+            bits = end + 3 * (math.exp(-4 * step / steps) - math.exp(-4))
+            rows.append({"split": "validation", **common, "loss": 2 * bits, "bits_per_byte": bits})
+    return rows
+
+
+SAMPLES = [
+    {"prompt": "Germany is", "text": "Germany is <script>alert(1)</script> & \x00\x1b[31m so on", "language": "en"},
+    {"prompt": "Россия —", "text": "Россия — это страна, где много рек и озёр.", "language": "ru"},
+    {"prompt": "中国是", "text": "中国是一个很大的国家\u2028有很多河。\ud800", "language": "zh"},
+]
+
+
+def make_run(folder: Path, name: str = "glyph", end: float = 0.93, steps: int = 400, **changed: Any) -> Path:
+    """A run folder with every file a run can have; `changed` replaces values of its summary."""
+    folder.mkdir(parents=True)
+    values = {**summary(name, end, steps), **changed}
+    (folder / "summary.json").write_text(json.dumps(values), encoding="utf-8")
+    (folder / "settings.yaml").write_text(f"name: {name}\nlr: 0.001  # <b>\n", encoding="utf-8")
+    (folder / "glyphs.png").write_bytes(png(320, 96))
+    write_lines(folder / "metrics.jsonl", metrics(end, steps))
+    settings = "temperature 0.8, top_k 50, top_p 0.95, seed 1"
+    write_lines(folder / "samples.jsonl", [{**sample, "settings": settings} for sample in SAMPLES])
+    result = {"task": "bpb", "source": "notes.txt", "bits_per_byte": end + 0.3, "bytes": 12345, "documents": 12}
+    write_lines(folder / "results.jsonl", [result])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    ends = {"glyph": 0.93, "bits": 0.987, "learned": 0.9}
+    return [make_run(root / name, name, end) for name, end in ends.items()]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> str:
+    return write_report(runs, runs[0].parent / "page" / "report.html", "Three <arms>").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Collects what a page opens, and checks that it closes in order."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_one_well_formed_file_that_asks_nothing_of_the_network(page: str) -> None:
+    elements = Elements(page)
+    assert not elements.open
+    assert "://" not in page
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements.found}
+    addresses = [value for _, attrs in elements.found for key, value in attrs.items() if key in ("src", "href")]
+    assert addresses and all(address and address.startswith(("data:image/", "#")) for address in addresses)
+    assert "@import" not in page and "url(" not in page
+    assert len(page) < 600_000
+
+
+def test_images_have_alternatives_and_headings_do_not_skip(page: str) -> None:
+    elements = Elements(page).found
+    images = [attrs for tag, attrs in elements if tag == "img"]
+    assert len(images) == 5  # four plots, and the one sheet that all three runs share
+    assert all(len(image["alt"] or "") > 20 for image in images)
+    levels = [int(tag[1]) for tag, _ in elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_numbers_stand_in_words_and_in_the_table(page: str) -> None:
+    words = " ".join(page.split())
+    assert (
+        "(frozen glyph embedding) reached 0.930 bits per byte on held-out text; a unigram model needs 3.951." in words
+    )
+    assert "(learned embedding) reached 0.900 bits per byte on held-out text, −0.030 against" in words
+    assert "(frozen token bits embedding) reached 0.987 bits per byte on held-out text, +0.057 against" in words
+    for text in ("2,200,000", "390,000", "409,600", "81.2", "5,100", "0.830", "1.230", "12,345", "3.11.7"):
+        assert f">{text}" in page or f" {text}" in page, text
+    assert "glyphlm train runs/quickstart/glyph.yaml --out runs/quickstart/glyph" in page
+
+
+def test_text_is_escaped_and_unwritable_characters_are_shown(page: str) -> None:
+    assert "<title>Three &lt;arms&gt;</title>" in page
+    assert "<strong>Germany is</strong> &lt;script&gt;alert(1)&lt;/script&gt; &amp; ␀␛[31m so on" in page
+    assert "lr: 0.001  # &lt;b&gt;" in page
+    assert "<strong>中国是</strong>一个很大的国家\u2028有很多河。\ufffd" in page
+    assert "\x00" not in page and "\x1b" not in page
+
+
+def test_same_runs_give_the_same_bytes(runs: list[Path], page: str, tmp_path: Path) -> None:
+    again = write_report(runs, tmp_path / "again.html", "Three <arms>")
+    assert again.read_text(encoding="utf-8") == page
+    assert [path.name for path in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_shared_conditions_are_checked(page: str, runs: list[Path], tmp_path: Path) -> None:
+    assert page.count("☑ yes") == 5 and "☐" not in page
+    assert "All arms share the tokenizer" in page
+    other = make_run(tmp_path / "other", "glyph", data_order="77" * 32, init=None, tokens=7)
+    text = write_report([runs[0], other], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("☐ NO") == 2 and text.count("☐ unknown") == 1
+    assert "differ in: order of the training batches; number of training tokens." in text
+    assert "glyph: efefefefefefefef" in text and "glyph #2: 7777777777777777" in text
+    assert "glyph #2: not recorded" in text
+
+
+def test_run_without_validation_has_a_dash(runs: list[Path], tmp_path: Path) -> None:
+    bare = make_run(tmp_path / "bare", "learned", bits_per_byte={"train": 0.8}, unigram_bits_per_byte=None)
+    rows = [row for row in metrics(0.9, 400) if row["split"] == "train"]
+    write_lines(bare / "metrics.jsonl", rows)
+    for name in ("results.jsonl", "samples.jsonl", "glyphs.png", "settings.yaml"):
+        (bare / name).unlink()
+    text = write_report([bare, runs[0]], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "(learned embedding) was not measured on held-out text." in text
+    row = text.split('<th scope="row">')[1]
+    assert row.count('<td class="number">–</td>') == 4
+    Elements(text)
+
+
+def test_summary_alone_is_enough(tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    (folder / "summary.json").write_text('{"name": "多语言 $x$", "substrate": {"kind": "glyph"}}', encoding="utf-8")
+    text = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "多语言 $x$" in text and "Learning curves" not in text and "Same comparison" not in text
+    write_lines(folder / "metrics.jsonl", metrics(0.9, 40))
+    assert "Learning curves" in write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_long_and_diverged_run_stays_small(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "long", steps=100_000)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "step": 9, "tokens": 9, "seconds": 1, "loss": NaN, "bits_per_byte": NaN}\n')
+    assert write_report([folder], tmp_path / "report.html").stat().st_size < 400_000
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"split": "train", "st', "not JSON"),
+        ("[1, 2]", "not an object"),
+        (
+            '{"split": "train", "step": 1, "tokens": 5, "seconds": 1, "loss": "x", "bits_per_byte": 1}',
+            "no valid 'loss'",
+        ),
+    ],
+)
+def test_damaged_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
+    folder = make_run(tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:6], line, *lines[7:]]) + "\n")
+    with pytest.raises(InputError, match=re.escape(f"{path} line 7 is damaged ({fault})")):
+        write_report([folder], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_paths_without_a_run_are_passed_over(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(report, "say", said.append)
+    write_report([tmp_path / "nothing", runs[0]], tmp_path / "report.html")
+    assert len(said) == 1 and "nothing is passed over" in said[0]
+    with pytest.raises(InputError, match="no finished run among 1 paths; give folders"):
+        write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_bad_summary_and_bad_target_are_named(runs: list[Path], tmp_path: Path) -> None:
+    for content in ("{", "[]", '{"name": 1}'):
+        (tmp_path / "summary.json").write_text(content)
+        with pytest.raises(InputError, match="summary.json is not the summary of a run"):
+            write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(InputError, match="is a folder; give the file"):
+        write_report(runs, tmp_path)
