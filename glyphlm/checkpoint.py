@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from glyphlm.errors import InputError
 from glyphlm.outputs import replaced_folder, to_json
 from glyphlm.progress import say
+from glyphlm.tensors import load_tensors, save_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -36,9 +36,9 @@ class TrainState:
 def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, keep: int) -> None:
     """Write the checkpoint of `state.step` and delete all but the newest `keep`."""
     with replaced_folder(out / "state" / f"step-{state.step:08}") as partial:
-        safetensors.torch.save_file(_contiguous(model.state_dict()), partial / WEIGHTS)
+        save_tensors(model.state_dict(), partial / WEIGHTS)
         tensors = _optimizer_tensors(model, optimizer) | {"rng": torch.get_rng_state()}
-        safetensors.torch.save_file(tensors, partial / OPTIMIZER)
+        save_tensors(tensors, partial / OPTIMIZER)
         (partial / STATE).write_text(to_json(asdict(state)), encoding="utf-8")
     for old in list_states(out)[:-keep]:
         shutil.rmtree(old)
@@ -63,23 +63,19 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         return None
     folder = states[-1]
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        tensors = safetensors.torch.load_file(folder / OPTIMIZER)
+        model.load_state_dict(load_tensors(folder / WEIGHTS))
+        tensors = load_tensors(folder / OPTIMIZER)
         torch.set_rng_state(tensors.pop("rng"))
         _restore_optimizer(model, optimizer, tensors)
         return TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be restored ({reason}); remove it to go on from an earlier one") from None
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = ((name, optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state)
-    return {f"{name}/{key}": value.contiguous() for name, state in states for key, value in state.items()}
+    return {f"{name}/{key}": value for name, state in states for key, value in state.items()}
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

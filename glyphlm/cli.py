@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
     if verb is None:
         raise InputError(f"{' '.join(arguments[:2])!r} is no verb; the verbs are: {', '.join(VERBS)}")
     verbs = importlib.import_module("glyphlm.verbs")
-    getattr(verbs, verb.replace(" ", "_"))(arguments[len(verb.split()) :])
+    getattr(verbs, f"run_{verb.replace(' ', '_')}")(arguments[len(verb.split()) :])
     return 0
 
 

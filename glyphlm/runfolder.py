@@ -22,6 +22,7 @@ from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.model import GPT
 from glyphlm.outputs import to_json, write_atomic
+from glyphlm.tensors import as_os_errors
 from glyphlm.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"
@@ -41,7 +42,7 @@ def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
     wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
     GlyphLMConfig.register_for_auto_class()
     GlyphLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-    with _quiet():
+    with _quiet(), as_os_errors(out):
         wrapped.save_pretrained(partial)
     tokenizer.save(partial)
     for file in partial.iterdir():

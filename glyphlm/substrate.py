@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from glyphlm.glyphs import Drawing, draw_tokens, glyph_sheet
 from glyphlm.model import Substrate, SubstrateConfig, scale_rows
 from glyphlm.outputs import Build, read_build, sha256_file
 from glyphlm.progress import say
+from glyphlm.tensors import load_tensors, save_tensors
 from glyphlm.tokenizer import BYTES, Tokenizer
 
 TABLE = "substrate.safetensors"
@@ -79,7 +79,7 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
     )
     with build.folder(out) as partial:
         if table_VE is not None:
-            safetensors.torch.save_file({"table_VE": table_VE}, partial / TABLE)
+            save_tensors({"table_VE": table_VE}, partial / TABLE)
         if drawing is not None:
             _write_sheet(drawing, tokenizer, partial / SHEET)
         build.result = asdict(config)
@@ -114,14 +114,11 @@ def read_table(path: Path, config: SubstrateConfig) -> Tensor:
     Raises:
         InputError: the file is missing, damaged or of another shape.
     """
-    try:
-        table_VE = safetensors.torch.load_file(path)["table_VE"]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); build the substrate again") from None
-    expected = (config.vocab_size, config.n_embed)
-    if tuple(table_VE.shape) != expected:
-        raise InputError(f"{path} holds a table of shape {tuple(table_VE.shape)}, not {expected}; build it again")
-    return table_VE
+    tensors, expected = load_tensors(path), (config.vocab_size, config.n_embed)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != {"table_VE": expected}:
+        raise InputError(f"{path} holds {shapes}, not a table_VE of shape {expected}; build the substrate again")
+    return tensors["table_VE"]
 
 
 def check_width(settings: SubstrateSettings, vocab_size: int) -> None:

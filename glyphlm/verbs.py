@@ -63,7 +63,7 @@ def _reading(options: Any) -> Reading:
     return Reading(options.text_field, options.errors)
 
 
-def quickstart(arguments: Sequence[str]) -> None:
+def run_quickstart(arguments: Sequence[str]) -> None:
     """glyphlm quickstart."""
     parser = Parser(
         "quickstart",
@@ -80,7 +80,7 @@ def quickstart(arguments: Sequence[str]) -> None:
     print(quickstart(options.out, options.steps, options.font))
 
 
-def tokenizer_build(arguments: Sequence[str]) -> None:
+def run_tokenizer_build(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer build."""
     from glyphlm.tokenizer import TokenizerSettings, build_tokenizer
 
@@ -97,7 +97,7 @@ def tokenizer_build(arguments: Sequence[str]) -> None:
     build_tokenizer(options.texts, settings, options.out, _reading(options))
 
 
-def substrate_build(arguments: Sequence[str]) -> None:
+def run_substrate_build(arguments: Sequence[str]) -> None:
     """glyphlm substrate build."""
     from glyphlm.substrate import SubstrateSettings, build_substrate
     from glyphlm.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ def substrate_build(arguments: Sequence[str]) -> None:
     build_substrate(Tokenizer.load(options.tokenizer), settings, options.out)
 
 
-def prepare(arguments: Sequence[str]) -> None:
+def run_prepare(arguments: Sequence[str]) -> None:
     """glyphlm prepare."""
     from glyphlm.dataset import prepare
     from glyphlm.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def prepare(arguments: Sequence[str]) -> None:
     prepare(tokenizer, options.texts, options.out, options.validation_share, _reading(options))
 
 
-def train(arguments: Sequence[str]) -> None:
+def run_train(arguments: Sequence[str]) -> None:
     """glyphlm train."""
     from glyphlm.recipe import Recipe
 
@@ -163,7 +163,7 @@ def _check_recipe(path: str) -> None:
         raise InputError(f"{path} does not exist; give the recipe's YAML file first, such as: glyphlm train recipe.yaml")
 
 
-def generate(arguments: Sequence[str]) -> None:
+def run_generate(arguments: Sequence[str]) -> None:
     """glyphlm generate."""
     from glyphlm.generate import Sampling, generate
 
@@ -180,7 +180,7 @@ def generate(arguments: Sequence[str]) -> None:
         print(text)
 
 
-def eval(arguments: Sequence[str]) -> None:
+def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
     from glyphlm.evaluate import evaluate
     from glyphlm.train import resolve_device
@@ -203,7 +203,7 @@ def eval(arguments: Sequence[str]) -> None:
         print()
 
 
-def report(arguments: Sequence[str]) -> None:
+def run_report(arguments: Sequence[str]) -> None:
     """glyphlm report."""
     parser = Parser(
         "report",
