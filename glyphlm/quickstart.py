@@ -40,7 +40,7 @@ def quickstart(out: Path, steps: int | None = None, font: list[str] | None = Non
 
     train = replace(TRAIN, steps=steps or STEPS)
     texts = write_phrasebook(out / "text")
-    tokenizer = build_tokenizer([str(out / "text" / "text.jsonl")], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
+    tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
     data = _shards(tokenizer, texts, out)
     runs = []
     for name, settings in ARMS.items():

@@ -23,8 +23,10 @@ class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(jsonargparse.ArgumentParser):
     """A verb's options; what cannot be parsed is an InputError, and dashes may stand for underscores."""
 
-    def __init__(self, verb: str, about: str, example: str):
-        super().__init__(
+    @classmethod
+    def of(cls, verb: str, about: str, example: str) -> "Parser":
+        """The parser of one verb (no constructor of our own: the library makes more of these for nested settings)."""
+        return cls(
             prog=f"glyphlm {verb}",
             description=about,
             epilog=f"example:\n  {example}",
@@ -65,7 +67,7 @@ def _reading(options: Any) -> Reading:
 
 def run_quickstart(arguments: Sequence[str]) -> None:
     """glyphlm quickstart."""
-    parser = Parser(
+    parser = Parser.of(
         "quickstart",
         "The whole way on a phrase book in English, Russian and Chinese that needs no network: tokenizer, substrates, "
         "shards, a frozen glyph model, its trainable twin, a frozen token-bits model, and a report.",
@@ -84,7 +86,7 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer build."""
     from glyphlm.tokenizer import TokenizerSettings, build_tokenizer
 
-    parser = Parser(
+    parser = Parser.of(
         "tokenizer build",
         "Count a text and lay out its vocabulary: tokenizer.json for any library, vocab.txt for the eye.",
         "glyphlm tokenizer build --layout compact --vocab-size 8192 --out tok/ texts/ more.jsonl.gz",
@@ -102,7 +104,7 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
     from glyphlm.substrate import SubstrateSettings, build_substrate
     from glyphlm.tokenizer import Tokenizer
 
-    parser = Parser(
+    parser = Parser.of(
         "substrate build",
         "Make the code of every token: pictures of glyphs, bits of the id, or a random start to be learned.",
         "glyphlm substrate build --tokenizer tok/ --kind glyph --n-embed 256 --out sub/",
@@ -120,7 +122,7 @@ def run_prepare(arguments: Sequence[str]) -> None:
     from glyphlm.dataset import prepare
     from glyphlm.tokenizer import Tokenizer
 
-    parser = Parser(
+    parser = Parser.of(
         "prepare",
         "Tokenize a text into shards, a share of it held out for validation.",
         "glyphlm prepare --tokenizer tok/ --out shards/ texts/",
@@ -138,7 +140,7 @@ def run_train(arguments: Sequence[str]) -> None:
     """glyphlm train."""
     from glyphlm.recipe import Recipe
 
-    parser = Parser(
+    parser = Parser.of(
         "train",
         "Train the arm of a recipe; any of its values can be overridden. The same command again goes on after a stop.",
         "glyphlm train recipe.yaml --train.steps 2000 --out runs/mine",
@@ -167,7 +169,7 @@ def run_generate(arguments: Sequence[str]) -> None:
     """glyphlm generate."""
     from glyphlm.generate import Sampling, generate
 
-    parser = Parser(
+    parser = Parser.of(
         "generate",
         "Continue prompts with a trained run.",
         'glyphlm generate runs/mine --prompt "Hello, мир! " --temperature 0.8',
@@ -185,7 +187,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     from glyphlm.evaluate import evaluate
     from glyphlm.train import resolve_device
 
-    parser = Parser(
+    parser = Parser.of(
         "eval",
         "Score texts with trained runs. Rows are printed, and kept in results.jsonl of each run.",
         "glyphlm eval runs/mine runs/twin --tasks bpb=held_out.txt --out results.jsonl",
@@ -205,7 +207,7 @@ def run_eval(arguments: Sequence[str]) -> None:
 
 def run_report(arguments: Sequence[str]) -> None:
     """glyphlm report."""
-    parser = Parser(
+    parser = Parser.of(
         "report",
         "Compare finished runs on one HTML page that opens without network.",
         "glyphlm report runs/* --out report.html",
