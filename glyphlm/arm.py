@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glyphlm.dataset import (
     Batch,
     Batches,
@@ -27,7 +25,7 @@ from glyphlm.generate import Sampling, generate
 from glyphlm.model import GPT, count_parameters
 from glyphlm.outputs import read_build, write_atomic
 from glyphlm.progress import say
-from glyphlm.recipe import Recipe, first_difference, resolve, settings_text
+from glyphlm.recipe import Recipe, first_difference, read_settings, resolve, settings_text
 from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
 from glyphlm.substrate import SHEET, build_substrate, load_substrate
 from glyphlm.tokenizer import Tokenizer, build_tokenizer
@@ -92,9 +90,9 @@ def claim(out: Path, recipe: Recipe) -> None:
     Raises:
         InputError: `out` holds another run (the first difference is named) or something that is no run.
     """
-    text, path = settings_text(recipe), out / SETTINGS
+    path = out / SETTINGS
     if path.exists():
-        difference = first_difference(yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
+        difference = first_difference(read_settings(path), asdict(recipe))
         if difference:
             raise InputError(f"{out} was trained with other settings: {difference}; "
                              f"choose another --out or remove {out}")
@@ -102,7 +100,7 @@ def claim(out: Path, recipe: Recipe) -> None:
         raise InputError(f"{out} holds something that is no run; choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
+        write_atomic(path, settings_text(recipe))
 
 
 def open_arm(recipe: Recipe, out: Path) -> Arm:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 
 from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMForCausalLM
@@ -59,7 +58,7 @@ def continue_text(model: GlyphLMForCausalLM, tokenizer: Tokenizer, prompt: str, 
     chosen = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling.temperature > 0:
         chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    transformers.set_seed(sampling.seed)
+    torch.manual_seed(sampling.seed)
     with torch.no_grad():
         out_BT = model.generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens, **chosen

@@ -3,17 +3,15 @@
 It only calls what the other verbs call. The recipes it writes are files that `glyphlm train` takes.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from glyphlm.arm import run_recipe
 from glyphlm.dataset import Source, prepare
 from glyphlm.model import ModelConfig
 from glyphlm.outputs import write_atomic
 from glyphlm.phrasebook import write_phrasebook
-from glyphlm.recipe import Recipe
+from glyphlm.recipe import Recipe, settings_text
 from glyphlm.substrate import SubstrateSettings, build_substrate
 from glyphlm.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
 from glyphlm.train import TrainSettings
@@ -57,7 +55,7 @@ def quickstart(out: Path, steps: int | None = None, font: list[str] | None = Non
         )
         file = out / "recipes" / f"{name}.yaml"
         file.parent.mkdir(exist_ok=True)
-        write_atomic(file, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
+        write_atomic(file, settings_text(recipe))
         run = out / "runs" / name
         run_recipe(recipe, run, f"glyphlm train {file} --out {run}")
         runs.append(run)

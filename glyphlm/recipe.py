@@ -1,6 +1,7 @@
 """A recipe says the whole of an arm: tokenizer, substrate, data, model, training."""
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -56,6 +57,18 @@ def resolve(recipe: Recipe) -> Recipe:
 def settings_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as nested dictionaries.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); choose another --out") from None
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:

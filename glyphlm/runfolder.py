@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.model import GPT
 from glyphlm.outputs import to_json, write_atomic
-from glyphlm.tensors import as_os_errors
+from glyphlm.tensors import TENSOR_ERRORS, as_os_errors
 from glyphlm.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"
@@ -78,7 +77,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     try:
         with _quiet():
             model, report = GlyphLMForCausalLM.from_pretrained(run, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"{run} cannot be loaded ({str(error).splitlines()[0]})") from None
     wrong = {name: keys for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if (keys := report.get(name))}
     if wrong:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from glyphlm.errors import InputError
 
+TENSOR_ERRORS = (OSError, SafetensorError)  # what a damaged or missing file raises
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write `tensors` to `path`.
@@ -31,7 +33,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
+    except TENSOR_ERRORS as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.phrasebook import Claim, Phrase, documents, phrases, subjects, write_phrasebook
+from glyphlm.cldr import subjects
+from glyphlm.phrasebook import Claim, Phrase, documents, phrases, write_phrasebook
 
 Documents = list[tuple[Phrase, tuple[Claim, ...]]]
 PRINT_DIGEST = (

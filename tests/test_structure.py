@@ -1,0 +1,80 @@
+"""The house: which file may import which, who owns which library, and what travels with checkpoints."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "glyphlm"
+# The way of the data; each file imports only files above it.
+ORDER = """
+errors outputs progress tensors
+corpus cldr phrasebook ngrams tokenizer
+fonts glyphs model substrate dataset
+loss optim bits checkpoint train
+hf runfolder generate evaluate recipe arm
+plots report quickstart verbs cli __main__
+""".split()
+# A library is used in one place, so that it can be replaced there.
+OWNERS = {
+    "babel": {"cldr"},
+    "datasets": {"corpus"},
+    "fontTools": {"fonts"},
+    "jinja2": {"report"},
+    "jsonargparse": {"verbs"},
+    "matplotlib": {"plots"},
+    "PIL": {"fonts", "glyphs"},
+    "pyarrow": {"corpus"},
+    "regex": {"ngrams"},
+    "rich": {"progress"},
+    "safetensors": {"tensors"},
+    "tokenizers": {"tokenizer"},
+    "transformers": {"hf", "runfolder"},
+    "wrapt": {"__init__"},
+    "yaml": {"recipe"},
+    "zstandard": {"corpus"},
+}
+SHIPPED = {"model", "hf"}  # copied into every run folder, where glyphlm is not installed
+
+
+def imports(name: str) -> set[str]:
+    """Every module that a file imports, at its top or inside functions; ours as `glyphlm.x`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add(f"glyphlm.{node.module}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "glyphlm":
+            found |= {f"glyphlm.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def test_every_file_has_its_place():
+    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == sorted([*ORDER, "__init__"])
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_files_above_it(name):
+    ours = {module.removeprefix("glyphlm.") for module in imports(name) if module.startswith("glyphlm.")}
+    assert ours <= set(ORDER[: ORDER.index(name)])
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_is_imported_by_its_owners_alone(library):
+    users = {name for name in [*ORDER, "__init__"] if library in {module.split(".")[0] for module in imports(name)}}
+    assert users == OWNERS[library]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_files_need_only_torch_transformers_and_each_other(name):
+    allowed = {"torch", "transformers", "glyphlm", "dataclasses", "typing", "math", "zlib"}
+    assert {module.split(".")[0] for module in imports(name)} <= allowed
+    assert {module for module in imports(name) if module.startswith("glyphlm.")} <= {f"glyphlm.{n}" for n in SHIPPED}
+
+
+def test_no_pickle_anywhere():
+    sources = [path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")]
+    assert not [text for text in sources if "pickle" in text or "torch.load(" in text or "torch.save(" in text]
