@@ -83,4 +83,4 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     for name, value in tensors.items():
         parameter, key = name.rsplit("/", 1)
         target = parameters[parameter]
-        optimizer.state[target][key] = value if key == "step" else value.to(target.device)
+        optimizer.state[target][key] = value.to(target.device)  # "step" too: the optimizer is fused

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
-import zstandard
 
 from glyphlm.errors import InputError
 from glyphlm.outputs import sha256_file
@@ -84,7 +83,7 @@ def _expand(text: str) -> list[str]:
     if is_hub(text):
         return [text]
     if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        found = sorted(str(file) for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
         if not found:
             raise InputError(f"{text} holds no {', '.join(SUFFIXES)} file")
         return found
@@ -112,8 +111,8 @@ def _read(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
         return _split_rows(_hub_rows(source, reading), advance)
     if source.endswith(".parquet"):
         return _split_rows(_parquet_rows(source, reading), advance)
-    kind = _read_txt if ".txt" in Path(source).suffixes[-2:] else _read_jsonl
-    return kind(source, reading, advance)
+    plain = source.endswith((".txt", ".txt.gz", ".txt.zst"))
+    return (_read_txt if plain else _read_jsonl)(source, reading, advance)
 
 
 def _not_empty(source: str, stream: Iterable[Passage]) -> Iterator[Passage]:
@@ -142,7 +141,7 @@ class _Stream:
     def _guard(self, read: Any) -> bytes:
         try:
             return read()
-        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{self.name} is damaged or cut off ({error}); fetch or compress it again") from None
 
 
@@ -151,8 +150,8 @@ def _open(source: str) -> _Stream:
     if source.endswith(".gz"):
         return _Stream(source, raw, gzip.GzipFile(fileobj=raw))
     if source.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return _Stream(source, raw, io.BufferedReader(reader))
+        # zstandard's own reader takes a file that was cut off for a shorter one
+        return _Stream(source, raw, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")))
     return _Stream(source, raw, raw)
 
 
@@ -197,7 +196,7 @@ def _json_text(line: bytes, reading: Reading, where: str, source: str, offset: i
         row = json.loads(line.decode("utf-8", reading.errors).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise _not_utf8(source, offset + error.start) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
         raise InputError(f"{where} is not JSON ({error})") from None
     return _field(row, reading, where)
 
@@ -216,7 +215,7 @@ def _without_surrogates(text: str, reading: Reading, where: str) -> str:
         return text
     except UnicodeEncodeError as error:
         if reading.errors == "replace":
-            return text.encode("utf-8", "replace").decode()
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         raise InputError(f"{where} has half of a character pair (a lone surrogate) at {error.start}; "
                          "mend it, or go on with --errors replace") from None
 
@@ -248,7 +247,9 @@ def _parquet_rows(source: str, reading: Reading) -> Iterator[_Row]:
         rows = (row for batch in file.iter_batches(64, columns=[reading.text_field]) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield _Row(_field(row, reading, f"{source} row {number}"), size * number // total)
-    except pyarrow.ArrowInvalid as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{source} holds text that is not UTF-8; write the file again") from None
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{source} is not a readable parquet file ({error})") from None
 
 
@@ -263,5 +264,5 @@ def _hub_rows(source: str, reading: Reading) -> Iterator[_Row]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source} cannot be read ({str(error).splitlines()[0]}); check the name, "
-                         "the configuration and the network") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source} cannot be read ({reason}); check the name, the configuration and the network") from None

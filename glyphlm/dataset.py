@@ -10,6 +10,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,9 +48,9 @@ def prepare(
     build = Build("shards", settings, {"tokenizer": tokenizer.fingerprint, **describe(texts)})
     if build.is_done(out):
         return out
-    with build.folder(out) as partial:
+    with build.folder(out) as partial, ExitStack() as files:
         np.save(partial / TOKEN_BYTES, tokenizer.bytes_per_id_V)
-        writers = {split: _ShardWriter(partial, split, tokenizer) for split in SPLITS}
+        writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer)) for split in SPLITS}
         _write_pieces(tokenizer.encode_passages(passages(texts, reading, "tokenizing")), writers, validation_share)
         build.result = {"vocab_size": tokenizer.vocab_size, "splits": {s: writers[s].close() for s in SPLITS}}
     say_counts(out, build.result["splits"])
@@ -94,6 +95,13 @@ class _ShardWriter:
         self._starts: list[int] = [0]
         self._tokens, self._file = 0, None
         self._total = {"tokens": 0, "bytes": 0, "documents": 0}
+
+    def __enter__(self) -> "_ShardWriter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def write(self, ids: np.ndarray) -> None:
         """Append ids to the open document."""
@@ -160,7 +168,11 @@ class TokenText:
     @cached_property
     def bytes_per_id_V(self) -> np.ndarray:
         """uint16 [V]: bytes of text that each id stands for."""
-        return np.load(self.folder / TOKEN_BYTES)
+        path = self.folder / TOKEN_BYTES
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} cannot be read ({error}); prepare the text again") from None
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Ids start .. start + length as int64; a range may cross shards."""
@@ -267,12 +279,12 @@ class Batches:
 
     def _window(self, source: int, number: int) -> int:
         """Where the `number`-th sequence of the source begins."""
-        usable = self._texts[source].tokens - self._block  # offsets below T leave at least this for windows
-        windows = usable // self._block
+        tokens = self._texts[source].tokens
+        windows = tokens // self._block - 1  # a whole window is left free, so that borders differ between epochs
         epoch, place = divmod(number, windows)
         if source not in self._orders or self._orders[source][0] != epoch:
             random = np.random.default_rng([self._seed, source, epoch])
-            self._orders[source] = (epoch, int(random.integers(self._block)), random.permutation(windows))
+            self._orders[source] = (epoch, int(random.integers(tokens - windows * self._block)), random.permutation(windows))
         _, offset, order = self._orders[source]
         return offset + int(order[place]) * self._block
 
@@ -297,13 +309,13 @@ def open_training(sources: Sequence[Source], tokenizer: Tokenizer) -> tuple[list
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
     """Consecutive windows over the validation texts in turn, at most `limit` tokens of each; the end may be shorter."""
     for text in texts:
-        starts = range(0, min(text.tokens - 1, limit), block_size)
-        windows = (torch.from_numpy(text.read(s, min(block_size + 1, text.tokens - s))) for s in starts)
-        for length, same in itertools.groupby(windows, key=len):
+        end = min(text.tokens, limit + 1)
+        starts = range(0, end - 1, block_size)
+        windows = (torch.from_numpy(text.read(s, min(block_size + 1, end - s))) for s in starts)
+        for _, same in itertools.groupby(windows, key=len):
             for rows in _batched(same, batch_size):
                 ids_BT = torch.stack(rows)
-                if length > 1:
-                    yield Batch(ids_BT[:, :-1], ids_BT[:, 1:])
+                yield Batch(ids_BT[:, :-1], ids_BT[:, 1:])
 
 
 def _batched(items: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:

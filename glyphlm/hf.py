@@ -53,6 +53,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "gpt"
     _no_split_modules = ["Block"]
     _supports_sdpa = True
+    accepts_loss_kwargs = False  # or transformers' Trainer, seeing **unused, leaves it to us to average accumulated batches
 
     def __init__(self, config: GlyphLMConfig):
         super().__init__(config)

@@ -19,11 +19,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to a temporary sibling and rename it: a reader sees the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     payload = data.encode() if isinstance(data, str) else data
-    with partial.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def to_json(value: Any) -> str:
@@ -113,5 +117,5 @@ def read_build(folder: Path) -> Build:
     except FileNotFoundError:
         what = "holds files but no build.json" if Path(folder).exists() else "does not exist"
         raise InputError(f"{folder} {what}: give a folder that a glyphlm command made, or an empty one") from None
-    except (json.JSONDecodeError, TypeError, NotADirectoryError) as error:
+    except (ValueError, TypeError, NotADirectoryError) as error:  # ValueError: no JSON, or not even text
         raise InputError(f"{path} is damaged ({error}); remove {folder} and make it again") from None

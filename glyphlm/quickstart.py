@@ -17,12 +17,12 @@ from glyphlm.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
 from glyphlm.train import TrainSettings
 
 VOCAB_SIZE = 2048
-MODEL = ModelConfig(d_model=192, n_layer=4, n_head=6, block_size=128)
-STEPS = 480  # with three arms about 5 minutes on 2 CPU cores
-TRAIN = TrainSettings(batch_tokens=2048, micro_batch_tokens=2048, lr=3e-3, validate_every=60, save_every=120)
+MODEL = ModelConfig(d_model=128, n_layer=4, n_head=2, block_size=128)
+STEPS = 700  # of 1,024 tokens: once over the text, about a minute for each arm on 2 CPU cores
+TRAIN = TrainSettings(batch_tokens=1024, micro_batch_tokens=1024, lr=4e-3, validate_every=100, save_every=100)
 ARMS = {
-    "glyph": SubstrateSettings(kind="glyph", n_embed=192),
-    "twin": SubstrateSettings(kind="learned", n_embed=192, trainable=True),
+    "glyph": SubstrateSettings(kind="glyph", n_embed=128),
+    "twin": SubstrateSettings(kind="learned", n_embed=128, trainable=True),
     "token_bits": SubstrateSettings(kind="token_bits", n_embed=16),
 }
 PROMPTS = ["The currency of ", "Question: What is the Russian name of ", "Валюта: ", "Вопрос: ", "在", "问题："]

@@ -166,10 +166,12 @@ class Tokenizer:
         return [*pieces, text[start:]]
 
     def _safe_cut(self, text: str, start: int, end: int) -> int:
-        """The last place in text[start:end] between two characters that stand side by side in no token."""
+        """The last place up to `end` between two characters that stand side by side in no token, else `start`."""
         for cut in range(end, start, -1):
             if text[cut - 1 : cut + 1] not in self._neighbours:
                 return cut
+        if end - start < PIECE_CHARS:
+            return start  # no cut yet
         return end  # PIECE_CHARS letters without a break occur in no text; made-up ones lose one merge here
 
     @cached_property
@@ -225,11 +227,15 @@ def compact_backend(counts: TextCounts, vocab_size: int) -> tokenizers.Tokenizer
     room = vocab_size - len(SPECIALS) - len(BYTES)
     characters = choose_characters(counts.characters, room // 2)
     ngrams = choose_ngrams(counts.words, characters, room - len(characters))
+    if len(characters) + len(ngrams) < room:  # the text has few n-grams: characters take the room that they leave
+        characters = choose_characters(counts.characters, room - len(ngrams))
+        ngrams = choose_ngrams(counts.words, characters, room - len(characters))
     missing = room - len(characters) - len(ngrams)
     if missing:
         supported = vocab_size - missing
+        cure = f"give more text or --vocab-size {supported}" if supported >= MIN_VOCAB else "give more text"
         raise InputError(f"vocab_size {vocab_size} is larger than the text supports: {len(characters)} characters and "
-                         f"{len(ngrams)} n-grams make {supported}; give more text or --vocab-size {supported}")
+                         f"{len(ngrams)} n-grams make {supported}; {cure}")
     return bpe_backend([*SPECIALS, *BYTES, *characters, *ngrams])
 
 

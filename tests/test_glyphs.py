@@ -14,7 +14,8 @@ from PIL import Image
 
 from glyphlm import fonts as fonts_module
 from glyphlm.errors import InputError
-from glyphlm.glyphs import draw_tokens, glyph_sheet, load_fonts, polar_order
+from glyphlm.fonts import load_fonts
+from glyphlm.glyphs import draw_tokens, glyph_sheet, polar_order
 
 FIXTURES = Path(os.environ.get("GLYPHLM_FIXTURES") or Path(__file__).parents[2] / "shared" / "fixtures")
 AUGMENT = {"2-3": "published-2-3", "max": "published-max", "abs": "published-max", "nemo": "published-max"}

@@ -32,7 +32,6 @@ OWNERS = {
     "transformers": {"hf", "runfolder"},
     "wrapt": {"__init__"},
     "yaml": {"recipe"},
-    "zstandard": {"corpus"},
 }
 SHIPPED = {"model", "hf"}  # copied into every run folder, where glyphlm is not installed
 

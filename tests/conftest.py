@@ -1,0 +1,67 @@
+"""Small text and everything made from it, made once for all tests; real text where there is some."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from glyphlm.dataset import prepare
+from glyphlm.phrasebook import phrases
+from glyphlm.substrate import SubstrateSettings, build_substrate
+from glyphlm.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
+
+VOCAB_SIZE = 1024
+VALIDATION_SHARE = 0.05
+SUBSTRATES = {
+    "token_bits": SubstrateSettings(kind="token_bits", n_embed=16),
+    "learned": SubstrateSettings(kind="learned", n_embed=32, trainable=True),
+}
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> list[str]:
+    """1,200 phrases of the phrase book in three languages: most as JSON lines, the rest as one plain text."""
+    folder = tmp_path_factory.mktemp("texts")
+    documents = [phrase.text for phrase in phrases()[:1200]]
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents[:1000])
+    (folder / "lines.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "plain.txt").write_text("\n".join(documents[1000:]), encoding="utf-8")
+    return [str(folder / "lines.jsonl"), str(folder / "plain.txt")]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(texts, tmp_path_factory) -> Path:
+    """A compact tokenizer of 1,024 ids."""
+    out = tmp_path_factory.mktemp("tokenizer") / "compact"
+    build_tokenizer(texts, TokenizerSettings(vocab_size=VOCAB_SIZE), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder) -> Tokenizer:
+    return Tokenizer.load(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def shards(tokenizer, texts, tmp_path_factory) -> Path:
+    """`texts` as token shards, about one document in twenty held out."""
+    return prepare(tokenizer, texts, tmp_path_factory.mktemp("shards") / "prepared", VALIDATION_SHARE)
+
+
+@pytest.fixture(scope="session")
+def substrates(tokenizer, tmp_path_factory) -> dict[str, Path]:
+    """Folders of a rule (token_bits, width 16) and of a trainable table (learned, width 32)."""
+    folder = tmp_path_factory.mktemp("substrates")
+    for kind, settings in SUBSTRATES.items():
+        build_substrate(tokenizer, settings, folder / kind)
+    return {kind: folder / kind for kind in SUBSTRATES}
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real text: the folder in the environment variable GLYPHLM_DATA, else shared/data beside the checkout."""
+    folder = Path(os.environ.get("GLYPHLM_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} does not exist; name a folder of text in GLYPHLM_DATA")
+    return folder

@@ -1,0 +1,177 @@
+"""The command line: help with examples, and one line with a cure and exit code 2 for what the user can mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glyphlm.cli import VERBS, main
+from glyphlm.outputs import to_json
+
+RECIPE = """
+tokenizer: {path: TOKENIZER}
+substrate: {path: SUBSTRATE}
+model: {d_model: 32, n_layer: 1, n_head: 2, block_size: 32}
+data: [{shards: SHARDS}]
+train: {steps: 4, batch_tokens: 128, micro_batch_tokens: 64, save_every: 2, log_every: 2, validate_every: 4}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, tokenizer_folder, substrates, shards):
+    text = RECIPE.replace("TOKENIZER", str(tokenizer_folder)).replace("SHARDS", str(shards))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("SUBSTRATE", str(substrates["token_bits"])))
+    return str(path)
+
+
+def refusal(capsys, *arguments):
+    """The one line that a refused command prints."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("glyphlm: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  glyphlm {verb}" in capsys.readouterr().out
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from glyphlm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_an_unknown_verb_is_refused_with_the_known_ones(capsys):
+    assert "tokenizer build" in refusal(capsys, "tokenise")
+
+
+def test_a_missing_recipe_is_named(capsys):
+    assert "nowhere.yaml does not exist" in refusal(capsys, "train", "nowhere.yaml", "--out", "x")
+
+
+@pytest.mark.parametrize("key", ["train.stepz", "model.width", "colour"])
+def test_an_unknown_key_is_refused(recipe, tmp_path, capsys, key):
+    assert key.split(".")[-1] in refusal(capsys, "train", recipe, f"--{key}", "3", "--out", tmp_path / "run")
+
+
+def test_an_unknown_key_in_the_recipe_is_refused(recipe, tmp_path, capsys):
+    Path(recipe).write_text(Path(recipe).read_text().replace("n_layer", "n_layers"))
+    assert "n_layers" in refusal(capsys, "train", recipe, "--out", tmp_path / "run")
+
+
+def test_a_value_of_the_wrong_type_is_refused(recipe, tmp_path, capsys):
+    assert "many" in refusal(capsys, "train", recipe, "--train.steps", "many", "--out", tmp_path / "run")
+
+
+def test_steps_and_tokens_together_are_refused(recipe, tmp_path, capsys):
+    assert "one of the two" in refusal(capsys, "train", recipe, "--train.tokens", "1e6", "--out", tmp_path / "run")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(recipe, tmp_path, capsys):
+    line = refusal(capsys, "train", recipe, "--model.n_head", "5", "--out", tmp_path / "run")
+    assert "d_model 32" in line and "1, 2, 4, 8, 16" in line
+
+
+def test_a_width_that_codes_do_not_divide_is_refused(recipe, tmp_path, capsys):
+    line = refusal(capsys, "train", recipe, "--model.d_model", "40", "--out", tmp_path / "run")
+    assert "n_embed 16 does not divide d_model 40" in line
+
+
+def test_dashes_stand_for_underscores(recipe, tmp_path, capsys):
+    assert "batch_tokens 100" in refusal(capsys, "train", recipe, "--train.batch-tokens", "100", "--out", tmp_path / "run")
+
+
+def test_an_output_folder_with_something_else_is_left_alone(texts, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    line = refusal(capsys, "tokenizer", "build", "--vocab-size", "600", "--out", tmp_path, *texts)
+    assert "no build.json" in line and (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_tokenizer_of_another_size_is_not_overwritten(texts, tmp_path, capsys):
+    out = tmp_path / "tok"
+    assert main(["tokenizer", "build", "--vocab-size", "600", "--out", str(out), *texts]) == 0
+    before = (out / "tokenizer.json").read_bytes()
+    line = refusal(capsys, "tokenizer", "build", "--vocab-size", "700", "--out", out, *texts)
+    assert "vocab_size = 600, not 700" in line and (out / "tokenizer.json").read_bytes() == before
+
+
+def test_a_vocabulary_larger_than_the_text_supports_is_refused_with_the_size_that_fits(tmp_path, capsys):
+    text = tmp_path / "short.txt"
+    text.write_text("the same words, the same words")
+    assert "larger than the text supports" in refusal(
+        capsys, "tokenizer", "build", "--vocab-size", "4096", "--out", tmp_path / "tok", text
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "holds no text"), (b"good \xff bad", "not UTF-8 at byte 5"), (None, "does not exist")]
+)
+def test_bad_text_is_named(tokenizer_folder, tmp_path, capsys, content, said):
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    line = refusal(capsys, "prepare", "--tokenizer", tokenizer_folder, "--out", tmp_path / "shards", path)
+    assert str(path) in line and said in line and not (tmp_path / "shards").exists()
+
+
+def test_replace_goes_on_where_bytes_are_not_utf8(tokenizer_folder, tmp_path):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"good \xff bad")
+    out = tmp_path / "shards"
+    assert main(["prepare", "--tokenizer", str(tokenizer_folder), "--errors", "replace", "--out", str(out), str(path)]) == 0
+    assert json.loads((out / "build.json").read_text())["result"]["splits"]["train"]["bytes"] == len("good \ufffd bad".encode())
+
+
+def test_a_substrate_of_another_tokenizer_is_refused_with_both_fingerprints(recipe, texts, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert main(["tokenizer", "build", "--vocab-size", "600", "--out", str(other), *texts]) == 0
+    line = refusal(capsys, "train", recipe, "--tokenizer.path", other, "--out", tmp_path / "run")
+    assert "was made for tokenizer" in line
+
+
+def test_a_run_is_resumed_skipped_or_refused(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", recipe, "--out", str(out)]) == 0
+    assert main(["train", recipe, "--out", str(out)]) == 0
+    assert "is done already" in capsys.readouterr().err
+    line = refusal(capsys, "train", recipe, "--train.lr", "0.5", "--out", out)
+    assert "train.lr was 0.001, is now 0.5" in line
+
+
+def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
+    assert "mmlu=x" in refusal(capsys, "eval", tmp_path, "--tasks", "mmlu=x")
+    assert "no finished run" in refusal(capsys, "eval", tmp_path, "--tasks", "bpb=x.txt")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_and_leaves_nothing_half_done(tokenizer_folder, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        text = tmp_path / "long.txt"
+        text.write_text("one more line of text\n" * 40_000)
+        line = refusal(capsys, "prepare", "--tokenizer", tokenizer_folder, "--out", disk / "shards", text)
+        assert "the disk is full" in line and not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_json_is_stable():
+    assert to_json({"b": 1, "a": "ю"}) == '{\n  "a": "ю",\n  "b": 1\n}\n'

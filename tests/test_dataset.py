@@ -1,0 +1,463 @@
+"""Shards hold every document once, batches are a function of the seed and a position, validation is read once."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glyphlm import dataset
+from glyphlm.dataset import (
+    Batch,
+    Batches,
+    Source,
+    TokenText,
+    open_training,
+    prepare,
+    unigram_bits_per_byte,
+    validation_batches,
+)
+from glyphlm.errors import InputError
+from glyphlm.ngrams import TextCounts
+from glyphlm.phrasebook import phrases
+from glyphlm.tokenizer import Piece, Tokenizer, compact_backend
+
+DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
+
+
+def write_documents(path, documents=DOCUMENTS):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return str(path)
+
+
+def split_ids(folder, split, end_id):
+    """Ids of each document of a split, without `</s>`."""
+    text = TokenText(folder, split)
+    ids = text.read(0, text.tokens).tolist() if text.tokens else []
+    documents, start = [], 0
+    for place, number in enumerate(ids):
+        if number == end_id:
+            documents.append(ids[start:place])
+            start = place + 1
+    assert start == len(ids)
+    return documents
+
+
+def decoded(folder, split, tokenizer):
+    return [tokenizer.decode(ids) for ids in split_ids(folder, split, tokenizer.end_id)]
+
+
+def result(folder):
+    return json.loads((folder / "build.json").read_text(encoding="utf-8"))["result"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of 300 short documents."""
+    return write_documents(tmp_path_factory.mktemp("text") / "a.jsonl")
+
+
+@pytest.fixture(scope="module")
+def prepared(tokenizer, text, tmp_path_factory):
+    return prepare(tokenizer, [text], tmp_path_factory.mktemp("shards") / "prepared", 0.2)
+
+
+@pytest.fixture
+def several(tokenizer, text, tmp_path, monkeypatch):
+    """The same in several files a split."""
+    monkeypatch.setattr(dataset, "SHARD_TOKENS", 2000)
+    return prepare(tokenizer, [text], tmp_path / "several", 0.2)
+
+
+class WideTokenizer:
+    """Each character is its own id, counted from the top of a vocabulary of `vocab_size`."""
+
+    fingerprint = "wide"
+
+    def __init__(self, vocab_size):
+        self.vocab_size, self.end_id = vocab_size, 0
+        self.bytes_per_id_V = np.ones(vocab_size, dtype=np.uint16)
+
+    def encode_passages(self, stream):
+        for passage in stream:
+            yield Piece(np.array([self.vocab_size - ord(c) for c in passage.text], dtype=np.uint32), passage.last)
+
+
+class Numbers:
+    """A text whose ids are their own places, so that a batch shows where it was read."""
+
+    folder, split = Path("numbers"), "train"
+
+    def __init__(self, tokens, first=0):
+        self.tokens, self.first = tokens, first
+
+    def read(self, start, length):
+        assert 0 <= start <= self.tokens - length
+        return np.arange(self.first + start, self.first + start + length)
+
+
+def batches(*texts, weights=(1,), block_size=4, batch_size=2, seed=1):
+    return Batches(texts, weights, block_size, batch_size, seed)
+
+
+def take(stream, count):
+    return [next(stream).x_BT.tolist() for _ in range(count)]
+
+
+# Documents to shards
+
+
+def test_train_and_validation_hold_every_document_once(prepared, tokenizer):
+    found = decoded(prepared, "train", tokenizer) + decoded(prepared, "validation", tokenizer)
+    assert Counter(found) == Counter(DOCUMENTS)
+
+
+def test_a_split_keeps_the_order_of_its_documents(prepared, tokenizer):
+    train = decoded(prepared, "train", tokenizer)
+    assert train == [document for document in DOCUMENTS if document in set(train)]
+
+
+def test_about_the_share_asked_for_is_held_out(prepared, tokenizer):
+    assert 0.1 < len(decoded(prepared, "validation", tokenizer)) / len(DOCUMENTS) < 0.3
+
+
+@pytest.mark.parametrize(("share", "full", "empty"), [(0, "train", "validation"), (1, "validation", "train")])
+def test_a_share_of_nothing_or_all_leaves_one_split_empty(tokenizer, text, tmp_path, share, full, empty):
+    out = prepare(tokenizer, [text], tmp_path / "out", share)
+    assert decoded(out, full, tokenizer) == DOCUMENTS and TokenText(out, empty).tokens == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_refused(tokenizer, text, tmp_path, share):
+    with pytest.raises(InputError, match=f"validation share {share} is not between 0 and 1"):
+        prepare(tokenizer, [text], tmp_path / "out", share)
+
+
+def test_what_is_held_out_does_not_depend_on_the_order(prepared, tokenizer, tmp_path):
+    turned = prepare(tokenizer, [write_documents(tmp_path / "b.jsonl", DOCUMENTS[::-1])], tmp_path / "out", 0.2)
+    assert decoded(turned, "validation", tokenizer) == decoded(prepared, "validation", tokenizer)[::-1]
+
+
+def test_equal_documents_stay_on_one_side(tokenizer, tmp_path):
+    out = prepare(tokenizer, [write_documents(tmp_path / "a.jsonl", DOCUMENTS[:40] * 3)], tmp_path / "out", 0.5)
+    sides = [set(decoded(out, split, tokenizer)) for split in ("train", "validation")]
+    assert all(sides) and not sides[0] & sides[1]
+
+
+def test_pieces_of_a_long_document_join_to_it_in_order(tokenizer, tmp_path):
+    whole = "\n".join(DOCUMENTS * 5)
+    (tmp_path / "a.txt").write_text(whole, encoding="utf-8")
+    out = prepare(tokenizer, [str(tmp_path / "a.txt")], tmp_path / "out", 0.5)
+    parts = decoded(out, "train", tokenizer) + decoded(out, "validation", tokenizer)
+    assert len(parts) > 2 and all(part in whole for part in parts) and sum(map(len, parts)) == len(whole)
+
+
+def test_documents_without_text_are_kept_as_their_end_alone(tokenizer, tmp_path):
+    out = prepare(tokenizer, [write_documents(tmp_path / "a.jsonl", ["", "a", ""])], tmp_path / "out", 0)
+    assert decoded(out, "train", tokenizer) == ["", "a", ""]
+
+
+def test_counts_are_of_what_was_written(prepared, tokenizer):
+    for split, counted in result(prepared)["splits"].items():
+        documents = decoded(prepared, split, tokenizer)
+        assert counted["documents"] == len(documents)
+        assert counted["bytes"] == sum(len(document.encode()) for document in documents)
+        assert counted["tokens"] == sum(len(tokenizer.encode(document)) + 1 for document in documents)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, "<u2"), ((1 << 16) + 1, "<u4")])
+def test_ids_take_two_bytes_where_they_fit_and_four_where_not(tmp_path, vocab_size, dtype):
+    out = prepare(WideTokenizer(vocab_size), [write_documents(tmp_path / "a.jsonl", ["\x01b", "c"])], tmp_path / "out", 0)
+    assert np.fromfile(out / "train-00000.bin", dtype).tolist() == [vocab_size - 1, vocab_size - 98, 0, vocab_size - 99, 0]
+    assert split_ids(out, "train", 0) == [[vocab_size - 1, vocab_size - 98], [vocab_size - 99]]
+
+
+def test_document_files_tell_where_each_document_begins(several, tokenizer):
+    for split, counted in result(several)["splits"].items():
+        for number, shard in enumerate(counted["shards"]):
+            ids = np.fromfile(several / shard["file"], counted["dtype"])
+            starts = np.fromfile(several / f"{split}-{number:05}.documents", "<u8")
+            assert starts.tolist() == [0, *(np.flatnonzero(ids == tokenizer.end_id)[:-1] + 1)]
+
+
+def test_files_hold_whole_documents_and_join_to_the_split(several, prepared, tokenizer):
+    shards = result(several)["splits"]["train"]["shards"]
+    assert len(shards) > 3
+    assert decoded(several, "train", tokenizer) == decoded(prepared, "train", tokenizer)
+
+
+def test_a_range_may_cross_files(several, prepared):
+    one, many = TokenText(prepared, "train"), TokenText(several, "train")
+    for start in range(0, one.tokens - 4500, 777):
+        assert np.array_equal(one.read(start, 4500), many.read(start, 4500))
+
+
+def test_ids_are_counted_over_all_files(several):
+    text = TokenText(several, "train")
+    assert np.array_equal(text.count_ids(), np.bincount(text.read(0, text.tokens), minlength=text.vocab_size))
+
+
+def test_bytes_of_each_id_come_with_the_shards(prepared, tokenizer):
+    assert np.array_equal(TokenText(prepared, "train").bytes_per_id_V, tokenizer.bytes_per_id_V)
+
+
+# Found again, or nothing
+
+
+def test_the_same_command_writes_nothing(prepared, tokenizer, text):
+    before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    assert prepare(tokenizer, [text], prepared, 0.2) == prepared
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+
+
+def test_another_share_is_refused_with_both_values(prepared, tokenizer, text):
+    with pytest.raises(InputError, match="validation_share = 0.2, not 0.3"):
+        prepare(tokenizer, [text], prepared, 0.3)
+
+
+def test_text_that_has_changed_is_refused_with_its_name(tokenizer, tmp_path):
+    path = write_documents(tmp_path / "a.jsonl")
+    out = prepare(tokenizer, [path], tmp_path / "out")
+    write_documents(tmp_path / "a.jsonl", DOCUMENTS[1:])
+    with pytest.raises(InputError, match=f"{out} already holds a shards made with {path} = "):
+        prepare(tokenizer, [path], out)
+
+
+def test_another_tokenizer_is_refused(prepared, text):
+    with pytest.raises(InputError, match="shards made with tokenizer = "):
+        prepare(WideTokenizer(300), [text], prepared, 0.2)
+
+
+def test_bad_text_leaves_nothing(tokenizer, text, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"a" * 1_000_000 + b"\xff")
+    with pytest.raises(InputError, match="bad.txt is not UTF-8 at byte 1000000"):
+        prepare(tokenizer, [text, str(tmp_path / "bad.txt")], tmp_path / "made" / "out")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_an_interrupted_command_leaves_nothing(tokenizer, text, tmp_path, monkeypatch):
+    def interrupted(stream):
+        yield Piece(np.array([300], dtype=np.uint32), False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer, "encode_passages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tokenizer, [text], tmp_path / "made" / "out")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+# Shards that cannot be used
+
+
+def test_a_cut_off_file_is_refused_with_both_sizes(several):
+    path = several / "train-00001.bin"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size - 2)
+    with pytest.raises(InputError, match=f"{path} has {size - 2} bytes, not {size}; prepare the text again"):
+        TokenText(several, "train")
+
+
+def test_a_missing_file_is_refused_with_its_name(several):
+    (several / "train-00001.bin").unlink()
+    with pytest.raises(InputError, match="train-00001.bin has 0 bytes"):
+        TokenText(several, "train")
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\x93NUMPY\x01\x00"])
+def test_damaged_bytes_of_ids_are_refused_with_the_file(several, damage):
+    (several / "token_bytes.npy").unlink()
+    if damage is not None:
+        (several / "token_bytes.npy").write_bytes(damage)
+    with pytest.raises(InputError, match="token_bytes.npy cannot be read .*; prepare the text again"):
+        TokenText(several, "train").bytes_per_id_V  # noqa: B018
+
+
+def test_shards_of_another_tokenizer_are_refused_with_both_fingerprints(prepared, tokenizer):
+    TokenText(prepared, "train", tokenizer.fingerprint)
+    with pytest.raises(InputError, match=f"was tokenized with {tokenizer.fingerprint[:12]}, .* is abcabcabcabc;"):
+        TokenText(prepared, "train", "abc" * 8)
+
+
+def test_a_folder_of_another_kind_is_refused(tokenizer_folder):
+    with pytest.raises(InputError, match="holds a tokenizer, not token shards"):
+        TokenText(tokenizer_folder, "train")
+
+
+# Batches
+
+
+def test_the_same_seed_gives_the_same_batches():
+    assert take(batches(Numbers(100)), 40) == take(batches(Numbers(100)), 40)
+
+
+def test_another_seed_gives_other_batches():
+    assert take(batches(Numbers(100)), 10) != take(batches(Numbers(100), seed=2), 10)
+
+
+def test_targets_are_the_ids_that_follow():
+    for x_BT, y_BT in (next(batches(Numbers(100))) for _ in range(20)):
+        assert torch.equal(y_BT, x_BT + 1)
+
+
+def test_batches_are_int64_of_the_shape_asked_for():
+    batch = next(batches(Numbers(100), block_size=7, batch_size=3))
+    assert [(ids_BT.dtype, tuple(ids_BT.shape)) for ids_BT in batch] == [(torch.int64, (3, 7))] * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, 80), weight=st.floats(0.1, 10))
+def test_a_restored_position_goes_on_the_same_way(position, weight):
+    def fresh():
+        return batches(Numbers(50), Numbers(70, first=1000), weights=(1, weight))
+
+    stream, restored = fresh(), fresh()
+    take(stream, position)
+    restored.restore(json.loads(json.dumps(stream.state())))
+    assert take(restored, 30) == take(stream, 30) and restored.digest == stream.digest
+
+
+def test_a_position_can_be_restored_backwards():
+    stream = batches(Numbers(50))
+    state, first = stream.state(), take(stream, 60)
+    stream.restore(state)
+    assert take(stream, 60) == first
+
+
+@settings(max_examples=100, deadline=None)
+@given(block_size=st.integers(1, 9), extra=st.integers(1, 60), seed=st.integers(0, 99))
+def test_an_epoch_visits_all_but_its_edges_exactly_once(block_size, extra, seed):
+    tokens = 2 * block_size + extra
+    windows = tokens // block_size - 1
+    stream = batches(Numbers(tokens), block_size=block_size, batch_size=1, seed=seed)
+    for _ in range(3):
+        seen = sorted(number for (row,) in take(stream, windows) for number in row)
+        assert seen == list(range(seen[0], seen[0] + windows * block_size)) and tokens - len(seen) < 2 * block_size
+
+
+def test_every_token_is_seen_and_predicted_in_some_epoch():
+    stream = batches(Numbers(31), block_size=4, batch_size=1)
+    rows = [next(stream) for _ in range(600)]
+    assert {int(number) for batch in rows for number in batch.x_BT[0]} == set(range(30))
+    assert {int(number) for batch in rows for number in batch.y_BT[0]} == set(range(1, 31))
+
+
+def test_epochs_differ_in_order_and_borders():
+    epochs = [[row[0] for (row,) in take(stream, 24)] for stream in [batches(Numbers(100), batch_size=1)] for _ in range(9)]
+    assert len({tuple(epoch) for epoch in epochs}) == 9 and len({min(epoch) for epoch in epochs}) > 3
+
+
+def sources_of(stream, count):
+    """Which source each sequence came from: the second text begins at 1000."""
+    return [int(row[0] >= 1000) for rows in take(stream, count) for row in rows]
+
+
+@pytest.mark.parametrize("weights", [(90, 10), (0.9, 0.1), (1, 1), (1, 999)])
+def test_weights_hold_within_one_sequence_at_any_point(weights):
+    drawn = sources_of(batches(Numbers(50), Numbers(500, first=1000), weights=weights, batch_size=1), 1000)
+    wanted = np.arange(1, 1001) * weights[1] / sum(weights)
+    assert np.abs(np.cumsum(drawn) - wanted).max() <= 1
+
+
+def test_weights_of_nine_to_one_are_exact():
+    assert sum(sources_of(batches(Numbers(50), Numbers(50, first=1000), weights=(90, 10)), 500)) == 100
+
+
+def test_text_too_small_for_a_block_is_refused_with_the_limit():
+    with pytest.raises(InputError, match="numbers has 8 train tokens, too few for block_size 4; .* a block_size below 4"):
+        batches(Numbers(8))
+    assert next(batches(Numbers(9))).x_BT.shape == (2, 4)
+
+
+def test_the_digest_tells_other_batches_apart():
+    streams = [batches(Numbers(100)), batches(Numbers(100)), batches(Numbers(100), seed=2)]
+    for stream in streams:
+        take(stream, 3)
+    assert streams[0].digest == streams[1].digest != streams[2].digest
+
+
+def test_batches_of_a_prepared_text_are_its_ids(shards, tokenizer):
+    text = TokenText(shards, "train", tokenizer.fingerprint)
+    ids = text.read(0, text.tokens).tolist()
+    stream = Batches([text], [1], 16, 2, 1)
+    (row, _), start = next(stream).x_BT.tolist(), stream._window(0, 0)
+    assert row == ids[start : start + 16] and stream.tokens_per_batch == 32
+
+
+# Sources
+
+
+def test_sources_without_weights_count_by_their_size(prepared, shards, tokenizer):
+    texts, weights = open_training([Source(shards=str(prepared)), Source(shards=str(shards))], tokenizer)
+    assert weights == [text.tokens for text in texts] and texts[0].tokens < texts[1].tokens
+
+
+def test_weights_given_are_kept(prepared, tokenizer):
+    assert open_training([Source(shards=str(prepared), weight=w) for w in (9, 1)], tokenizer)[1] == [9, 1]
+
+
+@pytest.mark.parametrize(("weights", "message"), [
+    ((), "names no training data"),
+    ((1, None), "1 of 2 data sources have a weight"),
+    ((1, 0), r"must be positive, but are \[1, 0\]"),
+    ((1, -1), "must be positive"),
+    ((1, math.inf), "must be positive"),
+    ((1, math.nan), "must be positive"),
+])  # fmt: skip
+def test_weights_that_cannot_be_meant_are_refused(prepared, tokenizer, weights, message):
+    with pytest.raises(InputError, match=message):
+        open_training([Source(shards=str(prepared), weight=weight) for weight in weights], tokenizer)
+
+
+def test_training_on_shards_of_another_tokenizer_is_refused(prepared):
+    counts = TextCounts()
+    counts.add("\n".join(DOCUMENTS))
+    with pytest.raises(InputError, match="was tokenized with"):
+        open_training([Source(shards=str(prepared))], Tokenizer(compact_backend(counts, 600)))
+
+
+@pytest.mark.parametrize(("text", "texts"), [(None, []), ("a", ["a"]), (["a", "b"], ["a", "b"])])
+def test_the_text_of_a_source_is_a_list(text, texts):
+    assert Source(text=text).texts == texts
+
+
+# Validation
+
+
+@settings(max_examples=100, deadline=None)
+@given(tokens=st.integers(0, 40), block_size=st.integers(1, 9), batch_size=st.integers(1, 4), limit=st.integers(0, 50))
+def test_validation_reads_each_token_once_up_to_the_limit(tokens, block_size, batch_size, limit):
+    found = list(validation_batches([Numbers(tokens)], block_size, batch_size, limit))
+    expected = list(range(max(min(tokens - 1, limit), 0)))
+    assert [number for batch in found for number in batch.x_BT.flatten().tolist()] == expected
+    assert [number for batch in found for number in batch.y_BT.flatten().tolist()] == [n + 1 for n in expected]
+    assert all(batch.x_BT.shape[0] <= batch_size and batch.x_BT.shape[1] <= block_size for batch in found)
+
+
+def test_validation_texts_come_in_turn_and_never_share_a_row():
+    found = list(validation_batches([Numbers(10), Numbers(6, first=100)], 4, 8, 99))
+    assert [row for batch in found for row in batch.x_BT.tolist()] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8], [100, 101, 102, 103], [104]
+    ]  # fmt: skip
+
+
+class Counted:
+    bytes_per_id_V = np.array([1, 2, 3], dtype=np.uint16)
+
+    def __init__(self, *counts):
+        self._counts = np.array(counts)
+
+    def count_ids(self):
+        return self._counts
+
+
+def test_unigram_bits_are_those_of_the_hand():
+    ids_BT = torch.tensor([[0, 0], [1, 2]])
+    found = unigram_bits_per_byte([Counted(2, 1, 0), Counted(1, 0, 0)], [Batch(ids_BT, ids_BT)])
+    # of 4 + 3 counted (one added to each): 4, 2, 1; the targets hold 1 + 1 + 2 + 3 bytes
+    assert found == pytest.approx((2 * math.log2(7 / 4) + math.log2(7 / 2) + math.log2(7)) / 7)

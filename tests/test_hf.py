@@ -1,0 +1,289 @@
+"""A run folder is a Hugging Face folder: it loads with and without glyphlm, bit for bit, and says what is wrong with it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glyphlm.errors import InputError
+from glyphlm.generate import Sampling, continue_text, generate
+from glyphlm.hf import GlyphLMForCausalLM
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runfolder import export_model, load_run
+
+TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
+SUBSTRATES = {"frozen": (16, "glyph", False), "trainable": (32, "learned", True), "rule": (16, "token_bits", False)}
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+# Opens a run as a stranger does, and writes what it finds to a file.
+STRANGER = """
+import json, sys
+way, run, again, found, texts = *sys.argv[1:5], json.loads(sys.argv[5])
+if way == "remote code":
+    sys.modules["glyphlm"] = None  # as where it is not installed
+if way == "glyphlm first":
+    import glyphlm
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+if way == "glyphlm second":
+    import glyphlm
+tokenizer = AutoTokenizer.from_pretrained(run)
+model = AutoModelForCausalLM.from_pretrained(run, trust_remote_code=way == "remote code").eval()
+ids_BT = torch.arange(20)[None] * 37
+with torch.no_grad():
+    logits = model(ids_BT).logits
+sampled, copied = None, None
+if way == "remote code":
+    sampled = model.generate(ids_BT, do_sample=True, top_k=50, top_p=0.95, max_new_tokens=8, min_new_tokens=8)[0].tolist()
+    model.save_pretrained(again)
+    copied = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)(ids_BT).logits[0].tolist()
+json.dump({
+    "module": type(model).__module__.split(".")[0],
+    "logits": logits[0].tolist(),
+    "copied": copied,
+    "sampled": sampled,
+    "ids": [tokenizer(text)["input_ids"] for text in texts],
+    "texts": [tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts],
+    "specials": [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id],
+    "trained": sorted(name for name, p in model.named_parameters() if p.requires_grad),
+}, open(found, "w"))
+"""
+WAYS = ["remote code", "glyphlm first", "glyphlm second"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads over so small a model wait for each other more than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tokenizer, tmp_path_factory) -> dict[str, SimpleNamespace]:
+    """A run folder of each substrate, next to the model in it; every tensor is random."""
+    found = {}
+    for seed, (name, (n_embed, kind, trainable)) in enumerate(SUBSTRATES.items()):
+        substrate = Substrate(SubstrateConfig(tokenizer.vocab_size, n_embed, kind, trainable=trainable), 32)
+        model = GPT(ModelConfig(32, 2, 4, 64, head_bias=True), substrate).eval()
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 3)
+        folder = tmp_path_factory.mktemp(name)
+        export_model(model, tokenizer, folder)
+        found[name] = SimpleNamespace(model=model, folder=folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def loaded(runs) -> GlyphLMForCausalLM:
+    return load_run(runs["frozen"].folder)[0]
+
+
+@pytest.fixture(scope="module")
+def strangers(runs, tmp_path_factory) -> dict[str, dict]:
+    """What a fresh interpreter finds in the folder with the frozen table, for each way of opening it."""
+    folder = tmp_path_factory.mktemp("strangers")
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
+    started = []
+    for way in WAYS:
+        paths = [str(runs["frozen"].folder), str(folder / f"copy {way}"), str(folder / f"{way}.json")]
+        command = [sys.executable, "-c", STRANGER, way, *paths, json.dumps(TEXTS)]
+        started.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    return {way: json.loads((folder / f"{way}.json").read_text()) for way in WAYS}
+
+
+def some_ids(batch: int = 1, length: int = 12) -> Tensor:
+    return torch.randint(300, 1000, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", SUBSTRATES)
+def test_model_comes_back_bit_for_bit(runs, tokenizer, name):
+    model, read_tokenizer = load_run(runs[name].folder)
+    state = runs[name].model.state_dict()
+    assert model.gpt.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.gpt.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(some_ids(2)).logits, runs[name].model(some_ids(2)))
+    assert read_tokenizer.fingerprint == tokenizer.fingerprint
+    assert model.gpt.config == runs[name].model.config
+    assert model.gpt.substrate.config == runs[name].model.substrate.config
+
+
+@pytest.mark.parametrize("name", SUBSTRATES)
+def test_what_was_frozen_stays_frozen(runs, name):
+    model = GlyphLMForCausalLM.from_pretrained(runs[name].folder).train()
+    model(some_ids(), labels=some_ids()).loss.backward()
+    trained = {key for key, p in model.gpt.named_parameters() if p.requires_grad and p.grad is not None}
+    assert trained == {key for key, p in runs[name].model.named_parameters()}
+    assert ("substrate.table_VE" in trained) == (name == "trainable")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_folder_opens_in_a_fresh_interpreter(strangers, runs, tokenizer, way):
+    found = strangers[way]
+    assert found["module"] == ("transformers_modules" if way == "remote code" else "glyphlm")
+    with torch.no_grad():
+        expected = runs["frozen"].model(torch.arange(20)[None] * 37)[0]
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-5, rtol=1e-5)
+    assert found["ids"] == [tokenizer.encode(text) for text in TEXTS]
+    assert found["texts"] == TEXTS
+    assert found["specials"] == [tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id]
+    assert found["trained"] == sorted(f"gpt.{name}" for name, _ in runs["frozen"].model.named_parameters())
+
+
+def test_without_glyphlm_it_also_generates_and_is_saved_again(strangers):
+    found = strangers["remote code"]
+    assert found["sampled"][:20] == [i * 37 for i in range(20)] and len(found["sampled"]) == 28
+    assert found["copied"] == found["logits"]
+
+
+def test_all_ways_of_opening_give_the_same_logits(strangers):
+    remote, first, second = (strangers[way]["logits"] for way in WAYS)
+    assert remote == first == second
+
+
+def test_cache_changes_no_generated_token(loaded):
+    ids_BT = some_ids(3)
+    with_cache, without = (
+        loaded.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=12, use_cache=cached, **GREEDY)
+        for cached in (True, False)
+    )
+    assert torch.equal(with_cache, without) and with_cache.shape[1] > 13
+
+
+@pytest.mark.parametrize("options", [GREEDY, GREEDY | {"num_beams": 3}])
+def test_prompts_of_a_padded_batch_continue_as_alone(loaded, options):
+    long, short = some_ids()[0], some_ids()[0, 5:] + 3
+    padded_BT = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.long), short])])
+    attended_BT = torch.tensor([[1] * 12, [0] * 5 + [1] * 7])
+    options = options | {"max_new_tokens": 6, "min_new_tokens": 6}
+    together_BT = loaded.generate(padded_BT, attention_mask=attended_BT, **options)
+    for row, ids_T in enumerate((long, short)):
+        alone_T = loaded.generate(ids_T[None], attention_mask=torch.ones(1, len(ids_T), dtype=torch.long), **options)[0]
+        assert together_BT[row, -6:].tolist() == alone_T[-6:].tolist()
+    with torch.no_grad():
+        logits = loaded(padded_BT, attention_mask=attended_BT).logits
+        torch.testing.assert_close(logits[1, 5:], loaded(short[None]).logits[0], atol=1e-4, rtol=1e-4)
+    assert logits.isfinite().all()
+
+
+def test_beam_search_finds_the_likeliest_pair_of_tokens(loaded):
+    ids_BT = some_ids()
+    found_T = loaded.generate(
+        ids_BT, attention_mask=torch.ones_like(ids_BT), num_beams=64, max_new_tokens=2, min_new_tokens=2, **GREEDY
+    )[0, -2:]
+    with torch.no_grad():
+        first_V = loaded(ids_BT).logits[0, -1].log_softmax(-1)
+        every_BT = torch.cat([ids_BT.expand(len(first_V), -1), torch.arange(len(first_V))[:, None]], 1)
+        pairs_VV = first_V[:, None] + loaded(every_BT, logits_to_keep=1).logits[:, 0].log_softmax(-1)
+    assert found_T.tolist() == [int(i) for i in torch.unravel_index(pairs_VV.argmax(), pairs_VV.shape)]
+
+
+def test_labels_give_the_shifted_cross_entropy(loaded):
+    ids_BT, labels_BT = some_ids(2), some_ids(2)
+    labels_BT[0, :4] = -100
+    with torch.no_grad():
+        out = loaded(ids_BT, labels=labels_BT)
+        expected = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(out.loss, expected)
+    assert loaded(ids_BT).loss is None
+
+
+def test_trainer_is_told_to_average_accumulated_batches_itself(loaded):
+    assert loaded.accepts_loss_kwargs is False
+
+
+def test_only_the_last_logits_are_computed_where_asked(loaded):
+    with torch.no_grad():
+        full, kept = loaded(some_ids(2)).logits, loaded(some_ids(2), logits_to_keep=3).logits
+    assert kept.shape[1] == 3
+    torch.testing.assert_close(kept, full[:, -3:], atol=1e-5, rtol=1e-5)
+
+
+def test_saved_model_loads_again(loaded, tmp_path):
+    loaded.save_pretrained(tmp_path)
+    again = GlyphLMForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(some_ids()).logits, loaded(some_ids()).logits)
+    assert not again.gpt.substrate.table_VE.requires_grad
+
+
+def test_exporting_again_replaces_the_folder_and_leaves_nothing_behind(runs, tokenizer, tmp_path):
+    for name in ("trainable", "frozen"):
+        export_model(runs[name].model, tokenizer, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in runs["frozen"].folder.iterdir()}
+    with torch.no_grad():
+        assert torch.equal(load_run(tmp_path)[0](some_ids()).logits, runs["frozen"].model(some_ids()))
+
+
+def test_same_seed_gives_the_same_text_and_another_seed_another(runs, loaded, tokenizer):
+    first, second = (generate(runs["frozen"].folder, ["Hello", ""], Sampling(max_new_tokens=12)) for _ in range(2))
+    assert first == second and first[0].startswith("Hello")
+    assert first[0] != continue_text(loaded, tokenizer, "Hello", Sampling(max_new_tokens=12, seed=2))
+
+
+def test_temperature_0_takes_the_likeliest_token(loaded, tokenizer):
+    text = continue_text(loaded, tokenizer, "Hello", Sampling(max_new_tokens=1, temperature=0))
+    with torch.no_grad():
+        likeliest = loaded(torch.tensor([tokenizer.encode("Hello")])).logits[0, -1].argmax().item()
+    assert text == tokenizer.decode([*tokenizer.encode("Hello"), likeliest])
+
+
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
+def test_sampling_out_of_range_is_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Sampling(**wrong)
+
+
+def change_tokenizer(run: Path) -> None:
+    data = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = data["model"]["vocab"]
+    vocab["<0x41>"], vocab["<0x42>"] = vocab["<0x42>"], vocab["<0x41>"]
+    (run / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def change_tensors(run: Path, change) -> None:
+    tensors = safetensors.torch.load_file(run / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, run / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "another tokenizer": (change_tokenizer, "trained with tokenizer .* put the right one back"),
+    "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
+    "no tensor": (lambda run: change_tensors(run, lambda t: t.pop("gpt.norm.weight")), "gpt.norm.weight"),
+    "no table": (lambda run: change_tensors(run, lambda t: t.pop("gpt.substrate.table_VE")), "substrate.table_VE"),
+    "one tensor more": (lambda run: change_tensors(run, lambda t: t.update(other=torch.ones(2))), "other"),
+    "another shape": (lambda run: change_tensors(run, lambda t: t.update({"gpt.norm.weight": torch.ones(7)})), "mismatch"),
+    "half the weights": (lambda run: cut(run / "model.safetensors"), "cannot be loaded"),
+    "no weights": (lambda run: (run / "model.safetensors").unlink(), "cannot be loaded"),
+    "half the config": (lambda run: cut(run / "config.json"), "cannot be loaded"),
+    "no config": (lambda run: (run / "config.json").unlink(), "no finished run.*glyphlm train"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_refused_by_name(runs, tmp_path, damage):
+    run = shutil.copytree(runs["frozen"].folder, tmp_path / "run")
+    act, message = DAMAGES[damage]
+    act(run)
+    with pytest.raises(InputError, match=message) as refused:
+        load_run(run)
+    assert str(run) in str(refused.value) and "\n" not in str(refused.value)

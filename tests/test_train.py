@@ -1,0 +1,406 @@
+"""Training: it learns, a stop at any moment changes nothing, twins see the same, and what goes wrong is named."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from glyphlm.arm import initial_digest
+from glyphlm.checkpoint import TrainState, list_states
+from glyphlm.cli import main
+from glyphlm.dataset import Batch, Batches, TokenText, prepare, unigram_bits_per_byte, validation_batches
+from glyphlm.errors import InputError
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.substrate import load_substrate
+from glyphlm.tensors import load_tensors
+from glyphlm.train import METRICS, TrainSettings, batch_rows, count_steps, resolve_device, resolve_precision, train
+
+BLOCK = 32
+CLOCK = {"seconds", "tokens_per_second"}  # the only values that differ between equal runs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads over so small a model wait for each other more than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(**changes) -> TrainSettings:
+    small = {"steps": 10, "batch_tokens": 4 * BLOCK, "micro_batch_tokens": 4 * BLOCK, "lr": 1e-2, "precision": "fp32",
+             "log_every": 2, "validate_every": 5, "save_every": 4, "keep": 9}
+    return TrainSettings(**small | changes)
+
+
+class Arm:
+    """A tiny model and its data, opened anew for each start as a new process does."""
+
+    def __init__(self, shards: Path, substrate: Path | None = None, d_model: int = 32, seed: int = 1):
+        self.seed, self.text, self.held_out = seed, TokenText(shards, "train"), TokenText(shards, "validation")
+        if substrate:
+            module = load_substrate(substrate, d_model)
+        else:
+            module = Substrate(SubstrateConfig(self.text.vocab_size, 16, "glyph"), d_model)
+            module.table_VE.copy_(torch.randn(module.table_VE.shape, generator=torch.Generator().manual_seed(7)))
+        self.model = GPT(ModelConfig(d_model, 1, 2, BLOCK), module)
+        self.model.init_weights(seed)
+
+    def validation(self) -> Iterator[Batch]:
+        return validation_batches([self.held_out], BLOCK, 4, 512)
+
+    def train(self, out: Path, given: TrainSettings, on_step: Callable[[TrainState], None] | None = None) -> TrainState:
+        self.batches = Batches([self.text], [1.0], BLOCK, batch_rows(given, BLOCK), self.seed)
+        return train(self.model, self.batches, given, out, self.validation, on_step)
+
+
+def rows(run: Path) -> list[dict]:
+    """The metrics without what the clock says."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+
+
+def assert_equal_runs(run: Path, straight: Path) -> None:
+    """Metrics, and weights, moments and random numbers of the last checkpoint, are equal bit for bit."""
+    assert rows(run) == rows(straight)
+    newest, expected = list_states(run)[-1], list_states(straight)[-1]
+    assert newest.name == expected.name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (newest / file).read_bytes() == (expected / file).read_bytes(), file
+    was, now = (json.loads((folder / "state.json").read_text()) for folder in (newest, expected))
+    assert {**was, "seconds": 0} == {**now, "seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory) -> Path:
+    """A run of 10 steps that nothing stops."""
+    out = tmp_path_factory.mktemp("straight")
+    arm = Arm(shards)
+    torch.manual_seed(0)
+    state = arm.train(out, settings())
+    assert (state.step, state.tokens) == (10, 10 * 4 * BLOCK)
+    return out
+
+
+@pytest.fixture
+def stopped(shards, tmp_path) -> Path:
+    """The same run, thrown out in step 7 of 10; its last checkpoint is of step 4."""
+
+    def leave(state: TrainState) -> None:
+        if state.step == 7:
+            raise RuntimeError("out")
+
+    arm = Arm(shards)
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="out"):
+        arm.train(tmp_path / "run", settings(), leave)
+    torch.manual_seed(99)  # what a new process happens to have
+    return tmp_path / "run"
+
+
+def test_model_learns_more_than_the_frequencies_of_tokens(tokenizer, tmp_path):
+    words = "one two three four five six seven eight nine ten ".split()
+    lines = [" ".join(words[(start + i) % 10] for i in range(30)) for start in range(200)]
+    documents = (json.dumps({"text": f"{number} {line}"}) for number, line in enumerate(lines))
+    (tmp_path / "toy.jsonl").write_text("\n".join(documents))
+    arm = Arm(prepare(tokenizer, [str(tmp_path / "toy.jsonl")], tmp_path / "toy", 0.1))
+    arm.train(tmp_path / "run", settings(steps=60, validate_every=30))
+    reached = [row["bits_per_byte"] for row in rows(tmp_path / "run") if row["split"] == "validation"]
+    losses = [row["loss"] for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert reached[-1] < 0.8 * unigram_bits_per_byte([arm.text], arm.validation())
+    assert reached[-1] < reached[0] and losses[-1] < 0.5 * losses[0]
+
+
+def test_metrics_have_a_row_for_each_moment(straight):
+    found = [(row["step"], row["split"]) for row in rows(straight)]
+    trained = [(step, "train") for step in (2, 4, 6, 8, 10)]
+    assert found == sorted([*trained, (5, "validation"), (10, "validation")])
+    assert all(row["tokens"] == row["step"] * 4 * BLOCK for row in rows(straight))
+
+
+def test_logged_loss_is_that_of_the_steps_since_the_last_row(shards, tmp_path, straight):
+    arm = Arm(shards)
+    arm.train(tmp_path, settings(steps=10, log_every=1))
+    each = [row["loss"] for row in rows(tmp_path) if row["split"] == "train"]
+    pairs = [row["loss"] for row in rows(straight) if row["split"] == "train"]
+    assert pairs == pytest.approx([(a + b) / 2 for a, b in zip(each[::2], each[1::2])])
+    assert each[0] == pytest.approx(math.log(1024), rel=0.02)  # untrained, every token is as likely
+
+
+def test_run_that_was_stopped_ends_as_if_it_had_not(shards, stopped, straight):
+    assert [state.name for state in list_states(stopped)] == ["step-00000004"]
+    arm = Arm(shards, seed=1)
+    arm.model.init_weights(5)  # whatever stood in the model before
+    arm.train(stopped, settings())
+    assert_equal_runs(stopped, straight)
+
+
+def test_finished_run_does_nothing_more(shards, straight, tmp_path):
+    run = shutil.copytree(straight, tmp_path / "run")
+    before = (run / METRICS).read_bytes()
+    arm = Arm(shards)
+    assert arm.train(run, settings(), on_step=lambda state: pytest.fail("a step")).step == 10
+    assert (run / METRICS).read_bytes() == before
+    assert torch.equal(arm.model.head.weight, load_tensors(list_states(run)[-1] / "model.safetensors")["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "SIGINT"]
+)
+def test_signal_stops_after_the_step_with_a_checkpoint(shards, straight, tmp_path, capsys, number, ending):
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    arm = Arm(shards)
+    torch.manual_seed(0)
+    with pytest.raises(ending) as stop:
+        arm.train(tmp_path, settings(), lambda state: os.kill(os.getpid(), number) if state.step == 7 else None)
+    assert ending is KeyboardInterrupt or stop.value.code == 0
+    assert "stopped and saved at step 7 of 10" in capsys.readouterr().err
+    assert list_states(tmp_path)[-1].name == "step-00000007"
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    Arm(shards).train(tmp_path, settings())
+    assert_equal_runs(tmp_path, straight)
+
+
+def test_half_written_checkpoint_is_removed_and_named(shards, stopped, straight, capsys):
+    half = stopped / "state" / ".step-00000008.partial-123"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    Arm(shards).train(stopped, settings())
+    said = capsys.readouterr().err
+    assert f"{half.name} was left half-written" in said and "going on from step 4" in said
+    assert not half.exists()
+    assert_equal_runs(stopped, straight)
+
+
+def test_half_written_metrics_line_is_dropped(shards, stopped, straight):
+    with (stopped / METRICS).open("a") as file:
+        file.write('{"step": 8, "tok')
+    Arm(shards).train(stopped, settings())
+    assert_equal_runs(stopped, straight)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_checkpoint_is_refused_by_name_and_an_earlier_one_serves(shards, straight, tmp_path, file, damage):
+    run = shutil.copytree(straight, tmp_path / "run")
+    newest = list_states(run)[-1]
+    content = (newest / file).read_bytes()
+    (newest / file).unlink()
+    if damage == "cut":
+        (newest / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=f"{newest} cannot be restored .*remove it"):
+        Arm(shards).train(run, settings())
+    shutil.rmtree(newest)
+    Arm(shards).train(run, settings())
+    assert_equal_runs(run, straight)
+
+
+def test_checkpoint_of_another_model_is_refused(shards, stopped):
+    with pytest.raises(InputError, match="step-00000004 cannot be restored"):
+        Arm(shards, d_model=64).train(stopped, settings())
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [10]), (2, [8, 10]), (3, [4, 8, 10])])
+def test_only_the_newest_checkpoints_are_kept(shards, tmp_path, keep, kept):
+    Arm(shards).train(tmp_path, settings(keep=keep))
+    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [f"step-{step:08}" for step in kept]
+
+
+def test_loss_that_is_no_number_names_step_position_and_last_checkpoint(shards, tmp_path):
+    def spoil(state: TrainState) -> None:
+        if state.step == 6:
+            arm.model.head.weight.data.fill_(math.inf)
+
+    arm = Arm(shards)
+    named = r"at step 6 \(batch position \[28\]\); the last checkpoint is of step 4; lower train.lr"
+    with pytest.raises(InputError, match=named):
+        arm.train(tmp_path, settings(), spoil)
+    assert list_states(tmp_path)[-1].name == "step-00000004"
+    assert max(row["step"] for row in rows(tmp_path)) == 6
+
+
+def test_learning_rate_that_explodes_is_stopped(shards, tmp_path):
+    with pytest.raises(InputError, match="loss .* at step 1 "):
+        Arm(shards).train(tmp_path, settings(lr=1e30))
+
+
+def test_frozen_table_keeps_its_bytes_and_costs_no_optimizer_state(shards, straight):
+    table_VE = Arm(shards).model.substrate.table_VE
+    newest = list_states(straight)[-1]
+    assert torch.equal(load_tensors(newest / "model.safetensors")["substrate.table_VE"], table_VE)
+    assert not [name for name in load_tensors(newest / "optimizer.safetensors") if "substrate" in name]
+
+
+def test_trainable_table_is_trained(shards, substrates, tmp_path):
+    arm = Arm(shards, substrates["learned"])
+    before = arm.model.substrate.table_VE.detach().clone()
+    arm.train(tmp_path, settings(steps=2))
+    assert not torch.equal(arm.model.substrate.table_VE, before)
+    assert "substrate.table_VE/exp_avg" in load_tensors(list_states(tmp_path)[-1] / "optimizer.safetensors")
+
+
+def test_micro_batches_add_up_to_the_same_gradient(shards, tmp_path, monkeypatch):
+    def gradient(micro_rows: int) -> dict[str, torch.Tensor]:
+        arm = Arm(shards)
+        for p in arm.model.parameters():
+            p.data.mul_(4)  # initial values give small gradients
+        before = {name: p.detach().clone() for name, p in arm.model.named_parameters()}
+        one = settings(steps=1, micro_batch_tokens=micro_rows * BLOCK, lr=1.0, schedule="constant", warmup=0.0, clip=1e9)
+        arm.train(tmp_path / str(micro_rows), one)
+        return {name: before[name] - p.detach() for name, p in arm.model.named_parameters()}
+
+    # Plain descent at rate 1 moves each value by its gradient.
+    monkeypatch.setattr(sys.modules["glyphlm.train"], "make_adamw", lambda model, *_: torch.optim.SGD(model.parameters()))
+    whole, pairs, single = (gradient(micro_rows) for micro_rows in (4, 2, 1))
+    for name, expected in whole.items():
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(pairs[name], expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(single[name], expected, atol=1e-6, rtol=1e-4)
+    losses = [rows(tmp_path / micro_rows)[-1]["loss"] for micro_rows in ("4", "2", "1")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_bf16_products_train_as_well(shards, tmp_path, straight):
+    Arm(shards).train(tmp_path, settings(precision="bf16", steps=5))
+    for row, exact in zip(rows(tmp_path)[:2], rows(straight)[:2], strict=True):
+        assert row["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert all(t.dtype == torch.float32 for t in load_tensors(list_states(tmp_path)[-1] / "model.safetensors").values())
+
+
+def test_twins_start_from_the_same_values_and_see_the_same_batches(shards, substrates, tmp_path):
+    arms = [Arm(shards, substrates[kind]) for kind in ("token_bits", "learned")]
+    first, second = (initial_digest(arm.model) for arm in arms)
+    for number, arm in enumerate(arms):
+        arm.train(tmp_path / str(number), settings(steps=3))
+    assert first == second
+    assert arms[0].batches.digest == arms[1].batches.digest != "00000000"
+    assert initial_digest(arms[0].model) != initial_digest(arms[1].model)
+    other = Arm(shards, substrates["learned"], seed=2)
+    assert initial_digest(other.model) != first
+    other.train(tmp_path / "other", settings(steps=3))
+    assert other.batches.digest != arms[0].batches.digest
+
+
+def test_steps_come_from_steps_or_tokens():
+    assert count_steps(settings(steps=7)) == 7
+    assert count_steps(settings(steps=None, tokens=1e3, batch_tokens=128)) == 7
+    for wrong in ({"tokens": 5.0}, {"steps": None}):
+        with pytest.raises(InputError, match="one of the two"):
+            count_steps(settings(**wrong))
+    for wrong in ({"steps": 0}, {"steps": None, "tokens": 100.0}):
+        with pytest.raises(InputError, match="0 steps of 128 tokens"):
+            count_steps(settings(**wrong))
+
+
+def test_batches_that_do_not_split_are_refused():
+    assert batch_rows(settings(micro_batch_tokens=8192), BLOCK) == 4
+    for wrong in ({"batch_tokens": 100}, {"micro_batch_tokens": 40}):
+        with pytest.raises(InputError, match="multiples of block_size 32"):
+            batch_rows(settings(**wrong), BLOCK)
+    with pytest.raises(InputError, match="not a multiple of micro_batch_tokens 96"):
+        batch_rows(settings(micro_batch_tokens=96), BLOCK)
+
+
+def test_device_that_is_not_there_is_refused():
+    assert resolve_device("cpu") == "cpu" and resolve_device("auto") in ("cpu", "cuda")
+    for wrong in ("abacus", "cuda:77"):
+        with pytest.raises(InputError, match=f"device '{wrong}' cannot be used .*try auto or cpu"):
+            resolve_device(wrong)
+
+
+def test_automatic_precision_is_the_faster_one(monkeypatch):
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(sys.modules["glyphlm.train"], "_matmul_seconds", lambda dtype, device: seconds[dtype])
+    assert resolve_precision("auto", "cpu") == "bf16"
+    seconds[torch.bfloat16] = 0.9  # too little gain for what it loses
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert (resolve_precision("fp32", "cpu"), resolve_precision("bf16", "cpu")) == ("fp32", "bf16")
+    monkeypatch.undo()
+    assert resolve_precision("auto", "cpu") in ("fp32", "bf16")
+
+
+# The command line in processes of its own, which can be killed.
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["glyphlm.arm", "glyphlm.verbs"])  # imported once for all of them
+
+
+def command(arguments: list[str]) -> None:
+    """What the console script does."""
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
+
+
+@pytest.fixture(scope="module")
+def recipe(shards, substrates, tokenizer_folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(yaml.safe_dump({
+        "tokenizer": {"path": str(tokenizer_folder)},
+        "substrate": {"path": str(substrates["learned"])},
+        "model": {"d_model": 32, "n_layer": 1, "n_head": 2, "block_size": BLOCK},
+        "data": [{"shards": str(shards)}],
+        "train": {"steps": 120, "batch_tokens": 128, "micro_batch_tokens": 64, "precision": "fp32", "device": "cpu",
+                  "log_every": 3, "validate_every": 20, "validation_tokens": 256, "save_every": 3},
+    }))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight_command(recipe, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("command") / "run"
+    assert finish(recipe, out) == 0
+    return out
+
+
+def start(recipe: Path, out: Path) -> multiprocessing.Process:
+    process = processes.Process(target=command, args=(["train", str(recipe), "--out", str(out)],))
+    process.start()
+    return process
+
+
+def finish(recipe: Path, out: Path) -> int:
+    process = start(recipe, out)
+    process.join(120)
+    return process.exitcode
+
+
+def stop(recipe: Path, out: Path, number: int, delay: float) -> int:
+    """Start the command, let it reach a new checkpoint, wait a little, send the signal; the exit code."""
+    before, process, deadline = list_states(out), start(recipe, out), time.monotonic() + 60
+    while list_states(out)[-1:] == before[-1:] and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert not (out / "summary.json").exists(), "finished before it was stopped"
+    return process.exitcode
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "code"),
+    [(signal.SIGTERM, 1, 0), (signal.SIGINT, 1, 130), (signal.SIGKILL, 4, -signal.SIGKILL)],
+    ids=["SIGTERM", "SIGINT", "SIGKILL"],
+)
+def test_command_that_was_stopped_ends_as_if_it_had_not(recipe, straight_command, tmp_path, number, times, code):
+    out, delays = tmp_path / "run", random.Random(0)
+    assert [stop(recipe, out, number, delays.uniform(0, 0.02)) for _ in range(times)] == [code] * times
+    assert finish(recipe, out) == 0
+    found, expected = (json.loads((run / "summary.json").read_text()) for run in (out, straight_command))
+    assert rows(out) == rows(straight_command)
+    assert (out / "model.safetensors").read_bytes() == (straight_command / "model.safetensors").read_bytes()
+    for key in ("bits_per_byte", "data_order", "init", "steps", "tokens"):
+        assert found[key] == expected[key], key
+    assert not list((out / "state").glob(".*"))
