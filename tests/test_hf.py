@@ -155,13 +155,27 @@ def test_all_ways_of_opening_give_the_same_logits(strangers):
     assert remote == first == second
 
 
-def test_cache_changes_no_generated_token(loaded):
-    ids_BT = some_ids(3)
-    with_cache, without = (
-        loaded.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=12, use_cache=cached, **GREEDY)
-        for cached in (True, False)
-    )
-    assert torch.equal(with_cache, without) and with_cache.shape[1] > 13
+def test_generated_tokens_are_the_likeliest_with_and_without_cache(loaded, runs):
+    expected_BT = some_ids(3)
+    with torch.no_grad():
+        for _ in range(12):
+            likeliest_B = runs["frozen"].model(expected_BT)[:, -1].argmax(-1)
+            expected_BT = torch.cat([expected_BT, likeliest_B[:, None]], 1)
+    assert (expected_BT != loaded.config.eos_token_id).all()  # no text ends early
+    for cached in (True, False):
+        attended_BT = torch.ones_like(some_ids(3))
+        found_BT = loaded.generate(some_ids(3), attention_mask=attended_BT, max_new_tokens=12, use_cache=cached, **GREEDY)
+        assert torch.equal(found_BT, expected_BT)
+
+
+def test_given_positions_count_by_their_distance(loaded):
+    places_T = torch.arange(12)
+    with torch.no_grad():
+        given = (places_T, places_T + 5, places_T * 2)
+        plain, moved, stretched = (loaded(some_ids(), position_ids=p[None]).logits for p in given)
+    torch.testing.assert_close(plain, loaded(some_ids()).logits.detach())
+    torch.testing.assert_close(moved, plain, atol=1e-4, rtol=1e-4)
+    assert (stretched - plain).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("options", [GREEDY, GREEDY | {"num_beams": 3}])
