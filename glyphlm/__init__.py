@@ -24,13 +24,13 @@ _HOMES = {
     "ModelConfig": "model",
     "Substrate": "model",
     "SubstrateConfig": "model",
-    "TrainSettings": "train",
-    "train": "train",
+    "TrainSettings": "training",
+    "train": "training",
     "Recipe": "recipe",
     "run_recipe": "arm",
-    "Sampling": "generate",
-    "generate": "generate",
-    "evaluate": "evaluate",
+    "Sampling": "generation",
+    "generate": "generation",
+    "evaluate": "evaluation",
     "write_report": "report",
 }
 __all__ = sorted(_HOMES)

@@ -21,7 +21,7 @@ from glyphlm.dataset import (
     validation_batches,
 )
 from glyphlm.errors import InputError
-from glyphlm.generate import Sampling, generate
+from glyphlm.generation import Sampling, generate
 from glyphlm.model import GPT, count_parameters
 from glyphlm.outputs import read_build, write_atomic
 from glyphlm.progress import say
@@ -29,7 +29,7 @@ from glyphlm.recipe import Recipe, first_difference, read_settings, resolve, set
 from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
 from glyphlm.substrate import SHEET, build_substrate, load_substrate
 from glyphlm.tokenizer import Tokenizer, build_tokenizer
-from glyphlm.train import METRICS, TrainState, train
+from glyphlm.training import METRICS, TrainState, train
 
 SETTINGS = "settings.yaml"
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")

@@ -55,7 +55,7 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     Raises:
         InputError: the checkpoint is damaged or of another model; it is named.
     """
-    for half in sorted((out / "state").glob(".step-*.partial-*")):
+    for half in sorted((out / "state").glob(".step-*.partial")):
         say(f"{half.name} was left half-written by a stopped run and is removed")
         shutil.rmtree(half)
     states = list_states(out)

@@ -53,15 +53,16 @@ def prepare(
         writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer)) for split in SPLITS}
         _write_pieces(tokenizer.encode_passages(passages(texts, reading, "tokenizing")), writers, validation_share)
         build.result = {"vocab_size": tokenizer.vocab_size, "splits": {s: writers[s].close() for s in SPLITS}}
-    say_counts(out, build.result["splits"])
+    _say_counts(out, build.result["splits"], validation_share)
     return out
 
 
-def say_counts(out: Path, splits: dict[str, Any]) -> None:
+def _say_counts(out: Path, splits: dict[str, Any], validation_share: float) -> None:
     """Tell what was written, and the cure where nothing was held out."""
     for split, found in splits.items():
-        say(f"{out}: {split} {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
-    if not splits["validation"]["tokens"]:
+        if found["tokens"]:
+            say(f"{out}: {split} {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
+    if validation_share and not splits["validation"]["tokens"]:
         say("nothing was held out for validation: give more text or a larger --validation-share")
 
 

@@ -45,7 +45,7 @@ def sha256_file(path: Path) -> str:
 def replaced_folder(out: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it does not."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial = out.with_name(f".{out.name}.partial")  # what an earlier kill left there is swept away
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -82,7 +82,7 @@ class Build:
         found = read_build(out)
         difference = self._difference(found)
         if difference:
-            raise InputError(f"{out} already holds {difference}; choose another --out or remove {out}")
+            raise InputError(f"{out} already holds other work: {difference}; choose another --out or remove {out}")
         self.result = found.result
         return True
 
@@ -96,12 +96,12 @@ class Build:
 
     def _difference(self, found: "Build") -> str | None:
         if found.made != self.made:
-            return f"a {found.made}, not a {self.made}"
+            return f"made = {found.made!r}, not {self.made!r}"
         for part in ("settings", "inputs"):
             was, now = getattr(found, part), json.loads(json.dumps(getattr(self, part)))
             for key in sorted(was.keys() | now.keys()):
                 if was.get(key) != now.get(key):
-                    return f"a {self.made} made with {key} = {was.get(key)!r}, not {now.get(key)!r}"
+                    return f"{key} = {was.get(key)!r}, not {now.get(key)!r}"
         return None
 
 

@@ -11,7 +11,7 @@ from glyphlm.errors import InputError
 from glyphlm.model import ModelConfig
 from glyphlm.substrate import SubstrateSettings
 from glyphlm.tokenizer import TokenizerSettings
-from glyphlm.train import TrainSettings, batch_rows, count_steps, resolve_device, resolve_precision
+from glyphlm.training import TrainSettings, batch_rows, count_steps, resolve_device, resolve_precision
 
 
 @dataclass

@@ -21,7 +21,7 @@ from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.model import GPT
 from glyphlm.outputs import to_json, write_atomic
-from glyphlm.tensors import TENSOR_ERRORS, as_os_errors
+from glyphlm.tensors import TENSOR_ERRORS, as_os_errors, share
 from glyphlm.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"
@@ -45,6 +45,7 @@ def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
         wrapped.save_pretrained(partial)
     tokenizer.save(partial)
     for file in partial.iterdir():
+        share(file)
         os.replace(file, out / file.name)
     partial.rmdir()
 

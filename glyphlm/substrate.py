@@ -70,8 +70,11 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
     inputs = {str(path): sha256_file(path) for path in fonts.paths} if fonts else {}
     build = Build("substrate", kept, {"tokenizer": tokenizer.fingerprint, **inputs})
     if build.is_done(out):
-        return SubstrateConfig(**build.result)
-    drawing = draw_vocabulary(tokenizer, fonts, settings.strict) if fonts else None
+        check_drawn(build.result["missing"], settings.strict)
+        return SubstrateConfig(**build.result["config"])
+    drawing = draw_vocabulary(tokenizer, fonts) if fonts else None
+    missing = [ord(character) for character in drawing.missing] if drawing else []
+    check_drawn(missing, settings.strict)
     table_VE = _table(drawing, settings, tokenizer.vocab_size)
     config = SubstrateConfig(
         vocab_size=tokenizer.vocab_size, n_embed=settings.n_embed, kind=settings.kind, scale=settings.scale,
@@ -82,7 +85,7 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
             save_tensors({"table_VE": table_VE}, partial / TABLE)
         if drawing is not None:
             _write_sheet(drawing, tokenizer, partial / SHEET)
-        build.result = asdict(config)
+        build.result = {"config": asdict(config), "missing": missing}
     say(f"{out}: {settings.kind}, {config.vocab_size:,} codes of width {config.n_embed}, {config.fingerprint[:12]}")
     return config
 
@@ -97,7 +100,7 @@ def load_substrate(folder: str | Path, d_model: int) -> Substrate:
     build = read_build(folder)
     if build.made != "substrate":
         raise InputError(f"{folder} holds a {build.made}, not a substrate")
-    config = SubstrateConfig(**build.result)
+    config = SubstrateConfig(**build.result["config"])
     try:
         substrate = Substrate(config, d_model)
     except ValueError as error:
@@ -148,20 +151,24 @@ def fingerprint(settings: SubstrateSettings, tokenizer: Tokenizer, table_VE: Ten
     return digest.hexdigest()
 
 
-def draw_vocabulary(tokenizer: Tokenizer, fonts: FontChain, strict: bool) -> Drawing:
-    """Pictures of every token; byte tokens are drawn as their two hexadecimal digits.
+def draw_vocabulary(tokenizer: Tokenizer, fonts: FontChain) -> Drawing:
+    """Pictures of every token; byte tokens are drawn as their two hexadecimal digits."""
+    return draw_tokens([_legible(token) for token in tokenizer.tokens], fonts, fonts.side)
+
+
+def check_drawn(missing: Sequence[int], strict: bool) -> None:
+    """Say which code points are in no font and got placeholders.
 
     Raises:
-        InputError: with `strict`, some code point is in no font; without it, that is said and placeholders stand in.
+        InputError: there are some, and `strict` is set.
     """
-    drawing = draw_tokens([_legible(token) for token in tokenizer.tokens], fonts, fonts.side)
-    if drawing.missing:
-        names = ", ".join(f"U+{ord(character):04X}" for character in drawing.missing[:10])
-        message = f"{len(drawing.missing)} of the characters are in no font (first: {names})"
-        if strict:
-            raise InputError(f"{message}; add a font that has them with --font, or go on without --strict")
-        say(f"{message}; each gets a placeholder of its own")
-    return drawing
+    if not missing:
+        return
+    names = ", ".join(f"U+{code_point:04X}" for code_point in missing[:10])
+    message = f"{len(missing)} of the characters are in no font (first: {names})"
+    if strict:
+        raise InputError(f"{message}; add a font that has them with --font, or go on without --strict")
+    say(f"{message}; each gets a placeholder of its own")
 
 
 def _legible(token: str) -> str:

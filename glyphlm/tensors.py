@@ -1,6 +1,7 @@
 """Tensors on disk: safetensors only, with errors that name the file."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     with as_os_errors(path):
         safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    share(path)
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions of any new file; safetensors 0.8 writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -167,7 +167,7 @@ def _check_recipe(path: str) -> None:
 
 def run_generate(arguments: Sequence[str]) -> None:
     """glyphlm generate."""
-    from glyphlm.generate import Sampling, generate
+    from glyphlm.generation import Sampling, generate
 
     parser = Parser.of(
         "generate",
@@ -184,8 +184,8 @@ def run_generate(arguments: Sequence[str]) -> None:
 
 def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
-    from glyphlm.evaluate import evaluate
-    from glyphlm.train import resolve_device
+    from glyphlm.evaluation import evaluate
+    from glyphlm.training import resolve_device
 
     parser = Parser.of(
         "eval",

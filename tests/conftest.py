@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from glyphlm.dataset import prepare
 from glyphlm.phrasebook import phrases
@@ -17,6 +18,12 @@ SUBSTRATES = {
     "token_bits": SubstrateSettings(kind="token_bits", n_embed=16),
     "learned": SubstrateSettings(kind="learned", n_embed=32, trainable=True),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two threads over models as small as these wait for each other more than they work."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -224,12 +224,12 @@ def test_text_that_has_changed_is_refused_with_its_name(tokenizer, tmp_path):
     path = write_documents(tmp_path / "a.jsonl")
     out = prepare(tokenizer, [path], tmp_path / "out")
     write_documents(tmp_path / "a.jsonl", DOCUMENTS[1:])
-    with pytest.raises(InputError, match=f"{out} already holds a shards made with {path} = "):
+    with pytest.raises(InputError, match=f"{out} already holds other work: {path} = "):
         prepare(tokenizer, [path], out)
 
 
 def test_another_tokenizer_is_refused(prepared, text):
-    with pytest.raises(InputError, match="shards made with tokenizer = "):
+    with pytest.raises(InputError, match="other work: tokenizer = "):
         prepare(WideTokenizer(300), [text], prepared, 0.2)
 
 

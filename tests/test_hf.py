@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.errors import InputError
-from glyphlm.generate import Sampling, continue_text, generate
+from glyphlm.generation import Sampling, continue_text, generate
 from glyphlm.hf import GlyphLMForCausalLM
 from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runfolder import export_model, load_run
@@ -58,15 +57,6 @@ json.dump({
 }, open(found, "w"))
 """
 WAYS = ["remote code", "glyphlm first", "glyphlm second"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads over so small a model wait for each other more than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

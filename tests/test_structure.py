@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+import glyphlm
+
 PACKAGE = Path(__file__).parents[1] / "glyphlm"
 # The way of the data; each file imports only files above it.
 ORDER = """
 errors outputs progress tensors
 corpus cldr phrasebook ngrams tokenizer
 fonts glyphs model substrate dataset
-loss optim bits checkpoint train
-hf runfolder generate evaluate recipe arm
+loss optim bits checkpoint training
+hf runfolder generation evaluation recipe arm
 plots report quickstart verbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.
@@ -77,3 +79,8 @@ def test_shipped_files_need_only_torch_transformers_and_each_other(name):
 def test_no_pickle_anywhere():
     sources = [path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")]
     assert not [text for text in sources if "pickle" in text or "torch.load(" in text or "torch.save(" in text]
+
+
+def test_public_names_stay_what_they_are_when_asked_for_twice():
+    assert all(getattr(glyphlm, name) is getattr(glyphlm, name) for name in glyphlm.__all__)
+    assert not {name for name in glyphlm.__all__ if name in ORDER}  # a module of the same name would take its place

@@ -269,7 +269,7 @@ def test_other_settings_into_the_same_folder_are_refused(small, tmp_path):
 
 
 def test_the_folder_records_what_the_model_needs(substrates, tokenizer):
-    found = SubstrateConfig(**read_build(substrates["learned"]).result)
+    found = SubstrateConfig(**read_build(substrates["learned"]).result["config"])
     assert replace(found, fingerprint="") == SubstrateConfig(1024, 32, kind="learned", trainable=True)
 
 
@@ -347,8 +347,16 @@ def test_strict_refuses_characters_in_no_font_and_names_ten(small, fonts, tmp_pa
     assert message.startswith(f"{len(missing)} of the characters are in no font (first: {', '.join(missing[:10])});")
 
 
-def test_without_strict_missing_characters_are_told_and_drawn_apart(small, fonts, capsys):
-    pictures = draw_vocabulary(small, load_fonts(fonts, 32), strict=False).bits_VP
+def test_without_strict_missing_characters_are_told_and_drawn_apart(small, fonts, tmp_path, capsys):
+    wanted = SubstrateSettings(kind="glyph", n_embed=8, font=fonts)
+    build_substrate(small, wanted, tmp_path / "sub")
     assert f"{len(missing_names(small))} of the characters are in no font" in capsys.readouterr().err
+    pictures = draw_vocabulary(small, load_fonts(fonts, 32)).bits_VP
     alone = [number for number, token in enumerate(small.tokens) if len(token) == 1 and token > "z"]
     assert len(np.unique(pictures[alone], axis=0)) == len(alone)
+
+
+def test_strict_also_refuses_what_was_built_without_it(small, fonts, tmp_path):
+    build_substrate(small, SubstrateSettings(kind="glyph", n_embed=8, font=fonts), tmp_path / "sub")
+    with pytest.raises(InputError, match="are in no font"):
+        build_substrate(small, SubstrateSettings(kind="glyph", n_embed=8, font=fonts, strict=True), tmp_path / "sub")

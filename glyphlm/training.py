@@ -217,7 +217,10 @@ class _Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         raise InputError(f"loss {loss} and gradient norm {norm} at step {self._state.step} (batch position "
-                         f"{self._batches.state()['taken']}); the last checkpoint is of step {self._saved}; lower train.lr")
+                         f"{self._batches.state()['taken']}); {self._last_saved()}; lower train.lr")
+
+    def _last_saved(self) -> str:
+        return f"the last checkpoint is of step {self._saved}" if self._saved else "no checkpoint was written yet"
 
     def _advance(self, bar: Meter, lr: float, norm: float) -> None:
         state, window = self._state, self._window
