@@ -3,6 +3,8 @@
 It only calls what the other verbs call. The recipes it writes are files that `glyphlm train` takes.
 """
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,12 @@ ARMS = {
 PROMPTS = ["The currency of ", "Question: What is the Russian name of ", "Валюта: ", "Вопрос: ", "在", "问题："]
 
 
-def quickstart(out: Path, steps: int | None = None, font: list[str] | None = None) -> Path:
+# Running text, examples (10% of what is trained on), and what is held out of both.
+SHARDS = {"text": 0.0, "qa": 0.0, "validation_text": 1.0, "validation_qa": 1.0}
+WEIGHTS = {"text": 0.9, "qa": 0.1}
+
+
+def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) -> Path:
     """Make everything under `out` and return the report's path; what is done already is not done again.
 
     Raises:
@@ -36,35 +43,45 @@ def quickstart(out: Path, steps: int | None = None, font: list[str] | None = Non
     """
     from glyphlm.report import write_report  # loads matplotlib, needed only at the end
 
-    train = replace(TRAIN, steps=steps or STEPS)
     texts = write_phrasebook(out / "text")
     tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
-    data = _shards(tokenizer, texts, out)
-    runs = []
+    for name, share in SHARDS.items():
+        prepare(tokenizer, [str(texts[name])], out / "shards" / name, share)
+    train = replace(TRAIN, steps=steps or STEPS)
+    runs = [_train_arm(name, replace(settings, font=list(font)), tokenizer, train, out) for name, settings in ARMS.items()]
+    return write_report(runs, out / "report.html", "GlyphLM quickstart", commands(out, font))
+
+
+def commands(out: Path, font: Sequence[str] = ()) -> list[str]:
+    """What a reader types to make the same inputs step by step."""
+    lines = [
+        f"glyphlm quickstart --out {out}    # writes {out}/text and {out}/recipes, and does all of this:",
+        f"glyphlm tokenizer build --vocab-size {VOCAB_SIZE} --out {out}/tokenizer {out}/text/text.jsonl",
+    ]
+    for name, share in SHARDS.items():
+        lines.append(f"glyphlm prepare --tokenizer {out}/tokenizer --validation-share {share} "
+                     f"--out {out}/shards/{name} {out}/text/{name}.jsonl")
     for name, settings in ARMS.items():
-        folder = out / "substrates" / name
-        build_substrate(tokenizer, replace(settings, font=list(font or [])), folder)
-        recipe = Recipe(
-            tokenizer=TokenizerSettings(path=str(out / "tokenizer")),
-            substrate=SubstrateSettings(path=str(folder)),
-            model=MODEL,
-            data=data[:2],
-            validation=[source.shards for source in data[2:]],
-            prompts=PROMPTS,
-            train=train,
-        )
-        file = out / "recipes" / f"{name}.yaml"
-        file.parent.mkdir(exist_ok=True)
-        write_atomic(file, settings_text(recipe))
-        run = out / "runs" / name
-        run_recipe(recipe, run, f"glyphlm train {file} --out {run}")
-        runs.append(run)
-    return write_report(runs, out / "report.html", "GlyphLM quickstart")
+        options = f"--kind {settings.kind} --n-embed {settings.n_embed}{' --trainable' * settings.trainable}"
+        fonts = f" --font {shlex.join(font)}" if font else ""
+        lines.append(f"glyphlm substrate build --tokenizer {out}/tokenizer {options}{fonts} --out {out}/substrates/{name}")
+    return lines
 
 
-def _shards(tokenizer: Tokenizer, texts: dict[str, Path], out: Path) -> list[Source]:
-    """Shards of running text, of examples (10% of what is trained on), and of what is held out of both."""
-    shares = {"text": 0.0, "qa": 0.0, "validation_text": 1.0, "validation_qa": 1.0}
-    weights = {"text": 0.9, "qa": 0.1}
-    folders = {name: prepare(tokenizer, [str(texts[name])], out / "shards" / name, share) for name, share in shares.items()}
-    return [Source(shards=str(folder), weight=weights.get(name)) for name, folder in folders.items()]
+def _train_arm(name: str, settings: SubstrateSettings, tokenizer: Tokenizer, train: TrainSettings, out: Path) -> Path:
+    """Build the arm's substrate, write its recipe to a file and train it; its run folder."""
+    substrate, run, file = out / "substrates" / name, out / "runs" / name, out / "recipes" / f"{name}.yaml"
+    build_substrate(tokenizer, settings, substrate)
+    recipe = Recipe(
+        tokenizer=TokenizerSettings(path=str(out / "tokenizer")),
+        substrate=SubstrateSettings(path=str(substrate)),
+        model=MODEL,
+        data=[Source(shards=str(out / "shards" / part), weight=weight) for part, weight in WEIGHTS.items()],
+        validation=[str(out / "shards" / part) for part, share in SHARDS.items() if share],
+        prompts=PROMPTS,
+        train=train,
+    )
+    file.parent.mkdir(exist_ok=True)
+    write_atomic(file, settings_text(recipe))
+    run_recipe(recipe, run, f"glyphlm train {file} --out {run}")
+    return run

@@ -75,10 +75,13 @@ class Run:
         return f"{'trainable' if trainable else 'frozen'} {kind}"
 
 
-def write_report(runs: Sequence[Path], out: Path, title: str = "GlyphLM report") -> Path:
+def write_report(
+    runs: Sequence[Path], out: Path, title: str = "GlyphLM report", commands: Sequence[str] = ()
+) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path that holds no finished run is passed over.
+    `commands` are what came before the trainings; each run tells its own.
 
     Raises:
         InputError: no run is left, a file of a run is damaged, or `out` is a folder.
@@ -86,7 +89,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str = "GlyphLM report")
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
-    page = _page(_read_runs([Path(run) for run in runs]), title)
+    page = _page(_read_runs([Path(run) for run in runs]), title, commands)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
@@ -154,7 +157,7 @@ def _fault(line: bytes, needed: dict[str, tuple[type, ...]]) -> str | None:
     return next((f"no valid {key!r}" for key, types in needed.items() if not isinstance(row.get(key), types)), None)
 
 
-def _page(runs: list[Run], title: str) -> str:
+def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -166,7 +169,7 @@ def _page(runs: list[Run], title: str) -> str:
     template = environment.get_template("report.html.jinja")
     arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in runs]
     views = {"checks": _checks(runs), "sheets": _sheets(runs), "samples": _samples(runs), "results": _results(runs)}
-    return template.render(title=title, runs=runs, plots=plots.draw(arms), mark=plots.mark, **views)
+    return template.render(title=title, runs=runs, commands=commands, plots=plots.draw(arms), mark=plots.mark, **views)
 
 
 def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:

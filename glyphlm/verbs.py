@@ -110,10 +110,13 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
         "glyphlm substrate build --tokenizer tok/ --kind glyph --n-embed 256 --out sub/",
     )
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
-    names = parser.add_class_arguments(SubstrateSettings, skip={"path"})
+    names = parser.add_class_arguments(SubstrateSettings, skip={"path", "font", "strict", "trainable"})
+    parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
+    parser.add_argument("--strict", action="store_true", help="stop where a character is in no font")
+    parser.add_argument("--trainable", action="store_true", help="training may change the table")
     parser.add_out("folder of the substrate", required=True)
     options = parser.read(arguments)
-    settings = SubstrateSettings(**{name: options[name] for name in names})
+    settings = SubstrateSettings(**{name: options[name] for name in (*names, "font", "strict", "trainable")})
     build_substrate(Tokenizer.load(options.tokenizer), settings, options.out)
 
 

@@ -1,12 +1,15 @@
 """The verbs in a row, as a user types them: on the embedded corpus, and on real English, Russian and Chinese text."""
 
 import gzip
+import html
 import itertools
 import json
+import shlex
 
 import pytest
 
 from glyphlm.cli import main
+from glyphlm.quickstart import commands
 
 RECIPE = """
 tokenizer: {{path: {0}/tok}}
@@ -91,6 +94,14 @@ def test_a_second_quickstart_does_nothing_again(quick, capsys):
     run("quickstart", "--steps", "4", "--out", quick)
     assert capsys.readouterr().err.count("is done already") == 3
     assert [path.stat().st_mtime_ns for path in made] == before
+
+
+def test_the_commands_of_the_report_are_those_that_were_run(quick, capsys):
+    page = html.unescape((quick / "report.html").read_text(encoding="utf-8"))
+    for line in commands(quick)[1:]:
+        assert line in page
+        run(*shlex.split(line)[1:])
+    assert capsys.readouterr().err == ""  # nothing was made: every folder was found done
 
 
 def test_a_quickstart_arm_is_what_its_recipe_file_trains(quick, tmp_path):
