@@ -18,11 +18,12 @@ from torch import Tensor
 from glyphlm.errors import InputError
 from glyphlm.fonts import FontChain, load_fonts
 from glyphlm.glyphs import Drawing, draw_tokens, glyph_sheet
+from glyphlm.layouts import BYTES
 from glyphlm.model import Substrate, SubstrateConfig, scale_rows
 from glyphlm.outputs import Build, read_build, sha256_file
 from glyphlm.progress import say
 from glyphlm.tensors import load_tensors, save_tensors
-from glyphlm.tokenizer import BYTES, Tokenizer
+from glyphlm.tokenizer import Tokenizer
 
 TABLE = "substrate.safetensors"
 SHEET = "glyphs.png"

@@ -1,12 +1,6 @@
-"""Vocabularies of Unicode text: code points and n-grams -> tokenizer.json, `str` -> ids and back.
-
-The layout `compact` holds the code points that occur, then n-grams counted on the given text, at any size; what is
-rare goes through byte tokens, so that no text is ever lost. Merges are the published builders' (arXiv 2507.04886,
-bvv241 notebooks): every split of an n-gram into two pieces of the vocabulary.
-"""
+"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,18 +9,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glyphlm.corpus import STRICT, Passage, Reading, describe, passages
 from glyphlm.errors import InputError
-from glyphlm.ngrams import WORD, TextCounts, by_frequency, count_text
+from glyphlm.layouts import BYTES, MIN_VOCAB, compact_backend
+from glyphlm.ngrams import count_text
 from glyphlm.outputs import Build, to_json
 from glyphlm.progress import say
 
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
-BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-MIN_VOCAB = 512
-MAX_WORDS_LEARNED = 30_000_000  # words from which n-grams are learned: more time, the same vocabulary
 PIECE_CHARS = 1 << 14  # bulk encoding cuts text about here; one BPE call is quadratic in what it cannot cut
 
 
@@ -220,71 +210,3 @@ def build_tokenizer(
             build.result = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
         say(f"{out}: {tokenizer.vocab_size:,} tokens, see {out}/vocab.txt")
     return Tokenizer.load(out)
-
-
-def compact_backend(counts: TextCounts, vocab_size: int) -> tokenizers.Tokenizer:
-    """The layout `compact` in order of ids: specials, 256 bytes, code points by frequency, n-grams by usefulness."""
-    room = vocab_size - len(SPECIALS) - len(BYTES)
-    characters = choose_characters(counts.characters, room // 2)
-    ngrams = choose_ngrams(counts.words, characters, room - len(characters))
-    if len(characters) + len(ngrams) < room:  # the text has few n-grams: characters take the room that they leave
-        characters = choose_characters(counts.characters, room - len(ngrams))
-        ngrams = choose_ngrams(counts.words, characters, room - len(characters))
-    missing = room - len(characters) - len(ngrams)
-    if missing:
-        supported = vocab_size - missing
-        cure = f"give more text or --vocab-size {supported}" if supported >= MIN_VOCAB else "give more text"
-        raise InputError(f"vocab_size {vocab_size} is larger than the text supports: {len(characters)} characters and "
-                         f"{len(ngrams)} n-grams make {supported}; {cure}")
-    return bpe_backend([*SPECIALS, *BYTES, *characters, *ngrams])
-
-
-def choose_characters(characters: Counter[str], room: int) -> list[str]:
-    """The most frequent code points, until 99.95% of the text is covered or `room` of them are taken."""
-    wanted, covered, chosen = 0.9995 * characters.total(), 0, []
-    for character, count in by_frequency(characters)[:room]:
-        if covered >= wanted:
-            break
-        chosen.append(character)
-        covered += count
-    return chosen
-
-
-def choose_ngrams(words: Counter[str], characters: Sequence[str], room: int) -> list[str]:
-    """The `room` n-grams that save the most tokens, the most useful first.
-
-    They are taken one by one, each counted on the text as the earlier ones leave it (byte-pair training over letters).
-    Ranking plain counts instead spends the room on overlaps ("atio", "tion") and makes English 16% longer.
-    """
-    letters = [character for character in characters if WORD.fullmatch(character)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(letters) + room, initial_alphabet=letters, limit_alphabet=len(letters), show_progress=False
-    )
-    learner = tokenizers.Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(repeated(words), trainer)
-    ids = learner.get_vocab()
-    return [token for token in sorted(ids, key=ids.__getitem__) if len(token) > 1]
-
-
-def repeated(words: Counter[str]) -> Iterator[str]:
-    """Each word as often as it occurs, separated by spaces; all counts are divided where there are too many."""
-    divisor = -(-words.total() // MAX_WORDS_LEARNED)
-    for word, count in sorted(words.items()):
-        if count >= divisor:
-            yield " ".join([word] * (count // divisor))
-
-
-def bpe_backend(vocabulary: Sequence[str]) -> tokenizers.Tokenizer:
-    """A BPE tokenizer without pre-tokenizer whose merges are all splits of each piece into two pieces, in id order."""
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    if len(ids) != len(vocabulary):
-        raise AssertionError("a token stands twice in the vocabulary")
-    plain = [token for token in vocabulary if token not in SPECIALS and token not in BYTES]
-    splits = ((token[:cut], token[cut:]) for token in plain for cut in range(1, len(token)))
-    merges = [(left, right) for left, right in splits if left in ids and right in ids]
-    model = models.BPE(vocab=ids, merges=merges, unk_token="<unk>", byte_fallback=True)
-    backend = tokenizers.Tokenizer(model)
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens(list(SPECIALS))
-    return backend

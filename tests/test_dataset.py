@@ -23,9 +23,10 @@ from glyphlm.dataset import (
     validation_batches,
 )
 from glyphlm.errors import InputError
+from glyphlm.layouts import compact_backend
 from glyphlm.ngrams import TextCounts
 from glyphlm.phrasebook import phrases
-from glyphlm.tokenizer import Piece, Tokenizer, compact_backend
+from glyphlm.tokenizer import Piece, Tokenizer
 
 DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
 

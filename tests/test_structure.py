@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "glyphlm"
 # The way of the data; each file imports only files above it.
 ORDER = """
 errors outputs progress tensors
-corpus cldr phrasebook ngrams tokenizer
+corpus cldr phrasebook ngrams layouts tokenizer
 fonts glyphs model substrate dataset
 loss optim bits checkpoint training
 hf runfolder generation evaluation recipe arm
@@ -30,7 +30,7 @@ OWNERS = {
     "regex": {"ngrams"},
     "rich": {"progress"},
     "safetensors": {"tensors"},
-    "tokenizers": {"tokenizer"},
+    "tokenizers": {"layouts", "tokenizer"},
     "transformers": {"hf", "runfolder"},
     "wrapt": {"__init__"},
     "yaml": {"recipe"},

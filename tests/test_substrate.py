@@ -14,6 +14,7 @@ from glyphlm import substrate
 from glyphlm.errors import InputError
 from glyphlm.fonts import load_fonts
 from glyphlm.glyphs import draw_tokens
+from glyphlm.layouts import compact_backend
 from glyphlm.model import SubstrateConfig, scale_rows
 from glyphlm.ngrams import TextCounts
 from glyphlm.outputs import read_build
@@ -26,7 +27,7 @@ from glyphlm.substrate import (
     sheet_ids,
 )
 from glyphlm.tensors import load_tensors, save_tensors
-from glyphlm.tokenizer import Tokenizer, compact_backend
+from glyphlm.tokenizer import Tokenizer
 
 LEARNED = SubstrateSettings(kind="learned", n_embed=32)
 BITS = SubstrateSettings(kind="token_bits", n_embed=16)

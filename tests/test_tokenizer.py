@@ -15,19 +15,10 @@ from hypothesis import strategies as st
 
 from glyphlm.corpus import Passage
 from glyphlm.errors import InputError
+from glyphlm.layouts import BYTES, SPECIALS, choose_characters, compact_backend, repeated
 from glyphlm.ngrams import LONG_RUN, TextCounts, count_text
 from glyphlm.phrasebook import phrases
-from glyphlm.tokenizer import (
-    BYTES,
-    PIECE_CHARS,
-    SPECIALS,
-    Tokenizer,
-    TokenizerSettings,
-    build_tokenizer,
-    choose_characters,
-    compact_backend,
-    repeated,
-)
+from glyphlm.tokenizer import PIECE_CHARS, Tokenizer, TokenizerSettings, build_tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 PHRASES = [phrase.text for phrase in phrases()[:60]]
@@ -226,7 +217,7 @@ def test_the_rare_half_of_too_many_words_is_forgotten(monkeypatch):
 
 
 def test_counts_are_divided_where_there_are_too_many_words(monkeypatch):
-    monkeypatch.setattr("glyphlm.tokenizer.MAX_WORDS_LEARNED", 10)
+    monkeypatch.setattr("glyphlm.layouts.MAX_WORDS_LEARNED", 10)
     assert list(repeated(Counter({"b": 15, "a": 8, "c": 1}))) == ["a a", "b b b b b"]
 
 
