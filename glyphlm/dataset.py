@@ -308,11 +308,16 @@ def open_training(sources: Sequence[Source], tokenizer: Tokenizer) -> tuple[list
 
 
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
-    """Consecutive windows over the validation texts in turn, at most `limit` tokens of each; the end may be shorter."""
+    """Windows over the validation texts in turn; the last of a text may be shorter.
+
+    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be
+    another language than its end.
+    """
     for text in texts:
-        end = min(text.tokens, limit + 1)
-        starts = range(0, end - 1, block_size)
-        windows = (torch.from_numpy(text.read(s, min(block_size + 1, end - s))) for s in starts)
+        starts = np.arange(0, text.tokens - 1, block_size)
+        if text.tokens - 1 > limit:
+            starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // block_size)).round().astype(int)]
+        windows = (torch.from_numpy(text.read(int(s), min(block_size + 1, text.tokens - int(s)))) for s in starts)
         for _, same in itertools.groupby(windows, key=len):
             for rows in _batched(same, batch_size):
                 ids_BT = torch.stack(rows)

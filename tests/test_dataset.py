@@ -430,14 +430,27 @@ def test_the_text_of_a_source_is_a_list(text, texts):
 # Validation
 
 
+def flat(tensors):
+    return [number for tensor in tensors for number in tensor.flatten().tolist()]
+
+
 @settings(max_examples=100, deadline=None)
-@given(tokens=st.integers(0, 40), block_size=st.integers(1, 9), batch_size=st.integers(1, 4), limit=st.integers(0, 50))
-def test_validation_reads_each_token_once_up_to_the_limit(tokens, block_size, batch_size, limit):
-    found = list(validation_batches([Numbers(tokens)], block_size, batch_size, limit))
-    expected = list(range(max(min(tokens - 1, limit), 0)))
-    assert [number for batch in found for number in batch.x_BT.flatten().tolist()] == expected
-    assert [number for batch in found for number in batch.y_BT.flatten().tolist()] == [n + 1 for n in expected]
+@given(tokens=st.integers(0, 40), block_size=st.integers(1, 9), batch_size=st.integers(1, 4))
+def test_validation_reads_each_token_of_a_short_text_once(tokens, block_size, batch_size):
+    found = list(validation_batches([Numbers(tokens)], block_size, batch_size, 40))
+    expected = list(range(max(tokens - 1, 0)))
+    assert flat(batch.x_BT for batch in found) == expected
+    assert flat(batch.y_BT for batch in found) == [number + 1 for number in expected]
     assert all(batch.x_BT.shape[0] <= batch_size and batch.x_BT.shape[1] <= block_size for batch in found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tokens=st.integers(60, 200), block_size=st.integers(1, 9), limit=st.integers(9, 50))
+def test_validation_of_a_long_text_is_spread_over_it_within_the_limit(tokens, block_size, limit):
+    seen = flat(batch.x_BT for batch in validation_batches([Numbers(tokens)], block_size, 2, limit))
+    assert len(seen) == len(set(seen)) <= limit
+    assert seen[0] == 0 and seen[-1] == tokens - 2 or len(seen) <= block_size
+    assert len(seen) > limit - 2 * block_size
 
 
 def test_validation_texts_come_in_turn_and_never_share_a_row():
