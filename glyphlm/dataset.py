@@ -6,6 +6,7 @@ counts and sha256; token_bytes.npy, the bytes of text that each id stands for.
 """
 
 import hashlib
+import io
 import itertools
 import math
 import zlib
@@ -49,12 +50,19 @@ def prepare(
     if build.is_done(out):
         return out
     with build.folder(out) as partial, ExitStack() as files:
-        np.save(partial / TOKEN_BYTES, tokenizer.bytes_per_id_V)
+        _save_array(partial / TOKEN_BYTES, tokenizer.bytes_per_id_V)
         writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer)) for split in SPLITS}
         _write_pieces(tokenizer.encode_passages(passages(texts, reading, "tokenizing")), writers, validation_share)
         build.result = {"vocab_size": tokenizer.vocab_size, "splits": {s: writers[s].close() for s in SPLITS}}
     _say_counts(out, build.result["splits"], validation_share)
     return out
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """As np.save, which on a full disk raises an error that does not say so."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getvalue())
 
 
 def _say_counts(out: Path, splits: dict[str, Any], validation_share: float) -> None:
@@ -130,7 +138,7 @@ class _ShardWriter:
     def _finish_shard(self) -> None:
         name = f"{self._split}-{len(self._shards):05}"
         self._file.close()
-        np.array(self._starts[:-1], dtype="<u8").tofile(self._folder / f"{name}.documents")
+        (self._folder / f"{name}.documents").write_bytes(np.array(self._starts[:-1], dtype="<u8").tobytes())
         digest = sha256_file(self._folder / f"{name}.bin")
         self._shards.append({"file": f"{name}.bin", "tokens": self._tokens, "sha256": digest})
         self._starts, self._tokens, self._file = [0], 0, None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
@@ -50,9 +50,9 @@ def meter(title: str, total: float | None = None, *, done: float = 0) -> Iterato
         plain._done = done
         yield plain
         return
-    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
-    note = TextColumn("{task.fields[note]}")
-    with Progress("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", *times, note, console=console) as bar:
+    bar_and_share = (BarColumn(12), "{task.percentage:>3.0f}%")  # short: a line must fit into 80 columns
+    left_and_note = (TimeRemainingColumn(compact=True), "left", TextColumn("{task.fields[note]}"))
+    with Progress("{task.description}", *bar_and_share, *left_and_note, console=console) as bar:
         live = Meter(title, total, bar)
         live.advance(done)
         yield live
