@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from glyphlm.checkpoint import list_states
 from glyphlm.dataset import (
     Batch,
     Batches,
@@ -63,8 +64,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str) -> dict[str, Any]:
     Raises:
         InputError: the recipe contradicts itself or its inputs, or `out` holds another run.
     """
-    recipe = resolve(recipe)
-    claim(out, recipe)
+    recipe = claim(out, recipe)
     summary = read_summary(out)
     if summary is not None:
         say(f"{out} is done already: {told(summary)}")
@@ -84,23 +84,24 @@ def run_recipe(recipe: Recipe, out: Path, command: str) -> dict[str, Any]:
     return summary
 
 
-def claim(out: Path, recipe: Recipe) -> None:
-    """Make `out` this recipe's folder, or make sure that it is.
+def claim(out: Path, recipe: Recipe) -> Recipe:
+    """Make `out` this recipe's folder, or make sure that it is; the recipe comes back resolved.
 
     Raises:
-        InputError: `out` holds another run (the first difference is named) or something that is no run.
+        InputError: the recipe contradicts itself, or `out` holds something that is no run, or another run (the first
+            difference is named). A run that was refused before its first step holds nothing and is replaced.
     """
     path = out / SETTINGS
-    if path.exists():
-        difference = first_difference(read_settings(path), asdict(recipe))
-        if difference:
-            raise InputError(f"{out} was trained with other settings: {difference}; "
-                             f"choose another --out or remove {out}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is no run; choose another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, settings_text(recipe))
+    recorded = read_settings(path) if path.exists() else None
+    recipe = resolve(recipe, recorded)
+    difference = first_difference(recorded, asdict(recipe)) if recorded else None
+    if difference and ((out / METRICS).exists() or list_states(out)):
+        raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, settings_text(recipe))
+    return recipe
 
 
 def open_arm(recipe: Recipe, out: Path) -> Arm:

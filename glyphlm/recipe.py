@@ -37,8 +37,8 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with `auto` settings decided for this machine.
+def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
+    """The recipe with `auto` settings decided for this machine, or as `recorded` when the run was begun.
 
     Raises:
         InputError: settings are out of range, or a data source is both shards and text, or neither.
@@ -49,8 +49,13 @@ def resolve(recipe: Recipe) -> Recipe:
                              f"text: {source.text})")
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
-    device = resolve_device(recipe.train.device)
-    precision = resolve_precision(recipe.train.precision, device)
+    before = (recorded or {}).get("train", {})
+    device, precision = (
+        before.get(name, "auto") if value == "auto" else value
+        for name, value in (("device", recipe.train.device), ("precision", recipe.train.precision))
+    )
+    device = resolve_device(device)
+    precision = resolve_precision(precision, device)
     return replace(recipe, train=replace(recipe.train, device=device, precision=precision))
 
 

@@ -48,6 +48,10 @@ class Parser(jsonargparse.ArgumentParser):
     def add_texts(self) -> None:
         """The options of every verb that reads text."""
         self.add_argument("texts", nargs="+", metavar="TEXT", help=TEXTS)
+        self.add_reading()
+
+    def add_reading(self) -> None:
+        """How text is read."""
         self.add_argument("--text_field", default="text", help="name of the text in JSON lines and parquet")
         self.add_argument("--errors", choices=("strict", "replace"), default="strict", help="bytes that are not UTF-8")
 
@@ -198,8 +202,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=TEXT", help="bpb=TEXT: bits per byte")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--text_field", default="text", help="name of the text in JSON lines and parquet")
-    parser.add_argument("--errors", choices=("strict", "replace"), default="strict", help="bytes that are not UTF-8")
+    parser.add_reading()
     parser.add_out("also write all rows to this file")
     options = parser.read(arguments)
     rows = evaluate(options.runs, options.tasks, options.out, resolve_device(options.device), _reading(options))

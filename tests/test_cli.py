@@ -154,6 +154,20 @@ def test_a_run_is_resumed_skipped_or_refused(recipe, tmp_path, capsys):
     assert "train.lr was 0.001, is now 0.5" in line
 
 
+def test_a_run_that_was_refused_before_its_first_step_does_not_stand_in_the_way(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    refusal(capsys, "train", recipe, "--model.d_model", "40", "--out", out)
+    assert main(["train", recipe, "--out", str(out)]) == 0
+
+
+def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    found = iter(["fp32", "bf16"])
+    monkeypatch.setattr("glyphlm.recipe.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked)
+    assert main(["train", recipe, "--out", str(out)]) == main(["train", recipe, "--out", str(out)]) == 0
+    assert "is done already" in capsys.readouterr().err
+
+
 def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
     assert "mmlu=x" in refusal(capsys, "eval", tmp_path, "--tasks", "mmlu=x")
     assert "no finished run" in refusal(capsys, "eval", tmp_path, "--tasks", "bpb=x.txt")
