@@ -99,8 +99,9 @@ def claim(out: Path, recipe: Recipe) -> Recipe:
     difference = first_difference(recorded, asdict(recipe)) if recorded else None
     if difference and ((out / METRICS).exists() or list_states(out)):
         raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, settings_text(recipe))
+    if difference or recorded is None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, settings_text(recipe))
     return recipe
 
 
