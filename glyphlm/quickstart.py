@@ -49,13 +49,15 @@ def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) ->
         prepare(tokenizer, [str(texts[name])], out / "shards" / name, share)
     train = replace(TRAIN, steps=steps or STEPS)
     runs = [_train_arm(name, replace(settings, font=list(font)), tokenizer, train, out) for name, settings in ARMS.items()]
-    return write_report(runs, out / "report.html", "GlyphLM quickstart", commands(out, font))
+    return write_report(runs, out / "report.html", "GlyphLM quickstart", commands(out, font, steps))
 
 
-def commands(out: Path, font: Sequence[str] = ()) -> list[str]:
+def commands(out: Path, font: Sequence[str] = (), steps: int | None = None) -> list[str]:
     """What a reader types to make the same inputs step by step."""
+    fonts = f" --font {shlex.join(font)}" if font else ""
+    length = f" --steps {steps}" if steps else ""
     lines = [
-        f"glyphlm quickstart --out {out}    # writes {out}/text and {out}/recipes, and does all of this:",
+        f"glyphlm quickstart{length}{fonts} --out {out}    # writes {out}/text and {out}/recipes, and does all of this:",
         f"glyphlm tokenizer build --vocab-size {VOCAB_SIZE} --out {out}/tokenizer {out}/text/text.jsonl",
     ]
     for name, share in SHARDS.items():
@@ -63,7 +65,6 @@ def commands(out: Path, font: Sequence[str] = ()) -> list[str]:
                      f"--out {out}/shards/{name} {out}/text/{name}.jsonl")
     for name, settings in ARMS.items():
         options = f"--kind {settings.kind} --n-embed {settings.n_embed}{' --trainable' * settings.trainable}"
-        fonts = f" --font {shlex.join(font)}" if font else ""
         lines.append(f"glyphlm substrate build --tokenizer {out}/tokenizer {options}{fonts} --out {out}/substrates/{name}")
     return lines
 
