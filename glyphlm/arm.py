@@ -24,7 +24,7 @@ from glyphlm.dataset import (
 from glyphlm.errors import InputError
 from glyphlm.generation import Sampling, generate
 from glyphlm.model import GPT, count_parameters
-from glyphlm.outputs import read_build, write_atomic
+from glyphlm.outputs import read_build, to_json, write_atomic
 from glyphlm.progress import say
 from glyphlm.recipe import Recipe, first_difference, read_settings, resolve, settings_text
 from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
@@ -32,7 +32,7 @@ from glyphlm.substrate import SHEET, build_substrate, load_substrate
 from glyphlm.tokenizer import Tokenizer, build_tokenizer
 from glyphlm.training import METRICS, TrainState, train
 
-SETTINGS = "settings.yaml"
+SETTINGS, INPUTS = "settings.yaml", "inputs.json"
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
@@ -70,6 +70,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str) -> dict[str, Any]:
         say(f"{out} is done already: {told(summary)}")
         return summary
     arm = open_arm(recipe, out)
+    pin_inputs(arm, out)
     before = describe_arm(arm, command)
     state = train(arm.model, arm.batches, arm.recipe.train, out, arm.validation if arm.held_out else None)
     export_model(arm.model, arm.tokenizer, out)
@@ -97,12 +98,36 @@ def claim(out: Path, recipe: Recipe) -> Recipe:
     recorded = read_settings(path) if path.exists() else None
     recipe = resolve(recipe, recorded)
     difference = first_difference(recorded, asdict(recipe)) if recorded else None
-    if difference and ((out / METRICS).exists() or list_states(out)):
+    if difference and has_begun(out):
         raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
     if difference or recorded is None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, settings_text(recipe))
     return recipe
+
+
+def has_begun(out: Path) -> bool:
+    """Whether any step was trained in `out`."""
+    return (out / METRICS).exists() or bool(list_states(out))
+
+
+def pin_inputs(arm: Arm, out: Path) -> None:
+    """Write down what the run is made from, or make sure that it goes on with the same.
+
+    Raises:
+        InputError: tokenizer, substrate or shards were made anew since the first step; the first difference is named.
+    """
+    path = out / INPUTS
+    inputs = {
+        "tokenizer": arm.tokenizer.fingerprint,
+        "substrate": arm.model.substrate.config.fingerprint,
+        "shards": {str(text.folder): text.sha256 for text in arm.training},
+    }
+    difference = first_difference(json.loads(path.read_text(encoding="utf-8")), inputs) if path.exists() else None
+    if difference and has_begun(out):
+        raise InputError(f"{out} was begun with other inputs: {difference}; choose another --out or remove {out}")
+    if difference or not path.exists():
+        write_atomic(path, to_json(inputs))
 
 
 def open_arm(recipe: Recipe, out: Path) -> Arm:

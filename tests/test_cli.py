@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +168,17 @@ def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, t
     monkeypatch.setattr("glyphlm.recipe.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked)
     assert main(["train", recipe, "--out", str(out)]) == main(["train", recipe, "--out", str(out)]) == 0
     assert "is done already" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_a_substrate_that_was_made_anew(recipe, substrates, tmp_path, capsys):
+    sub, out = tmp_path / "sub", tmp_path / "run"
+    shutil.copytree(substrates["learned"], sub)
+    arguments = ["train", recipe, "--substrate.path", str(sub), "--out", str(out)]
+    assert main(arguments) == 0
+    (out / "summary.json").unlink()  # as if it had been stopped before its end
+    record = (sub / "build.json").read_text()
+    (sub / "build.json").write_text(re.sub('"fingerprint": "......', '"fingerprint": "anew00', record))
+    assert "begun with other inputs: substrate was" in refusal(capsys, *arguments)
 
 
 def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
