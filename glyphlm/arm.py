@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,13 @@ from glyphlm.dataset import (
 from glyphlm.errors import InputError
 from glyphlm.generation import Sampling, generate
 from glyphlm.model import GPT, count_parameters
-from glyphlm.outputs import read_build, to_json, write_atomic
+from glyphlm.outputs import read_lines, to_json, to_lines, write_atomic
 from glyphlm.progress import say
 from glyphlm.recipe import Recipe, first_difference, read_settings, resolve, settings_text
 from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
 from glyphlm.substrate import SHEET, build_substrate, load_substrate
 from glyphlm.tokenizer import Tokenizer, build_tokenizer
-from glyphlm.training import METRICS, TrainState, train
+from glyphlm.training import METRICS, TrainState, batch_rows, micro_batch_rows, train
 
 SETTINGS, INPUTS = "settings.yaml", "inputs.json"
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -50,9 +50,8 @@ class Arm:
     def validation(self) -> Iterator[Batch]:
         """A pass over at most `validation_tokens` of the held-out text."""
         settings, block_size = self.recipe.train, self.recipe.model.block_size
-        rows = max(1, settings.micro_batch_tokens // block_size)
         limit = settings.validation_tokens // len(self.held_out)
-        return validation_batches(self.held_out, block_size, rows, limit)
+        return validation_batches(self.held_out, block_size, micro_batch_rows(settings, block_size), limit)
 
 
 def run_recipe(recipe: Recipe, out: Path, command: str) -> dict[str, Any]:
@@ -137,12 +136,11 @@ def open_arm(recipe: Recipe, out: Path) -> Arm:
         InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
     """
     tokenizer, recipe = build_inputs(recipe, out / "inputs")
-    substrate = load_substrate(recipe.substrate.path, recipe.model.d_model)
-    check_same_tokenizer(recipe.substrate.path, tokenizer)
+    substrate = load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
     model = GPT(recipe.model, substrate)
     model.init_weights(recipe.train.seed)
     training, weights = open_training(recipe.data, tokenizer)
-    rows = recipe.train.batch_tokens // recipe.model.block_size
+    rows = batch_rows(recipe.train, recipe.model.block_size)
     batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed)
     folders = recipe.validation or [source.shards for source in recipe.data]
     held_out = [TokenText(folder, "validation", tokenizer.fingerprint) for folder in folders]
@@ -172,14 +170,6 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
     return replace(source, shards=str(prepare(tokenizer, source.texts, folder)))
 
 
-def check_same_tokenizer(substrate: str, tokenizer: Tokenizer) -> None:
-    """Refuse a substrate that was made for another vocabulary."""
-    made_for = read_build(Path(substrate)).inputs["tokenizer"]
-    if made_for != tokenizer.fingerprint:
-        raise InputError(f"{substrate} was made for tokenizer {made_for[:12]}, the recipe's tokenizer is "
-                         f"{tokenizer.fingerprint[:12]}; build the substrate for this tokenizer")
-
-
 def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
     """What is known before training: name, sizes, fingerprints, digest of the initial values, versions."""
     config, settings = arm.model.substrate.config, arm.recipe.train
@@ -200,7 +190,7 @@ def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
 
 def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
     """What came out: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
-    last = {row["split"]: row["bits_per_byte"] for row in read_rows(out / METRICS)}
+    last = {row["split"]: row["bits_per_byte"] for row in read_lines(out / METRICS)}
     floor = unigram_bits_per_byte(arm.training, arm.validation()) if arm.held_out else None
     return {
         "name": out.name,
@@ -220,7 +210,7 @@ def write_samples(arm: Arm, out: Path) -> None:
     texts = generate(out, arm.recipe.prompts, sampling) if arm.recipe.prompts else []
     rows = [{"prompt": prompt, "text": text, "settings": sampling.describe()}
             for prompt, text in zip(arm.recipe.prompts, texts)]
-    write_atomic(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(out / "samples.jsonl", to_lines(rows))
 
 
 def initial_digest(model: GPT) -> str:
@@ -230,11 +220,6 @@ def initial_digest(model: GPT) -> str:
         if not name.startswith("substrate."):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_rows(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a JSON-lines file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def told(summary: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Evaluation of finished runs: results as rows, in the run folder and in a file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from glyphlm.bits import score_documents
 from glyphlm.corpus import STRICT, Reading, passages
 from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMForCausalLM
-from glyphlm.outputs import write_atomic
+from glyphlm.outputs import read_lines, to_lines, write_atomic
 from glyphlm.runfolder import load_run
 from glyphlm.tokenizer import Tokenizer
 
@@ -36,7 +35,7 @@ def evaluate(
         keep_results(Path(run) / RESULTS, own)
         rows += [{"run": str(run), **row} for row in own]
     if out is not None:
-        write_atomic(out, as_lines(rows))
+        write_atomic(out, to_lines(rows))
     return rows
 
 
@@ -70,11 +69,5 @@ def bits_per_byte(model: GlyphLMForCausalLM, tokenizer: Tokenizer, source: str, 
 def keep_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a results file; a row of the same task and source is replaced."""
     new = {(row["task"], row["source"]) for row in rows}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    old = [row for row in map(json.loads, lines) if (row["task"], row["source"]) not in new]
-    write_atomic(path, as_lines([*old, *rows]))
-
-
-def as_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    old = [row for row in read_lines(path) if (row["task"], row["source"]) not in new]
+    write_atomic(path, to_lines([*old, *rows]))

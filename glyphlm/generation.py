@@ -8,7 +8,7 @@ import torch
 
 from glyphlm.errors import InputError
 from glyphlm.hf import GlyphLMForCausalLM
-from glyphlm.runfolder import load_run
+from glyphlm.runfolder import SAMPLING, load_run
 from glyphlm.tokenizer import Tokenizer
 
 
@@ -24,10 +24,10 @@ class Sampling:
         seed: Same seed, same text.
     """
 
-    max_new_tokens: int = 100
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.95
+    max_new_tokens: int = SAMPLING["max_new_tokens"]
+    temperature: float = SAMPLING["temperature"]
+    top_k: int = SAMPLING["top_k"]
+    top_p: float = SAMPLING["top_p"]
     seed: int = 1
 
     def __post_init__(self) -> None:

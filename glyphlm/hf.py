@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .model import GPT, ModelConfig, Substrate, SubstrateConfig
@@ -85,18 +85,13 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats."""
         if use_cache and past_key_values is None:
-            past_key_values = self._new_cache()
+            past_key_values = DynamicCache()
         x_BTD = self.gpt.hidden(
             input_ids, cache=past_key_values, attended_BS=attention_mask, positions_BT=position_ids
         )
         logits = self.gpt.head(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
         loss = None if labels is None else self._loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
-
-    def _new_cache(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache()
 
     def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,37 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def to_json(value: Any) -> str:
     """The one JSON form of the project: sorted keys, real characters, a newline at the end."""
     return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+
+
+def to_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSON lines, with real characters."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_lines(path: Path, needed: Mapping[str, tuple[type, ...]] | None = None) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with the `needed` keys of these types; no file, no rows.
+
+    Raises:
+        InputError: a line is damaged; file and line are named.
+    """
+    rows = []
+    # Bytes, because text would also be cut at the line separators of Unicode that a row may hold.
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        fault = _fault(line, needed or {})
+        if fault:
+            raise InputError(f"{path} line {number} is damaged ({fault}); mend or delete that line")
+        rows.append(json.loads(line))
+    return rows
+
+
+def _fault(line: bytes, needed: Mapping[str, tuple[type, ...]]) -> str | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(row, dict):
+        return "not an object"
+    return next((f"no valid {key!r}" for key, types in needed.items() if not isinstance(row.get(key), types)), None)
 
 
 def sha256_file(path: Path) -> str:

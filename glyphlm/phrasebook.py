@@ -3,7 +3,6 @@
 It needs no network. Some of its facts are held out in one wording and told in another, so that they can be learned.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glyphlm.cldr import ARTICLE, Subject, subjects
-from glyphlm.outputs import write_atomic
+from glyphlm.outputs import to_lines, write_atomic
 
 TOLD = {"en": 2, "ru": 2, "zh": 4}  # training paragraphs a subject: Chinese says the same in half the characters
 HELD_OUT = 0.16  # of the (subject, language) pairs have a paragraph in validation: 6% of the characters
@@ -296,11 +295,11 @@ def write_phrasebook(out: Path, seed: int = 1) -> dict[str, Path]:
         OSError: the folder cannot be made or written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lines: dict[str, list[str]] = {"text": [], "qa": [], "validation_text": [], "validation_qa": []}
+    rows: dict[str, list[dict[str, str]]] = {"text": [], "qa": [], "validation_text": [], "validation_qa": []}
     for phrase in phrases(seed):
         name = phrase.kind if phrase.split == "train" else f"validation_{phrase.kind}"
-        lines[name].append(json.dumps({"text": phrase.text, "language": phrase.language}, ensure_ascii=False) + "\n")
-    paths = {name: out / f"{name}.jsonl" for name in lines}
+        rows[name].append({"text": phrase.text, "language": phrase.language})
+    paths = {name: out / f"{name}.jsonl" for name in rows}
     for name, path in paths.items():
-        write_atomic(path, "".join(lines[name]))
+        write_atomic(path, to_lines(rows[name]))
     return paths

@@ -20,9 +20,9 @@ def say(message: str) -> None:
 class Meter:
     """Advances one bar; `advance(amount, note)` is cheap enough for every step."""
 
-    def __init__(self, title: str, total: float | None, bar: Progress | None):
-        self._title, self._total, self._done = title, total, 0.0
-        self._bar, self._task = bar, bar.add_task(title, total=total, note="") if bar else None
+    def __init__(self, title: str, total: float | None, bar: Progress | None, done: float = 0):
+        self._title, self._total, self._done, self._before = title, total, done, done
+        self._bar, self._task = bar, bar.add_task(title, total=total, completed=done, note="") if bar else None
         self._printed = self._started = time.monotonic()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -38,7 +38,8 @@ class Meter:
         elapsed = time.monotonic() - self._started
         if not self._total:
             return f"{self._title}: {self._done:,.0f}, {elapsed:.0f} s  {note}"
-        left = elapsed / self._done * (self._total - self._done) if self._done else float("inf")
+        now = self._done - self._before  # what a stopped run had done took none of this time
+        left = elapsed / now * (self._total - self._done) if now else float("inf")
         return f"{self._title}: {100 * self._done / self._total:.0f}%, {left:.0f} s left  {note}"
 
 
@@ -46,13 +47,9 @@ class Meter:
 def meter(title: str, total: float | None = None, *, done: float = 0) -> Iterator[Meter]:
     """A bar titled `title` of `total` units, of which `done` were done before (a resumed run)."""
     if not sys.stderr.isatty():
-        plain = Meter(title, total, None)
-        plain._done = done
-        yield plain
+        yield Meter(title, total, None, done)
         return
     bar_and_share = (BarColumn(12), "{task.percentage:>3.0f}%")  # short: a line must fit into 80 columns
     left_and_note = (TimeRemainingColumn(compact=True), "left", TextColumn("{task.fields[note]}"))
     with Progress("{task.description}", *bar_and_share, *left_and_note, console=console) as bar:
-        live = Meter(title, total, bar)
-        live.advance(done)
-        yield live
+        yield Meter(title, total, bar, done)

@@ -13,7 +13,7 @@ import jinja2
 
 from glyphlm import plots
 from glyphlm.errors import InputError
-from glyphlm.outputs import write_atomic
+from glyphlm.outputs import read_lines, write_atomic
 from glyphlm.progress import say
 
 DASH = "–"
@@ -111,15 +111,15 @@ def _read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read_run(folder: Path) -> Run:
     summary = _read_summary(folder / "summary.json")
-    metrics = _read_lines(folder / "metrics.jsonl", METRICS)
+    metrics = read_lines(folder / "metrics.jsonl", METRICS)
     sheet, settings = folder / "glyphs.png", folder / "settings.yaml"
     return Run(
         label=summary["name"],
         summary=summary,
         train=[row for row in metrics if row["split"] == "train"],
         validation=[row for row in metrics if row["split"] == "validation"],
-        results=_read_lines(folder / "results.jsonl", RESULTS),
-        samples=_read_lines(folder / "samples.jsonl", SAMPLES),
+        results=read_lines(folder / "results.jsonl", RESULTS),
+        samples=read_lines(folder / "samples.jsonl", SAMPLES),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else None,
     )
@@ -133,28 +133,6 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         pass
     raise InputError(f"{path} is not the summary of a run; leave {path.parent} out or train it again")
-
-
-def _read_lines(path: Path, needed: dict[str, tuple[type, ...]]) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with the `needed` keys; no file, no rows."""
-    rows = []
-    # Bytes, because text would also be cut at the line separators of Unicode that samples may hold.
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
-        fault = _fault(line, needed)
-        if fault:
-            raise InputError(f"{path} line {number} is damaged ({fault}); mend or delete that line")
-        rows.append(json.loads(line))
-    return rows
-
-
-def _fault(line: bytes, needed: dict[str, tuple[type, ...]]) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return "not JSON"
-    if not isinstance(row, dict):
-        return "not an object"
-    return next((f"no valid {key!r}" for key, types in needed.items() if not isinstance(row.get(key), types)), None)
 
 
 def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:

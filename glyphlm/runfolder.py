@@ -25,7 +25,8 @@ from glyphlm.tensors import TENSOR_ERRORS, as_os_errors, share
 from glyphlm.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"
-SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "max_new_tokens": 100}
+# As on the published model cards.
+SAMPLING = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "do_sample": True}
 
 
 def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
@@ -112,6 +113,7 @@ def card_text(name: str, summary: dict[str, Any]) -> str:
     """The model card, with the front matter that the Hub reads."""
     bits, parameters, substrate = summary["bits_per_byte"], summary["parameters"], summary["substrate"]
     held_out = "not measured" if bits["validation"] is None else f"{bits['validation']:.4f}"
+    sampling = ", ".join(f"{name}={value}" for name, value in SAMPLING.items())
     freezing = "trainable" if substrate["trainable"] else "frozen"
     return f"""---
 library_name: transformers
@@ -129,7 +131,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 ids = tokenizer("Hello", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=100, temperature=0.8, top_k=50, top_p=0.95, do_sample=True)[0]))
+print(tokenizer.decode(model.generate(ids, {sampling})[0]))
 ```
 
 Made with: `{summary["command"]}` (settings.yaml holds every setting).

@@ -91,16 +91,21 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
     return config
 
 
-def load_substrate(folder: str | Path, d_model: int) -> Substrate:
+def load_substrate(folder: str | Path, d_model: int, tokenizer_fingerprint: str | None = None) -> Substrate:
     """The module of the substrate folder, lifted to `d_model`, holding its table.
 
     Raises:
-        InputError: the folder is missing or damaged, or its width does not divide `d_model`.
+        InputError: the folder is missing or damaged, was made for another tokenizer than the one named, or its width
+            does not divide `d_model`.
     """
     folder = Path(folder)
     build = read_build(folder)
     if build.made != "substrate":
         raise InputError(f"{folder} holds a {build.made}, not a substrate")
+    made_for = build.inputs["tokenizer"]
+    if tokenizer_fingerprint not in (None, made_for):
+        raise InputError(f"{folder} was made for tokenizer {made_for[:12]}, the recipe's tokenizer is "
+                         f"{tokenizer_fingerprint[:12]}; build the substrate for this tokenizer")
     config = SubstrateConfig(**build.result["config"])
     try:
         substrate = Substrate(config, d_model)

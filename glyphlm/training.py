@@ -105,6 +105,11 @@ def batch_rows(settings: TrainSettings, block_size: int) -> int:
     return settings.batch_tokens // block_size
 
 
+def micro_batch_rows(settings: TrainSettings, block_size: int) -> int:
+    """Sequences of one forward pass."""
+    return max(1, settings.micro_batch_tokens // block_size)
+
+
 def train(
     model: GPT,
     batches: Batches,
@@ -194,7 +199,7 @@ class _Trainer:
         self._started += time.monotonic() - paused
 
     def _gradients(self, batch: Batch) -> float:
-        rows = max(1, self._settings.micro_batch_tokens // self._model.config.block_size)
+        rows = micro_batch_rows(self._settings, self._model.config.block_size)
         total = torch.zeros((), device=self._device)
         for x_BT, y_BT in zip(batch.x_BT.split(rows), batch.y_BT.split(rows), strict=True):
             loss = self._loss(x_BT.to(self._device), y_BT.to(self._device)) * (len(x_BT) / len(batch.x_BT))
