@@ -97,7 +97,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
 def try_out(arm: Arm, out: Path) -> dict[str, Any]:
     """The loss of the first micro-batch; weights and checkpoints stay untouched."""
     rows = micro_batch_rows(arm.recipe.train, arm.recipe.model.block_size)
-    x_BT, y_BT = (ids_BT[:rows].to(arm.model.head.weight.device) for ids_BT in next(arm.batches))
+    x_BT, y_BT = (ids_BT[:rows].to(arm.model.device) for ids_BT in next(arm.batches))
     loss = float(Objective(arm.model, torch.float32)(x_BT, y_BT).mean())
     uniform = math.log(arm.tokenizer.vocab_size)
     say(f"{out}: all inputs fit; loss {loss:.3f} before training (a uniform guess: {uniform:.3f})")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glyphlm.dataset import Batch
-from glyphlm.loss import head_nats
+from glyphlm.loss import target_nats
 from glyphlm.model import GPT
 from glyphlm.tokenizer import Piece
 
@@ -59,12 +59,12 @@ def score_documents(model: GPT, pieces: Iterable[Piece], end_id: int, bytes_per_
     token but the first ones sees at least block_size / 2 tokens before it.
     """
     score, block = Score(), model.config.block_size
-    device = model.head.weight.device
+    device = model.device
     for ids_T, fresh in _windows(pieces, end_id, block):
         x_BT = torch.from_numpy(ids_T[:-1].astype(np.int64))[None].to(device)
         y_N = torch.from_numpy(ids_T[-fresh:].astype(np.int64)).to(device)
         x_ND = model.hidden(x_BT)[0, -fresh:]
-        score.add(head_nats(x_ND, model.head.weight, model.head.bias, y_N), y_N, bytes_per_id_V)
+        score.add(target_nats(model.logits, x_ND, y_N, model.vocab_size), y_N, bytes_per_id_V)
         score.documents += int(ids_T[0] == end_id)
     return score
 

@@ -89,7 +89,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         x_BTD = self.gpt.hidden(
             input_ids, cache=past_key_values, attended_BS=attention_mask, positions_BT=position_ids
         )
-        logits = self.gpt.head(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
+        logits = self.gpt.logits(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
         loss = None if labels is None else self._loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 

@@ -1,5 +1,6 @@
 """Cross-entropy over a large vocabulary without ever holding all logits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,11 +69,10 @@ def head_loss(
 
 
 @torch.no_grad()
-def head_nats(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_N: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target, float32 [N], for evaluation."""
+def target_nats(logits_of: Callable[[Tensor], Tensor], x_ND: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
+    """Cross-entropy in nats of each target, float32 [N], for evaluation; `logits_of` is x_nD -> logits_nV."""
     parts = [
-        F.cross_entropy(_logits(x_ND[at], weight_VD.to(x_ND.dtype), bias_V), y_N[at], reduction="none")
-        for at in chunks(len(y_N), len(weight_VD))
+        F.cross_entropy(logits_of(x_ND[at]).float(), y_N[at], reduction="none") for at in chunks(len(y_N), vocab_size)
     ]
     return torch.cat(parts)
 

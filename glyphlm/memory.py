@@ -109,7 +109,7 @@ def activation_bytes(model: GPT, load: Load) -> int:
 
 def head_bytes(model: GPT, load: Load) -> int:
     """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient."""
-    tokens, vocab_size, width = load.rows * model.config.block_size, model.head.out_features, model.config.d_model
+    tokens, vocab_size, width = load.rows * model.config.block_size, model.vocab_size, model.config.d_model
     chunk = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size))
     in_bf16 = 2 if load.bf16 else 0
     losing = (chunk * 8 + width * (4 + in_bf16)) * vocab_size  # logits and log-probabilities; gradient and weights
@@ -121,7 +121,7 @@ def backward_bytes(model: GPT, load: Load) -> int:
     """What the backward pass of a block holds for a moment, with the head's gradient; recomputed, all that is inside."""
     tokens, width = load.rows * model.config.block_size, model.config.d_model
     again = _inside(model, load) + copied_bytes(model, load) if load.recompute else 0
-    return FLOAT * model.head.out_features * width + 4 * load.width * tokens * width + again
+    return FLOAT * model.vocab_size * width + 4 * load.width * tokens * width + again
 
 
 def copied_bytes(model: GPT, load: Load) -> int:

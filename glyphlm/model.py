@@ -277,7 +277,21 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """ids_BT -> logits_BTV, each position seeing itself and what stands before it."""
-        return self.head(self.hidden(ids_BT))
+        return self.logits(self.hidden(ids_BT))
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """What `hidden` gives -> logits_BTV."""
+        return self.head(x_BTD)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.substrate.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
 
     def hidden(
         self,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glyphlm.dataset import IGNORED
-from glyphlm.loss import head_loss, head_nats
+from glyphlm.loss import head_loss, target_nats
 from glyphlm.model import GPT
 
 
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         if not bool(kept_N.all()):
             x_ND, y_N = x_ND[kept_N], y_N[kept_N]
         if targets is None:
-            return head_nats(x_ND, head.weight, head.bias, y_N)
+            return target_nats(self.model.logits, x_ND, y_N, self.model.vocab_size)
         return head_loss(x_ND, head.weight, head.bias, y_N, self._dtype, targets)
 
     def _documents(self, x_BT: Tensor) -> Tensor | None:

@@ -109,7 +109,7 @@ def time_step(model: GPT, settings: TrainSettings, rows: int, steps: int) -> flo
             raise _Enough
 
     trial = replicate(model, model.config.n_layer, settings.device)
-    batches = _RandomBatches(model.head.out_features, rows, model.config.block_size)
+    batches = _RandomBatches(model.vocab_size, rows, model.config.block_size)
     with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
         train(trial, batches, trying, Path(folder) / "measuring", on_step=note)
     return statistics.median(np.diff(ends[WARM:]))

@@ -61,7 +61,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings | None = None) -> dict[str,
     load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
     flops = flops_per_token(model, recompute=load.recompute)
     return {
-        "model": asdict(model.config) | {"vocab_size": model.head.out_features},
+        "model": asdict(model.config) | {"vocab_size": model.vocab_size},
         "substrate": asdict(model.substrate.config),
         "train": {"steps": count_steps(train), "batch_tokens": train.batch_tokens, **asdict(load)},
         "machine": asdict(machine),

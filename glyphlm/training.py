@@ -73,7 +73,7 @@ class _Trainer:
 
     def __init__(self, model: GPT, batches: Batches, settings: TrainSettings, out: Path):
         self._model, self._batches, self._settings, self._out = model, batches, settings, out
-        self._world, self._device = world(), model.head.weight.device
+        self._world, self._device = world(), model.device
         flops = flops_per_token(model, recompute=settings.recompute)
         rate = matrix_rate(model.config.d_model, settings.precision, self._device.type) * self._world.size
         self._use_of_token = sum(part.total for part in flops.values()) / rate  # seconds, if there were nothing but products

@@ -62,9 +62,9 @@ def test_scores_of_documents_add_up(model):
 @pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 2, 3 * BLOCK // 2 + 1, 5 * BLOCK + 3])
 def test_each_token_of_a_long_document_is_scored_once_and_sees_half_a_context(model, monkeypatch, length):
     ids, targets, contexts = document(length), [], []
-    hidden, nats = model.hidden, bits.head_nats
+    hidden, nats = model.hidden, bits.target_nats
     monkeypatch.setattr(model, "hidden", lambda x_BT: contexts.append(x_BT[0].tolist()) or hidden(x_BT))
-    monkeypatch.setattr(bits, "head_nats", lambda *given: targets.append(given[-1].tolist()) or nats(*given))
+    monkeypatch.setattr(bits, "target_nats", lambda *given: targets.append(given[2].tolist()) or nats(*given))
     score = score_documents(model, in_pieces(ids), END, BYTES_V)
     assert sum(targets, []) == ids.tolist()
     assert (score.tokens, score.bytes, score.documents) == (length, BYTES_V[ids].sum(), 1)

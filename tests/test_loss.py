@@ -1,12 +1,14 @@
 """The chunked loss over the head equals plain cross-entropy: value and all gradients, whatever the chunks."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm import loss
-from glyphlm.loss import chunks, head_loss, head_nats
+from glyphlm.loss import chunks, head_loss, target_nats
 
 N, D, V = 11, 8, 23
 
@@ -99,7 +101,7 @@ def test_large_logits_stay_finite():
 def test_nats_of_each_target_are_those_of_plain_cross_entropy(monkeypatch, rows):
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", rows * V)
     x_ND, weight_VD, bias_V, y_N = problem(True)
-    nats_N = head_nats(x_ND, weight_VD, bias_V, y_N)
+    nats_N = target_nats(partial(F.linear, weight=weight_VD, bias=bias_V), x_ND, y_N, V)
     expected = F.cross_entropy(F.linear(x_ND.double(), weight_VD.double(), bias_V.double()), y_N, reduction="none")
     torch.testing.assert_close(nats_N.double(), expected, atol=1e-5, rtol=1e-5)
     assert not nats_N.requires_grad
