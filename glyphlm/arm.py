@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from glyphlm.assembly import build_model, go_on_from_base, shards_read
 from glyphlm.checkpoint import TrainState, list_states, load_state
 from glyphlm.dataset import (
     Batch,
@@ -25,16 +26,19 @@ from glyphlm.dataset import (
 )
 from glyphlm.devices import local_device
 from glyphlm.errors import InputError
+from glyphlm.flops import flops_per_token
 from glyphlm.generation import Sampling, generate
-from glyphlm.model import GPT, Substrate, count_parameters
+from glyphlm.growth import ADAPTER, adapted, detach_adapters, merge_adapters
+from glyphlm.model import GPT, count_parameters
 from glyphlm.objective import Objective
-from glyphlm.outputs import read_lines, to_json, to_lines, write_atomic
+from glyphlm.outputs import first_difference, read_lines, sha256_file, to_json, to_lines, write_atomic
 from glyphlm.parallel import is_sharded, joined
 from glyphlm.preparation import prepare, prepare_examples
 from glyphlm.progress import say
-from glyphlm.recipe import Recipe, first_difference, read_settings, resolve, settings_text
+from glyphlm.recipe import Recipe, read_settings, resolve, settings_text
 from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
-from glyphlm.substrate import SHEET, build_substrate, load_substrate
+from glyphlm.substrate import SHEET, build_substrate
+from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 from glyphlm.training import METRICS, train
 from glyphlm.trainsettings import batch_rows, micro_batch_rows
@@ -107,14 +111,17 @@ def try_out(arm: Arm, out: Path) -> dict[str, Any]:
 def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> dict[str, Any]:
     """The run folder of a trained arm: weights, card, samples, summary."""
     if is_sharded(arm.model):
-        arm = replace(arm, model=GPT(arm.recipe.model, load_arm_substrate(arm.recipe, arm.tokenizer)))
+        arm = replace(arm, model=build_model(arm.recipe, arm.tokenizer))
         load_state(out, arm.model)
+    summary = before | describe_training(arm, state, out)
+    if arm.recipe.growth.lora.apart and adapted(arm.model):
+        detach_adapters(arm.model, out / ADAPTER)
+    merge_adapters(arm.model)
     export_model(arm.model, arm.tokenizer, out)
     write_samples(arm, out)
     sheet = Path(arm.recipe.substrate.path) / SHEET
     if sheet.exists():
         shutil.copyfile(sheet, out / SHEET)
-    summary = before | describe_training(arm, state, out)
     write_card(out, summary)
     write_summary(out, summary)
     say(f"{out}: {told(summary)}")
@@ -159,6 +166,8 @@ def pin_inputs(arm: Arm, out: Path) -> None:
         "substrate": arm.model.substrate.config.fingerprint,
         "shards": {str(text.folder): text.sha256 for text in arm.training},
     }
+    if base := arm.recipe.growth.base:
+        inputs["base"] = sha256_file(Path(base) / WEIGHTS)
     difference = first_difference(json.loads(path.read_text(encoding="utf-8")), inputs) if path.exists() else None
     if difference and has_begun(out):
         raise InputError(f"{out} was begun with other inputs: {difference}; choose another --out or remove {out}")
@@ -173,21 +182,18 @@ def open_arm(recipe: Recipe, out: Path) -> Arm:
         InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
     """
     tokenizer, recipe = build_inputs(recipe, out / "inputs")
-    model = GPT(recipe.model, load_arm_substrate(recipe, tokenizer))
-    model.init_weights(recipe.train.seed)
+    model = build_model(recipe, tokenizer)
     training, weights = open_training(recipe.data, tokenizer)
     rows = batch_rows(recipe.train, recipe.model.block_size)
     answers_only = [source.loss == "answers" for source in recipe.data]
-    batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed, answers_only)
+    same_windows = recipe.growth.cache != "none"
+    batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed, answers_only, same_windows)
     folders = recipe.validation or [source.shards for source in recipe.data]
     held_out = [TokenText(folder, "validation", tokenizer.fingerprint) for folder in folders]
     held_out = [text for text in held_out if text.tokens > 1]
+    if recipe.growth.base:
+        go_on_from_base(recipe, model, training, batches)
     return Arm(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
-
-
-def load_arm_substrate(recipe: Recipe, tokenizer: Tokenizer) -> Substrate:
-    """The substrate of a recipe whose paths are filled in."""
-    return load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
 
 
 def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
@@ -210,8 +216,10 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
     if source.shards:
         return source
     if source.sft:
-        return replace(source, shards=str(prepare_examples(tokenizer, source.sft, folder)))
-    return replace(source, shards=str(prepare(tokenizer, source.texts, folder, jobs=0)))
+        prepare_examples(tokenizer, source.sft, folder)
+    else:
+        prepare(tokenizer, source.texts, folder, jobs=0)
+    return replace(source, shards=str(folder), text=None, sft=None)
 
 
 def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
@@ -228,6 +236,7 @@ def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
         "precision": settings.precision,
         "device": settings.device,
         "seed": settings.seed,
+        "growth": asdict(arm.recipe.growth) if arm.recipe.growth.base else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 
@@ -243,6 +252,9 @@ def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
         "steps": state.step,
         "skipped": state.skipped,
         "epochs": arm.batches.epochs,
+        "shards": shards_read(arm.training),
+        "position": arm.batches.state(),
+        "cost": describe_cost(arm, state),
         "seconds": round(state.seconds, 1),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
         "mfu": train.get("mfu"),
@@ -250,6 +262,15 @@ def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
         "bits_per_byte": {"train": train.get("bits_per_byte"), "validation": validation.get("bits_per_byte")},
         "unigram_bits_per_byte": {"validation": floor},
     }
+
+
+def describe_cost(arm: Arm, state: TrainState) -> dict[str, Any]:
+    """Floating-point operations of the run by part, both passes; those of frozen blocks only where they were computed."""
+    parts = flops_per_token(arm.model, recompute=arm.recipe.train.recompute)
+    flops = {part: found.total * (state.tokens - (state.cached if part == "frozen" else 0)) for part, found in parts.items()}
+    trained = count_parameters(arm.model)["trained"]
+    return {"flops": flops, "flops_total": sum(flops.values()), "cached_tokens": state.cached,
+            "trained": trained, "optimizer_bytes": 8 * trained, "seconds": round(state.seconds, 1)}
 
 
 def write_samples(arm: Arm, out: Path) -> None:

@@ -21,20 +21,24 @@ from glyphlm.errors import InputError
 from glyphlm.outputs import partial_of, replaced_folder, to_json
 from glyphlm.parallel import is_sharded, world
 from glyphlm.progress import say
-from glyphlm.tensors import load_tensors, save_tensors
+from glyphlm.tensors import WEIGHTS, load_tensors, save_tensors
 
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass
 class TrainState:
     """What a resume needs beside tensors: steps and tokens done, seconds spent, steps skipped because their loss was no
-    number, position of the batches, and the sums since the last logged row (`window`)."""
+    number, tokens whose way through the frozen blocks was kept (`cached`), the best validation in bits per byte and how
+    many came after it (`flat`), position of the batches, and the sums since the last logged row (`window`)."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    cached: int = 0
+    best: float | None = None
+    flat: int = 0
     batches: dict[str, Any] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
 

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 
 from glyphlm.errors import InputError
 
-VERBS = {
-    "quickstart": "the whole way on an embedded corpus: three models and a report in minutes",
-    "tokenizer build": "text -> a vocabulary of code points and n-grams",
-    "tokenizer ngrams": "texts of some languages -> their most frequent n-grams",
-    "tokenizer compare": "tokenizers and texts -> characters per token, what is lost, speed",
-    "substrate build": "a vocabulary -> the codes below the first block",
-    "substrate inspect": "codes -> what they hold: shared codes, rank, neighbours, a map",
-    "prepare": "text -> token shards",
-    "plan": "a recipe -> what it costs: parameters, memory, FLOPs, time",
-    "train": "a recipe -> a trained model in a run folder",
-    "generate": "a run and a prompt -> text",
-    "eval": "runs and texts -> bits per byte",
-    "report": "runs -> one HTML page",
+VERBS = {  # verb -> the file that has it, and what it does
+    "quickstart": ("modelverbs", "the whole way on an embedded corpus: three models and a report in minutes"),
+    "tokenizer build": ("textverbs", "text -> a vocabulary of code points and n-grams"),
+    "tokenizer ngrams": ("textverbs", "texts of some languages -> their most frequent n-grams"),
+    "tokenizer compare": ("textverbs", "tokenizers and texts -> characters per token, what is lost, speed"),
+    "substrate build": ("textverbs", "a vocabulary -> the codes below the first block"),
+    "substrate inspect": ("textverbs", "codes -> what they hold: shared codes, rank, neighbours, a map"),
+    "prepare": ("textverbs", "text -> token shards"),
+    "plan": ("modelverbs", "a recipe -> what it costs: parameters, memory, FLOPs, time"),
+    "train": ("modelverbs", "a recipe -> a trained model in a run folder"),
+    "grow": ("modelverbs", "a recipe with stages -> a model a stage, each grown out of the one before"),
+    "generate": ("useverbs", "a run and a prompt -> text"),
+    "eval": ("useverbs", "runs and texts -> bits per byte"),
+    "report": ("useverbs", "runs -> one HTML page"),
 }
 HELP = """usage: glyphlm VERB [options]
 
@@ -60,14 +61,14 @@ def _run(arguments: list[str]) -> int:
     verb = next((v for v in (" ".join(arguments[:2]), arguments[0]) if v in VERBS), None)
     if verb is None:
         raise InputError(f"{' '.join(arguments[:2])!r} is no verb; the verbs are: {', '.join(VERBS)}")
-    verbs = importlib.import_module("glyphlm.verbs")
+    verbs = importlib.import_module(f"glyphlm.{VERBS[verb][0]}")
     getattr(verbs, f"run_{verb.replace(' ', '_')}")(arguments[len(verb.split()) :])
     return 0
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    return HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items()))
+    return HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items()))
 
 
 def _one_line(error: Exception) -> str:

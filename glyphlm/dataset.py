@@ -144,7 +144,8 @@ class Batches:
     """An endless stream of batches from weighted sources, determined by the seed alone.
 
     A text of N tokens is cut into windows of T + 1 tokens that overlap by one, from an offset drawn for each epoch, and
-    visited in an order drawn for each epoch. The source furthest behind its weight gives the next sequence.
+    visited in an order drawn for each epoch. The source furthest behind its weight gives the next sequence. With
+    `same_windows` the offset is always 0, so that later epochs read the same windows again.
     The position is one count a source: `state()` and `restore()` are exact, at any point.
     """
 
@@ -156,8 +157,10 @@ class Batches:
         batch_size: int,
         seed: int,
         answers_only: Sequence[bool] | None = None,
+        same_windows: bool = False,
     ):
         self._texts, self._block, self._batch, self._seed = list(texts), block_size, batch_size, seed
+        self._same_windows = same_windows
         self._answers_only = answers_only or [False] * len(self._texts)
         self._weights = np.array(weights, dtype=np.float64) / sum(weights)
         self._taken = np.zeros(len(self._texts), dtype=np.int64)
@@ -227,7 +230,8 @@ class Batches:
         epoch, place = divmod(number, windows)
         if source not in self._orders or self._orders[source][0] != epoch:
             random = np.random.default_rng([self._seed, source, epoch])
-            self._orders[source] = (epoch, int(random.integers(tokens - windows * self._block)), random.permutation(windows))
+            offset = int(random.integers(tokens - windows * self._block))
+            self._orders[source] = (epoch, 0 if self._same_windows else offset, random.permutation(windows))
         _, offset, order = self._orders[source]
         return offset + int(order[place]) * self._block
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from glyphlm.model import GPT, Substrate
 
-PARTS = ("substrate", "attention", "scores", "mlp", "norms", "head")
+PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "head")
 MATRICES = ("lift_ED", "affine_NE")  # buffers that codes are multiplied with
 
 
@@ -38,7 +38,8 @@ def part_of(name: str) -> str:
 
 def parameters_by_part(model: GPT) -> dict[str, dict[str, int]]:
     """Numbers of `trained` and `frozen` values of each part; together they are those of `count_parameters`."""
-    counts: dict[str, dict[str, int]] = {part: {"trained": 0, "frozen": 0} for part in PARTS if part != "scores"}
+    parts = [part for part in PARTS if part not in ("frozen", "scores")]
+    counts: dict[str, dict[str, int]] = {part: {"trained": 0, "frozen": 0} for part in parts}
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
         if values.is_floating_point():
             counts[part_of(name)]["trained" if values.requires_grad else "frozen"] += values.numel()
@@ -48,13 +49,14 @@ def parameters_by_part(model: GPT) -> dict[str, dict[str, int]]:
 def flops_per_token(model: GPT, *, causal: bool = True, recompute: bool = False) -> dict[str, Flops]:
     """Operations that training on one token takes, by part, in a context of `block_size` tokens.
 
-    A weight that is frozen gets no gradient, and no gradient goes further down than the lowest value that trains.
+    A weight that is frozen gets no gradient, and no gradient goes further down than the lowest value that trains. The part
+    `frozen` is the forward pass of the blocks below it.
 
     Args:
         causal: False counts scores of positions that the mask hides, as FlopCounterMode does.
         recompute: Count the second forward pass of the blocks, as the part `recompute`.
     """
-    forward, backward = _count(model, model.config.block_size * (2 if causal else 4) * model.config.d_model)
+    forward, backward = _count(model, model.config.block_size * (2 if causal else 4))
     flops = {part: Flops(forward[part], backward[part]) for part in PARTS if part != "norms"}
     if recompute:
         flops["recompute"] = Flops(0, sum(flops[part].forward for part in ("attention", "scores", "mlp")))
@@ -64,17 +66,24 @@ def flops_per_token(model: GPT, *, causal: bool = True, recompute: bool = False)
 def _count(model: GPT, scores: int) -> tuple[Counter[str], Counter[str]]:
     forward, backward = Counter(), Counter()
     below = False  # whether anything trains here or below: its gradient has to come through
+    frozen = {module for block in model.blocks[: model.frozen_depth] for module in block.modules()}
     for name, module in model.named_modules():  # in the order of the data
-        if isinstance(module, nn.Linear):
-            part, products = part_of(name), 2 * module.weight.numel()
+        if name.endswith("attention.out"):
+            part, products = "frozen" if module in frozen else "scores", scores * module.in_features
             forward[part] += products
-            backward[part] += products * (below + module.weight.requires_grad)
+            backward[part] += 2 * products * below
+        if isinstance(module, nn.Linear):
+            part, products = "frozen" if module in frozen else part_of(name), 2 * module.weight.numel()
+            forward[part] += products
+            backward[part] += products * (below + _is_trained(module, name))
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
             products = {name: 2 * values.numel() for name, values in module.named_buffers() if name in MATRICES}
             forward["substrate"] = sum(products.values())
             backward["substrate"] = products.get("lift_ED", 0) * below
-        if name.endswith("attention.qkv"):
-            forward["scores"] += scores
-            backward["scores"] += 2 * scores * below
     return forward, backward
+
+
+def _is_trained(matrix: nn.Linear, name: str) -> bool:
+    """A head with an adapter is made whole before each step: its gradient is computed, and then that of the adapter."""
+    return matrix.weight.requires_grad or name == "head.base_layer"

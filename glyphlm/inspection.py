@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.codes import all_codes, check_tensors, chunks, fingerprint, first_equal, shown_chunks
+from glyphlm.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
 from glyphlm.errors import InputError
 from glyphlm.model import SubstrateConfig
 from glyphlm.outputs import Build, to_json, write_atomic
-from glyphlm.substrate import SHEET, TOKENS, read_substrate
-from glyphlm.tensors import load_ending
+from glyphlm.substrate import SHEET, TOKENS, read_run_codes, read_substrate
+from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 
 FINDINGS, MAP = "inspect.json", "map.png"
-WEIGHTS, TENSORS = "model.safetensors", ("table_VE", "shuffled_V", "affine_NE", "offset_E")
 SHARES = (50, 90, 95, 99, 99.9)  # percent of the variance
 NEIGHBOURS, SHOWN_GROUPS, SHOWN_TOKENS = 10, 5, 4
 TINY = 1e-300  # keeps 0 / 0 away where all codes are equal
@@ -86,17 +85,7 @@ def open_codes(folder: Path) -> Codes:
 
 
 def _open_run(folder: Path) -> Codes:
-    try:
-        config = SubstrateConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["substrate"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json tells of no single substrate ({error}); give a run of glyphlm train, or a "
-                         "substrate folder") from None
-    found = load_ending(folder / WEIGHTS, [f"substrate.{name}" for name in TENSORS])
-    tensors = {name.rpartition(".")[2]: tensor for name, tensor in found.items()}
-    if len(tensors) < len(found):
-        raise InputError(f"{folder / WEIGHTS} holds more than one substrate ({', '.join(sorted(found))}); inspect the runs "
-                         "that it was made from")
-    check_tensors(folder / WEIGHTS, config, tensors)
+    _, config, tensors = read_run_codes(folder)
     return Codes(folder, config, all_codes(config, tensors).float(), Tokenizer.load(folder).pictured(), [])
 
 

@@ -148,10 +148,7 @@ def traffic_bytes(model: GPT, load: Load) -> int:
 
 def _reached(model: GPT) -> int:
     """Blocks that the backward pass goes through: those from the lowest value that trains."""
-    if any(values.requires_grad for values in model.substrate.parameters()):
-        return len(model.blocks)
-    frozen = [not any(values.requires_grad for values in block.parameters()) for block in model.blocks]
-    return len(frozen) - (frozen.index(False) if False in frozen else len(frozen))
+    return len(model.blocks) - model.frozen_depth
 
 
 def _inside(model: GPT, load: Load) -> int:

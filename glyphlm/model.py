@@ -8,6 +8,7 @@ bias, an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-sp
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -207,6 +208,11 @@ class Context:
     mask_BTS: Tensor | None  # True where a position may look; None means plain causal
     cache: Cache | None
 
+    def of_rows(self, rows_N: Tensor) -> "Context":
+        """The same for some sequences of the batch."""
+        parts = (t if t is None or len(t) == 1 else t[rows_N] for t in (self.cos_BTK, self.sin_BTK, self.mask_BTS))
+        return Context(*parts, self.cache)
+
 
 def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
     """Rotary positions, half-split: channel i turns with channel i + K/2."""
@@ -264,6 +270,16 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
+class Kept(Protocol):
+    """What left the frozen blocks before, by the ids that entered."""
+
+    def __call__(self, ids_BT: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """x_BTD; `compute` gives that of the rows whose numbers [N] it is called with."""
+
+    def take_hits(self) -> int:
+        """Rows that were found since the last call."""
+
+
 class GPT(nn.Module):
     """Substrate, blocks, final norm, head."""
 
@@ -271,6 +287,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.substrate = config, substrate
         self.recompute = False  # trade time for memory: training keeps only what enters each block
+        self.kept: Kept | None = None  # where training finds again what leaves the frozen blocks
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, substrate.config.vocab_size, bias=config.head_bias)
@@ -313,18 +330,46 @@ class GPT(nn.Module):
         past = cache.get_seq_length() if cache is not None else 0
         if positions_BT is None:
             positions_BT = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)[None]
-        x_BTD = self.substrate(ids_BT).to(self.norm.weight.dtype)  # rules give float32 in a model of bfloat16, too
         mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device)
         if documents_BT is not None:
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
             mask_BTS = same_BTT.tril() if mask_BTS is None else same_BTT & mask_BTS
         context = Context(*self._angles(positions_BT), mask_BTS, cache)
-        for block in self.blocks:
+        frozen = self.frozen_depth if self.training else 0
+        x_BTD = self._frozen_part(ids_BT, context, frozen)
+        for block in self.blocks[frozen:]:
             if self.recompute and self.training:
                 x_BTD = checkpoint(block, x_BTD, context, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, context)
         return self.norm(x_BTD)
+
+    @property
+    def frozen_depth(self) -> int:
+        """Number of blocks, from below, in and below which nothing trains: no gradient has to go through them."""
+        if any(values.requires_grad for values in self.substrate.parameters()):
+            return 0
+        frozen = [not any(values.requires_grad for values in block.parameters()) for block in self.blocks]
+        return frozen.index(False) if False in frozen else len(frozen)
+
+    def _frozen_part(self, ids_BT: Tensor, context: Context, depth: int) -> Tensor:
+        """What leaves the substrate and `depth` frozen blocks, without autograd; or what was kept of it."""
+        if not depth:
+            return self._embed(ids_BT)
+
+        def compute(rows_N: Tensor) -> Tensor:
+            x_NTD, part = self._embed(ids_BT[rows_N]), context.of_rows(rows_N)
+            for block in self.blocks[:depth]:
+                x_NTD = block(x_NTD, part)
+            return x_NTD
+
+        with torch.no_grad():
+            if self.kept is not None:
+                return self.kept(ids_BT, compute)
+            return compute(torch.arange(len(ids_BT), device=ids_BT.device))
+
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        return self.substrate(ids_BT).to(self.norm.weight.dtype)  # rules give float32 in a model of bfloat16, too
 
     def _angles(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         # Computed at each call: tables kept as non-persistent buffers come back from from_pretrained as zeros.

@@ -33,7 +33,14 @@ class Objective(nn.Module):
             x_ND, y_N = x_ND[kept_N], y_N[kept_N]
         if targets is None:
             return target_nats(self.model.logits, x_ND, y_N, self.model.vocab_size)
-        return head_loss(x_ND, head.weight, head.bias, y_N, self._dtype, targets)
+        return head_loss(x_ND, _whole(head), head.bias, y_N, self._dtype, targets)
 
     def _documents(self, x_BT: Tensor) -> Tensor | None:
         return None if self._end_id is None else (x_BT == self._end_id).cumsum(1)
+
+
+def _whole(head: nn.Module) -> Tensor:
+    """The head's matrix [V, D], with its low-rank change where it has a peft adapter."""
+    if not hasattr(head, "get_delta_weight"):
+        return head.weight
+    return head.weight + head.get_delta_weight(head.active_adapters[0])

@@ -163,3 +163,11 @@ def read_build(folder: Path) -> Build:
         raise InputError(f"{folder} {what}: give a folder that a glyphlm command made, or an empty one") from None
     except (ValueError, TypeError, NotADirectoryError) as error:  # ValueError: no JSON, or not even text
         raise InputError(f"{path} is damaged ({error}); remove {folder} and make it again") from None
+
+
+def first_difference(was: Any, now: Any, name: str = "") -> str | None:
+    """Where two nested settings first differ, with both values; None where they are equal."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = (first_difference(was.get(key), now.get(key), f"{name}.{key}") for key in {**was, **now})
+        return next((difference for difference in found if difference), None)
+    return None if was == now else f"{name.lstrip('.')} was {was!r}, is now {now!r}"

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 # Okabe and Ito's colours without the pale yellow. Seven colours against four line styles and seven markers, each in
 # matplotlib's name and as a character for the page: arms stay apart in grey print and for colour-blind readers.
@@ -203,3 +204,44 @@ def _draw_series(axes: Axes, values: Sequence[float], number: int, count: int) -
     places = [place - 0.4 + width * (number + 0.5) for place in range(len(values))]
     look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
     return axes.bar(places, values, width, edgecolor="white", **look)
+
+
+def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
+    """What layers hold, as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
+
+    A line a run in a band from low to high, dashed its control, dotted chance.
+    """
+    runs = list(dict.fromkeys(row["run"] for rows in panels.values() for row in rows))
+    columns = min(3, len(panels))
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(3.7 * columns, 0.8 + 2.7 * math.ceil(len(panels) / columns)), layout="constrained",
+                        facecolor="white")
+        for place, ((title, axis), rows) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place, ylabel=axis)
+            axes.set_title(_drawable(title, place - 1, "task"), parse_math=False)
+            axes.set_xlabel("layer" if place > len(panels) - columns else "")
+            for number, run in enumerate(runs):
+                _draw_run(axes, [row for row in rows if row["run"] == run], COLOURS[number % len(COLOURS)], number)
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _name_lines(figure, runs)
+        return _to_svg(figure)
+
+
+def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, number: int) -> None:
+    layers = [row["layer"] for row in rows]
+    value, low, high, control, chance = ([row[key] for row in rows] for key in ("value", "low", "high", "control", "chance"))
+    axes.fill_between(layers, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(layers, chance, color="#444444", linestyle="dotted", linewidth=1)
+    axes.plot(layers, control, color=colour, linestyle="dashed", linewidth=1.1)
+    axes.plot(layers, value, color=colour, marker=MARKERS[number % len(MARKERS)][0], linewidth=1.6, **HOLLOW)
+
+
+def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
+    handles = [Line2D([], [], color=colour, marker=marker, **HOLLOW)
+               for colour, (marker, _) in zip(cycle(COLOURS), islice(cycle(MARKERS), len(runs)))]
+    handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
+    names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
+    for text in figure.legend(handles, names, loc="outside upper left", ncols=5, frameon=False).get_texts():
+        text.set_parse_math(False)

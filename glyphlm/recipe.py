@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from glyphlm.dataset import Source
 from glyphlm.devices import resolve_device, resolve_precision
 from glyphlm.errors import InputError
+from glyphlm.growth import GrowthSettings
 from glyphlm.model import ModelConfig
 from glyphlm.substrate import SubstrateSettings
 from glyphlm.trainsettings import TrainSettings, batch_rows, count_steps
@@ -28,6 +29,7 @@ class Recipe:
         validation: Shard folders to validate on; by default what the data sources hold out.
         prompts: Texts that the trained model continues, for samples.jsonl and the report.
         train: How to train.
+        growth: The run that the model is grown out of, and how.
     """
 
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -37,13 +39,59 @@ class Recipe:
     validation: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     train: TrainSettings = field(default_factory=TrainSettings)
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
+
+
+@dataclass
+class Stage:
+    """One stage of growth; what it does not say is as in `train`, `growth` and `data` of the recipe.
+
+    Args:
+        layers: Blocks to add; 0 trains adapters, head and norm alone.
+        steps: As train.steps.
+        tokens: As train.tokens.
+        lr: As train.lr.
+        schedule: As train.schedule.
+        flat_after: As train.flat_after.
+        start: As growth.start.
+        blocks: As growth.blocks.
+        head: As growth.head.
+        lora_rank: As growth.lora.rank.
+        data: As data of the recipe.
+    """
+
+    layers: int = 1
+    steps: int | None = None
+    tokens: float | None = None
+    lr: float | None = None
+    schedule: Literal["cosine", "wsd", "constant"] | None = None
+    flat_after: int | None = None
+    start: Literal["random", "zero", "copy", "stack"] | None = None
+    blocks: Literal["new", "all"] | None = None
+    head: Literal["full", "low_rank", "frozen"] | None = None
+    lora_rank: int | None = None
+    data: list[Source] | None = None
+
+
+@dataclass
+class GrowthRecipe(Recipe):
+    """A recipe with stages.
+
+    Args:
+        stages: From the first to the last; they set model.n_layer.
+        controls: Models of the final depth, trained at once, all of them: with as many tokens as all stages together, or
+            with as many floating-point operations.
+    """
+
+    stages: list[Stage] = field(default_factory=list)
+    controls: list[Literal["tokens", "flops"]] = field(default_factory=list)
 
 
 def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
     """The recipe with `auto` settings decided for this machine, or as `recorded` when the run was begun.
 
     Raises:
-        InputError: settings are out of range, or a data source is not one of shards, text and sft.
+        InputError: settings are out of range or have no say, or a data source is not one of shards, text and sft.
     """
     for source in recipe.data:
         if sum(map(bool, (source.shards, source.text, source.sft))) != 1:
@@ -51,6 +99,8 @@ def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
                              f"text: {source.text}, sft: {source.sft})")
         if source.weight is not None and source.epochs is not None:
             raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give one of the two")
+    if recipe.growth.base is None and recipe.growth != GrowthSettings():
+        raise InputError("growth says how a model is grown out of another; name that run as growth.base")
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
     before = (recorded or {}).get("train", {})
@@ -78,11 +128,3 @@ def read_settings(path: Path) -> dict[str, Any]:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); choose another --out") from None
-
-
-def first_difference(was: Any, now: Any, name: str = "") -> str | None:
-    """Where two nested settings first differ, with both values; None where they are equal."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        found = (first_difference(was.get(key), now.get(key), f"{name}.{key}") for key in {**was, **now})
-        return next((difference for difference in found if difference), None)
-    return None if was == now else f"{name.lstrip('.')} was {was!r}, is now {now!r}"

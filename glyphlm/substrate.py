@@ -5,6 +5,7 @@ model; arXiv 2605.09751), `random_bits`, `random_float`, `learned` (random start
 table that others made). Any of them can be frozen, or where training starts.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,10 +36,11 @@ from glyphlm.layouts import BYTES
 from glyphlm.model import Substrate, SubstrateConfig
 from glyphlm.outputs import Build, read_build, sha256_file, to_json
 from glyphlm.progress import say
-from glyphlm.tensors import load_tensors, save_tensors
+from glyphlm.tensors import WEIGHTS, load_ending, load_tensors, save_tensors
 from glyphlm.tokenizer import Tokenizer
 
 TABLE, TOKENS, SHEET = "substrate.safetensors", "tokens.json", "glyphs.png"
+TENSORS = ("table_VE", "shuffled_V", "affine_NE", "offset_E")  # that codes are stored as
 SHEET_ROWS = 256  # pictures on the sheet: 16 x 16 are legible on one screen
 FLOAT_BITS = 1024  # width of the random bits that random_float is projected from
 
@@ -48,7 +50,7 @@ class SubstrateSettings:
     """Which substrate.
 
     Args:
-        path: Folder of a substrate that exists; without it one is built.
+        path: Folder of a substrate, or a run whose substrate it is; without it one is built.
         kind: Pictures of the tokens, bits of the id (as they are, or through a random affine map), random bits, their
             projection, a random start for training, or a table from a file.
         n_embed: Width of a code.
@@ -132,14 +134,17 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
 
 
 def load_substrate(folder: str | Path, d_model: int, tokenizer_fingerprint: str | None = None) -> Substrate:
-    """The module of the substrate folder, lifted to `d_model`, holding its values.
+    """The module of the substrate folder, or run folder, lifted to `d_model`, holding its values.
 
     Raises:
         InputError: the folder is missing or damaged, was made for another tokenizer than the one named, or its codes
             cannot be lifted to `d_model`.
     """
-    build, config, tensors = read_substrate(folder)
-    made_for = build.inputs["tokenizer"]
+    if (Path(folder) / WEIGHTS).exists():
+        made_for, config, tensors = read_run_codes(Path(folder))
+    else:
+        build, config, tensors = read_substrate(folder)
+        made_for = build.inputs["tokenizer"]
     if tokenizer_fingerprint not in (None, made_for):
         raise InputError(f"{folder} was made for tokenizer {made_for[:12]}, the recipe's tokenizer is "
                          f"{tokenizer_fingerprint[:12]}; build the substrate for this tokenizer")
@@ -167,6 +172,27 @@ def read_substrate(folder: str | Path) -> tuple[Build, SubstrateConfig, dict[str
     tensors = load_tensors(folder / TABLE) if expected_shapes(config) else {}
     check_tensors(folder / TABLE, config, tensors)
     return build, config, tensors
+
+
+def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
+    """The fingerprint of a run's tokenizer, and its codes as they are after training.
+
+    Raises:
+        InputError: the folder is damaged, or its model looks at more than one substrate.
+    """
+    try:
+        recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        made_for, config = recorded["tokenizer_fingerprint"], SubstrateConfig(**recorded["substrate"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run}/config.json tells of no single substrate ({error}); give a run of glyphlm train, or a "
+                         "substrate folder") from None
+    found = load_ending(run / WEIGHTS, [f"substrate.{name}" for name in TENSORS])
+    tensors = {name.rpartition(".")[2]: tensor for name, tensor in found.items()}
+    if len(tensors) < len(found):
+        raise InputError(f"{run / WEIGHTS} holds more than one substrate ({', '.join(sorted(found))}); give one of the runs "
+                         "that it was made from")
+    check_tensors(run / WEIGHTS, config, tensors)
+    return made_for, config, tensors
 
 
 def describe(settings: SubstrateSettings, vocab_size: int) -> SubstrateConfig:

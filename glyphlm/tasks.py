@@ -5,6 +5,7 @@ space after the last colon, the labels of the file (some of ARC are 1-4), texts 
 have (T:/Q:/A: blocks, instructions) follows its form, in any language with the same English words.
 """
 
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glyphlm.errors import InputError
-from glyphlm.taskfiles import Row, aligned_rows, block_rows, csv_rows, json_file, json_lines, tsv_rows
+from glyphlm.outputs import sha256_file
+from glyphlm.taskfiles import Row, aligned_rows, block_rows, csv_rows, hub_rows, json_file, json_lines, tsv_rows
 
 LANGUAGES = {"en": "English", "ru": "Russian", "zh": "Chinese"}
 LETTERS = ("A", "B", "C", "D")
+HUB = "hf:"
 TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
@@ -45,20 +48,49 @@ class Item:
 
 
 class Task(NamedTuple):
-    """What the path of a task must be, and what makes items of its files."""
+    """What the path of a task must be, what makes items of its files; its data set on the Hub, an item of a row there."""
 
     path: str
     read: Callable[[str, Sequence[Path]], Iterator[Item]]
+    hub: str = ""
+    item: Callable[[str, Row], Item] | None = None
 
 
 def read_task(name: str, path: str | Path) -> Iterator[Item]:
     """The items of a task, in the order of its files.
 
+    `hf:` takes the set that TASKS names (that of the published protocol, or its nearest relative that needs no code), and
+    hf:NAME[:CONFIG][:SPLIT] another of the same layout.
+
     Raises:
         InputError: as `task_files`, or, while reading, a record is damaged (file and line are named) or there is none.
     """
-    files = task_files(name, path)
-    return _not_empty(f"{name}={path}", TASKS[name].read(name, files))
+    if not _is_hub(path):
+        files = task_files(name, path)
+        return _not_empty(f"{name}={path}", TASKS[name].read(name, files))
+    item = _known(name).item
+    if item is None:
+        raise InputError(f"{name}={path} cannot be read: there is no such set on the Hub; {name} needs {TASKS[name].path}")
+    source = TASKS[name].hub if str(path) == HUB else str(path)
+    return _not_empty(f"{name}={source}", (item(name, row) for row in hub_rows(source)))
+
+
+def describe_task(name: str, path: str | Path) -> dict[str, str]:
+    """What identifies the input: name -> sha256 of its file (of several, of their digests); the Hub stands for itself."""
+    if _is_hub(path):
+        return {f"{name}={path}": "hub"}
+    found = [sha256_file(file) for file in task_files(name, path)]
+    return {f"{name}={path}": found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()}
+
+
+def _is_hub(path: str | Path) -> bool:
+    return str(path).startswith(HUB)
+
+
+def _known(name: str) -> Task:
+    if name not in TASKS:
+        raise InputError(f"{name!r} is no task; known are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 def task_files(name: str, path: str | Path) -> list[Path]:
@@ -67,15 +99,14 @@ def task_files(name: str, path: str | Path) -> list[Path]:
     Raises:
         InputError: the name is unknown, or there is no such file.
     """
-    if name not in TASKS:
-        raise InputError(f"{name!r} is no task; known are {', '.join(TASKS)}")
-    if str(path).startswith("hf:"):
-        raise InputError(f"{name}={path} cannot be read: tasks come from files only; {name} needs {TASKS[name].path}")
+    needed = _known(name).path
+    if _is_hub(path):
+        raise InputError(f"{name}={path} is no file; {name} needs {needed}")
     parts = str(path).split(",") if "-" in name else [path]
     files = sorted(Path(path).glob("*.csv")) if name == "mmlu" else [Path(part) for part in parts]
     missing = next((file for file in files or [path] if not Path(file).is_file()), None)
     if missing is not None:
-        raise InputError(f"{missing} does not exist or is no file; {name} needs {TASKS[name].path}")
+        raise InputError(f"{missing} does not exist or is no file; {name} needs {needed}")
     return files
 
 
@@ -104,20 +135,34 @@ def _mmlu(task: str, files: Sequence[Path]) -> Iterator[Item]:
         subject = re.sub("_(dev|val|test)$", "", file.stem)
         for row in csv_rows(file, ("question", *LETTERS, "key")):
             choices = [row.text(letter) for letter in LETTERS]
-            options = " ".join(_options(LETTERS, choices))
-            prompt = f"Question: {row.text('question')}\nOptions: {options}\nAnswer:"
-            yield replace(_choice(row, task, prompt, LETTERS, choices, row.text("key")), subject=subject)
+            yield replace(_mmlu_item(task, row, choices, row.text("key")), subject=subject)
+
+
+def _mmlu_item(task: str, row: Row, choices: Sequence[str], key: str) -> Item:
+    options = " ".join(_options(LETTERS, choices))
+    prompt = f"Question: {row.text('question')}\nOptions: {options}\nAnswer:"
+    return _choice(row, task, prompt, LETTERS, choices, key)
+
+
+def _hub_mmlu(task: str, row: Row) -> Item:
+    choices, answer = [choice.get(str) for choice in row.rows("choices")], row.get(int, "answer")
+    if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
+        raise row.fault(f"{len(choices)} choices and the answer {answer}, not {len(LETTERS)} and one of 0 to 3")
+    return replace(_mmlu_item(task, row, choices, LETTERS[answer]), subject=row.text("subject"))
 
 
 def _science(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    return (_science_item(task, row) for row in json_lines(files[0]))
+
+
+def _science_item(task: str, row: Row) -> Item:
     """ARC and CommonsenseQA, in the layout of their makers or that of the Hub."""
-    for row in json_lines(files[0]):
-        question, options = _hub_layout(row) if isinstance(row.get(dict).get("question"), str) else _makers_layout(row)
-        labels, choices = [option.text("label") for option in options], [option.text("text") for option in options]
-        if task == "commonsense_qa" and len(labels) != 5:
-            raise row.fault(f"{len(labels)} options, not 5")
-        prompt = "\n".join([f"Question: {question}", "Options:", *_options(labels, choices), "Answer:"])
-        yield _choice(row, task, prompt, labels, choices, row.text("answerKey"))
+    question, options = _hub_layout(row) if isinstance(row.get(dict).get("question"), str) else _makers_layout(row)
+    labels, choices = [option.text("label") for option in options], [option.text("text") for option in options]
+    if task == "commonsense_qa" and len(labels) != 5:
+        raise row.fault(f"{len(labels)} options, not 5")
+    prompt = "\n".join([f"Question: {question}", "Options:", *_options(labels, choices), "Answer:"])
+    return _choice(row, task, prompt, labels, choices, row.text("answerKey"))
 
 
 def _makers_layout(row: Row) -> tuple[str, list[Row]]:
@@ -142,15 +187,23 @@ def _squad(task: str, files: Sequence[Path]) -> Iterator[Item]:
                 yield Item(task, _about(context, row.text("question")), answers)
 
 
+def _hub_squad(task: str, row: Row) -> Item:
+    answers = tuple(dict.fromkeys(answer.text() for answer in row.rows("answers", "text")))
+    return Item(task, _about(row.text("context"), row.text("question")), answers)
+
+
 def _about(context: str, question: str, ask: str = "Answer:") -> str:
     return f"Context: {context}\nQuestion: {question}\n{ask}"
 
 
 def _boolq(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    for row in json_lines(files[0]):
-        context, question, truth = _stored_boolq(row) if "target_new" in row.get(dict) else _plain_boolq(row)
-        prompt = _about(context, question, "Answer (True/False):")
-        yield _choice(row, task, prompt, TRUTH, TRUTH, truth)
+    return (_boolq_item(task, row) for row in json_lines(files[0]))
+
+
+def _boolq_item(task: str, row: Row) -> Item:
+    context, question, truth = _stored_boolq(row) if "target_new" in row.get(dict) else _plain_boolq(row)
+    prompt = _about(context, question, "Answer (True/False):")
+    return _choice(row, task, prompt, TRUTH, TRUTH, truth)
 
 
 def _plain_boolq(row: Row) -> tuple[str, str, str]:
@@ -189,10 +242,17 @@ def _turn(row: Row) -> tuple[str, str]:
 
 
 def _translation(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    return (_pair_item(task, row) for row in _pairs(*task.split("-"), files))
+
+
+def _pair_item(task: str, row: Row) -> Item:
     source, target = task.split("-")
-    for row in _pairs(source, target, files):
-        asked = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
-        yield Item(task, asked, (row.text(target),))
+    asked = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
+    return Item(task, asked, (row.text(target),))
+
+
+def _hub_pair(task: str, row: Row) -> Item:
+    return _pair_item(task, Row(row.where, row.get(dict, "translation")))
 
 
 def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
@@ -207,14 +267,25 @@ def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
 
 SCIENCE = "a .jsonl file in the layout of its makers or of the Hub"
 PAIRS = "two files SOURCE,TARGET with a sentence a line, or, with English, one of English TAB other TAB attribution"
+ARC = "hf:allenai/ai2_arc:{}:validation"
+OPUS = "hf:Helsinki-NLP/opus-100:{}:validation"
 TASKS = {
-    "mmlu": Task("a folder of .csv files without a header, one a subject: question, A, B, C, D, key", _mmlu),
-    "arc_easy": Task(SCIENCE, _science),
-    "arc_challenge": Task(SCIENCE, _science),
-    "commonsense_qa": Task(SCIENCE, _science),
-    "squad": Task("a .json file in the layout of SQuAD v2", _squad),
-    "boolq": Task("a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq),
+    "mmlu": Task(
+        "a folder of .csv files without a header, one a subject: question, A, B, C, D, key", _mmlu,
+        "hf:cais/mmlu:all:test", _hub_mmlu),
+    "arc_easy": Task(SCIENCE, _science, ARC.format("ARC-Easy"), _science_item),
+    "arc_challenge": Task(SCIENCE, _science, ARC.format("ARC-Challenge"), _science_item),
+    "commonsense_qa": Task(SCIENCE, _science, "hf:tau/commonsense_qa::validation", _science_item),
+    "squad": Task("a .json file in the layout of SQuAD v2", _squad, "hf:rajpurkar/squad_v2::validation", _hub_squad),
+    "boolq": Task(
+        "a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq,
+        "hf:google/boolq::validation", _boolq_item),
     "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer", _blocks),
     "instructions": Task("a .json file, a list of {instruction, input, output, history}", _instructions),
-    **{f"{source}-{target}": Task(PAIRS, _translation) for source, target in itertools.permutations(LANGUAGES, 2)},
+    "ru-zh": Task(PAIRS, _translation),
+    "zh-ru": Task(PAIRS, _translation),
+    **{
+        f"{source}-{target}": Task(PAIRS, _translation, OPUS.format(config), _hub_pair)
+        for config in ("en-ru", "en-zh") for source, target in itertools.permutations(config.split("-"))
+    },
 }

@@ -54,15 +54,17 @@ def train(
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
     state = trainer.resume()
     with meter(out.name, steps, done=state.step) as bar, _stop_signals(trainer.signals):
-        while state.step < steps and not trainer.stop_signal:
+        if validation and settings.validate_first and state.step == 0:
+            trainer.validate(validation())
+        while not trainer.is_done and not trainer.stop_signal:
             trainer.step(bar)
             if on_step:
                 on_step(state)
             if validation and (state.step % settings.validate_every == 0 or state.step == steps):
                 trainer.validate(validation())
-            if state.step % settings.save_every == 0 or state.step == steps or trainer.stop_signal:
+            if state.step % settings.save_every == 0 or trainer.is_done or trainer.stop_signal:
                 trainer.save()
-    if state.step < steps:
+    if not trainer.is_done:
         say(f"stopped and saved at step {state.step} of {steps}; the same command goes on from there")
         raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(0)
     return state
@@ -84,6 +86,12 @@ class _Trainer:
         self._state, self._window, self._started, self._saved = TrainState(), Score(), 0.0, 0
         self.signals: list[int] = []  # received by this process
         self._agreed = 0  # what all processes have heard of
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done, or the validation loss is flat."""
+        flat_after = self._settings.flat_after
+        return self._state.step >= count_steps(self._settings) or (flat_after is not None and self._state.flat >= flat_after)
 
     @property
     def stop_signal(self) -> int:
@@ -136,6 +144,14 @@ class _Trainer:
         self._started += time.monotonic() - paused  # seconds are those of training
         if score.bytes:
             self._log({"split": "validation", "loss": score.loss, "bits_per_byte": score.bits_per_byte})
+            self._compare(score.bits_per_byte)
+
+    def _compare(self, bits_per_byte: float) -> None:
+        state = self._state
+        if state.best is None or bits_per_byte < state.best - self._settings.flat_below:
+            state.best, state.flat = bits_per_byte, 0
+        else:
+            state.flat += 1
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -189,6 +205,7 @@ class _Trainer:
         state, window = self._state, self._window
         state.step += 1
         state.tokens += self._batches.tokens_per_batch
+        state.cached += self._hits()
         state.seconds = time.monotonic() - self._started
         speed = state.tokens / max(state.seconds, 1e-9)
         mfu = speed * self._use_of_token
@@ -197,6 +214,11 @@ class _Trainer:
             self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte,
                        "lr": lr, "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu})
             self._window = Score()
+
+    def _hits(self) -> int:
+        """Tokens of the last step whose way through the frozen blocks was kept, if all ranks find as many as this one."""
+        kept = self._model.kept
+        return kept.take_hits() * self._model.config.block_size * self._world.size if kept else 0
 
     def _log(self, values: dict[str, Any]) -> None:
         if not self._world.is_main:

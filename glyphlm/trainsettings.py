@@ -35,6 +35,10 @@ class TrainSettings:
         log_every: Steps between rows of metrics.jsonl.
         validate_every: Steps between validations.
         validation_tokens: Held-out tokens scored each time.
+        validate_first: Whether to validate before the first step, too.
+        flat_after: End early after so many validations in a row without an improvement; null trains all steps. Choose
+            schedule constant or wsd with it: a cosine has not come down yet.
+        flat_below: Bits per byte that count as an improvement.
         save_every: Steps between checkpoints.
         keep: Checkpoints kept.
         trackers: Where rows of metrics.jsonl also go.
@@ -63,6 +67,9 @@ class TrainSettings:
     log_every: int = 10
     validate_every: int = 100
     validation_tokens: int = 65536
+    validate_first: bool = False
+    flat_after: int | None = None
+    flat_below: float = 0.001
     save_every: int = 100
     keep: int = 2
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
@@ -80,6 +87,8 @@ def count_steps(settings: TrainSettings) -> int:
     steps = settings.steps if settings.steps is not None else int(settings.tokens // settings.batch_tokens)
     if steps < 1:
         raise InputError(f"{steps} steps of {settings.batch_tokens} tokens train nothing; raise train.steps")
+    if settings.flat_after is not None and settings.flat_after < 1:
+        raise InputError(f"train.flat_after {settings.flat_after} is not at least 1 validation; null trains all steps")
     return steps
 
 

@@ -376,7 +376,7 @@ def test_automatic_precision_is_the_faster_one(monkeypatch):
 # The command line in processes of its own, which can be killed.
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.arm", "glyphlm.verbs"])  # imported once for all of them
+processes.set_forkserver_preload(["glyphlm.arm", "glyphlm.modelverbs"])  # imported once for all of them
 
 
 def command(arguments: list[str]) -> None:

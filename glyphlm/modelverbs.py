@@ -1,0 +1,91 @@
+"""The verbs that make models: the whole way, training, growth, and what they cost. Each calls one library function."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from glyphlm.outputs import to_json, write_atomic
+from glyphlm.parsing import Parser
+
+
+def run_quickstart(arguments: Sequence[str]) -> None:
+    """glyphlm quickstart."""
+    parser = Parser.of(
+        "quickstart",
+        "The whole way on a phrase book in English, Russian and Chinese that needs no network: tokenizer, substrates, "
+        "shards, a frozen glyph model, its trainable twin, a frozen token-bits model, and a report.",
+        "glyphlm quickstart --out runs/quickstart",
+    )
+    parser.add_out("folder of everything", default=Path("runs/quickstart"))
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each arm (default: about 5 minutes)")
+    parser.add_argument("--font", nargs="*", default=[], help="font files, in order of preference")
+    options = parser.read(arguments)
+    from glyphlm.quickstart import quickstart
+
+    print(quickstart(options.out, options.steps, options.font))
+
+
+def run_train(arguments: Sequence[str]) -> None:
+    """glyphlm train."""
+    from glyphlm.recipe import Recipe
+
+    parser = Parser.of(
+        "train",
+        "Train the arm of a recipe; any of its values can be overridden. The same command again goes on after a stop.",
+        "glyphlm train recipe.yaml --train.steps 2000 --out runs/mine",
+    )
+    parser.usage = "glyphlm train RECIPE [--section.key VALUE ...] --out RUN"
+    parser.add_recipe(Recipe)
+    parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
+    parser.add_out("run folder", required=True)
+    options, recipe = parser.read_recipe(arguments, Recipe)
+    from glyphlm.arm import run_recipe  # loads transformers, which --help need not wait for
+
+    run_recipe(recipe, options.out, f"glyphlm train {shlex.join(arguments)}", options.dry_run)
+
+
+def run_grow(arguments: Sequence[str]) -> None:
+    """glyphlm grow."""
+    from glyphlm.recipe import GrowthRecipe
+
+    parser = Parser.of(
+        "grow",
+        "Grow a model in the stages of a recipe: train some layers, freeze them, train new ones on top. Each stage is a run "
+        "folder (OUT/stage-1, stage-2 ..) that loads like any other, and so are the controls of the same shape, trained all "
+        "at once. The same command again goes on after a stop; with more stages it grows the model further.",
+        "glyphlm grow recipe.yaml --out runs/grown\n"
+        "  glyphlm grow recipe.yaml --growth.base runs/mine --growth.start zero --out runs/mine-grown",
+    )
+    parser.usage = "glyphlm grow RECIPE [--section.key VALUE ...] --out FOLDER"
+    parser.add_recipe(GrowthRecipe)
+    parser.add_out("folder of the stages", required=True)
+    options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    from glyphlm.report import write_report
+    from glyphlm.staging import run_growth
+
+    runs = run_growth(recipe, options.out, f"glyphlm grow {shlex.join(arguments)}")
+    print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
+
+
+def run_plan(arguments: Sequence[str]) -> None:
+    """glyphlm plan."""
+    from glyphlm.plan import PlanSettings, make_plan
+    from glyphlm.plantext import plan_text
+    from glyphlm.recipe import Recipe
+
+    parser = Parser.of(
+        "plan",
+        "Tell what a recipe costs before anything of it is built: parameters, memory, FLOPs, time and money, the largest "
+        "micro-batch that fits, and what would save. Planned for this machine, a few training steps are timed.",
+        "glyphlm plan recipe.yaml\n  glyphlm plan recipe.yaml --gpu h200 --gpus 8 --parallel fsdp2 --price-per-hour 3",
+    )
+    parser.usage = "glyphlm plan RECIPE [--section.key VALUE ...] [options]"
+    parser.add_recipe(Recipe)
+    names = parser.add_class_arguments(PlanSettings, skip={"measure"})
+    parser.add_switch("--measure", "time training steps here", default=True)
+    parser.add_out("also write the plan to this file, as JSON")
+    options, recipe = parser.read_recipe(arguments, Recipe)
+    plan = make_plan(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
+    print(plan_text(plan), end="")
+    if options.out:
+        write_atomic(options.out, to_json(plan))

@@ -1,0 +1,63 @@
+"""The verbs that use models: text out of them, scores, pages. Each calls one library function."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from glyphlm.parsing import Parser, reading_of
+
+
+def run_generate(arguments: Sequence[str]) -> None:
+    """glyphlm generate."""
+    from glyphlm.generation import Sampling, generate
+
+    parser = Parser.of(
+        "generate",
+        "Continue prompts with a trained run.",
+        'glyphlm generate runs/mine --prompt "Hello, мир! " --temperature 0.8',
+    )
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
+    names = parser.add_class_arguments(Sampling)
+    options = parser.read(arguments)
+    for text in generate(options.run, options.prompt, Sampling(**{name: options[name] for name in names})):
+        print(text)
+
+
+def run_eval(arguments: Sequence[str]) -> None:
+    """glyphlm eval."""
+    from glyphlm.devices import resolve_device
+    from glyphlm.evaluation import evaluate
+
+    parser = Parser.of(
+        "eval",
+        "Score texts with trained runs. Rows are printed, and kept in results.jsonl of each run.",
+        "glyphlm eval runs/mine runs/twin --tasks bpb=held_out.txt --out results.jsonl",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=TEXT", help="bpb=TEXT: bits per byte")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_reading()
+    parser.add_out("also write all rows to this file")
+    options = parser.read(arguments)
+    rows = evaluate(options.runs, options.tasks, options.out, resolve_device(options.device), reading_of(options))
+    for row in rows:
+        json.dump(row, sys.stdout, ensure_ascii=False)
+        print()
+
+
+def run_report(arguments: Sequence[str]) -> None:
+    """glyphlm report."""
+    parser = Parser.of(
+        "report",
+        "Compare finished runs on one HTML page that opens without network.",
+        "glyphlm report runs/* --out report.html",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; other paths are passed over")
+    parser.add_argument("--title", default="GlyphLM report", help="heading of the page")
+    parser.add_out("the page", default=Path("report.html"))
+    options = parser.read(arguments)
+    from glyphlm.report import write_report
+
+    print(write_report(options.runs, options.out, options.title))
