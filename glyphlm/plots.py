@@ -22,9 +22,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6
 LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 HATCHES = ("", "///", "...")
+LEGEND = 60  # characters that fit beside each other over a plot, five of them for each line and marker
 POINTS = 200  # per curve and plot: a long run must not make the page heavy
 NAMES = {
     "tokens": "training tokens",
+    "flops": "floating-point operations",
     "seconds": "seconds of training",
     "loss": "loss (nats per token)",
     "bits_per_byte": "bits per byte",
@@ -97,7 +99,7 @@ def _draw_curves(arms: Sequence[Arm], x: str, y: str, height: float = 3.7) -> st
             _draw_arm(axes, arm, number, x, y)
         if y == "bits_per_byte":
             _draw_floors(axes, arms)
-        _dress(figure, axes, arms)
+        _dress(figure, axes, [arm.label for arm in arms])
         return _to_svg(figure)
 
 
@@ -146,15 +148,16 @@ def _draw_floors(axes: Axes, arms: Sequence[Arm]) -> None:
         axes.text(0.99, floor, f"unigram model {floor:.3f}", color="#444444", fontsize=9, **place)
 
 
-def _dress(figure: Figure, axes: Axes, arms: Sequence[Arm]) -> None:
+def _dress(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles = [_legend_line(number) for number in range(len(arms))]
-    labels = [_drawable(arm.label, number) for number, arm in enumerate(arms)]
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=min(len(arms), 3), frameon=False)
+    handles = [_legend_line(number) for number in range(len(names))]
+    labels = [_drawable(name, number) for number, name in enumerate(names)]
+    columns = max(1, LEGEND // (max(map(len, labels)) + 5))
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
 
@@ -167,7 +170,7 @@ def _legend_line(number: int) -> Line2D:
 def _drawable(label: str, number: int, kind: str = "run") -> str:
     """matplotlib's own font ends after Cyrillic; a name beyond it goes by its number."""
     if label.isprintable() and all(ord(character) < 0x500 for character in label):
-        return label if len(label) <= 24 else label[:23] + "…"
+        return label if len(label) <= 36 else label[:35] + "…"
     return f"{kind} {number + 1}"
 
 
@@ -175,6 +178,39 @@ def _to_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def draw_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> str:
+    """Held-out bits per byte over all tokens or operations so far, as SVG; a dotted line where a stage begins."""
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
+        axes = figure.add_subplot(xlabel=NAMES[x], ylabel=NAMES["bits_per_byte"])
+        for number, rows in enumerate(curves.values()):
+            across, up = _columns(rows, x, "bits_per_byte")
+            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+            axes.plot(across, up, marker=MARKERS[number % len(MARKERS)][0], **look, **HOLLOW)
+            starts = [row[x] for before, row in zip(rows, rows[1:]) if before["stage"] != row["stage"]]
+            for start in starts:
+                axes.axvline(start, color=look["color"], linestyle=":", linewidth=0.8)
+        _dress(figure, axes, list(curves))
+        return _to_svg(figure)
+
+
+def draw_depth(points: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Held-out bits per byte over depth, as SVG: label -> points with their interval; a single depth is no line."""
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
+        axes = figure.add_subplot(xlabel="layers", ylabel=NAMES["bits_per_byte"])
+        for number, rows in enumerate(points.values()):
+            means, lows, highs = (np.array([row[key] for row in rows]) for key in ("bits_per_byte", "low", "high"))
+            reach = [means - lows, highs - means]
+            places = [row["depth"] + 0.06 * (number - (len(points) - 1) / 2) for row in rows]  # equal ones stay apart
+            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+            axes.errorbar(places, means, reach, marker=MARKERS[number % len(MARKERS)][0], capsize=3, **look, **HOLLOW)
+        _dress(figure, axes, list(points))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        return _to_svg(figure)
 
 
 def draw_bars(series: Mapping[str, Mapping[str, float]], label: str) -> str:

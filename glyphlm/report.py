@@ -1,11 +1,8 @@
 """The report: run folders in, one HTML file out that needs neither network nor scripts."""
 
 import base64
-import json
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +10,12 @@ import jinja2
 
 from glyphlm import plots
 from glyphlm.errors import InputError
-from glyphlm.outputs import read_lines, write_atomic
-from glyphlm.progress import say
+from glyphlm.growthview import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.outputs import write_atomic
+from glyphlm.rundata import Run, finite, read_runs
 
+MOST_CURVES = 4  # chains in one picture of curves; of more the depths are shown alone
 DASH = "–"
-NUMBER = (int, float)
-TEXT = (str,)
-METRICS = {"split": TEXT, "step": NUMBER, "tokens": NUMBER, "seconds": NUMBER, "loss": NUMBER, "bits_per_byte": NUMBER}
-SAMPLES = {"prompt": TEXT, "text": TEXT}
-RESULTS = {"task": TEXT}
 # What must agree before two arms may be compared, and where a summary holds it.
 CHECKS = (
     ("tokenizer", ("tokenizer", "fingerprint")),
@@ -32,47 +26,6 @@ CHECKS = (
 )
 # Neither half a character pair nor a control character may stand in HTML.
 UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder, read; `label` tells runs of the same name apart."""
-
-    label: str
-    summary: dict[str, Any]
-    train: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    results: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-    sheet: bytes | None
-    settings: str | None
-
-    def get(self, *keys: str) -> Any:
-        """The summary's value at the nested `keys`, or None."""
-        value: Any = self.summary
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    @property
-    def floor(self) -> float | None:
-        """Bits per byte a unigram model needs on the held-out text."""
-        return _number(self.get("unigram_bits_per_byte", "validation"))
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The validation row with the fewest bits per byte; the summary's value where no row was logged."""
-        rows = [row for row in self.validation if _number(row["bits_per_byte"]) is not None]
-        final = {"bits_per_byte": _number(self.get("bits_per_byte", "validation")), "step": self.get("steps")}
-        return min(rows, key=lambda row: row["bits_per_byte"], default=final)
-
-    @property
-    def substrate(self) -> str:
-        """In words, such as "frozen glyph"."""
-        kind, trainable = str(self.get("substrate", "kind")).replace("_", " "), self.get("substrate", "trainable")
-        if kind == "learned" and trainable:
-            return kind
-        return f"{'trainable' if trainable else 'frozen'} {kind}"
 
 
 def write_report(
@@ -89,50 +42,10 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
-    page = _page(_read_runs([Path(run) for run in runs]), title, commands)
+    page = _page(read_runs([Path(run) for run in runs]), title, commands)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
-
-
-def _read_runs(folders: Sequence[Path]) -> list[Run]:
-    runs: list[Run] = []
-    for folder in folders:
-        if not (folder / "summary.json").is_file():
-            say(f"{folder} is passed over: it holds no summary.json, which glyphlm train writes when a run ends")
-            continue
-        run = _read_run(folder)
-        before = sum(run.label == other.summary["name"] for other in runs)
-        runs.append(replace(run, label=f"{run.label} #{before + 1}") if before else run)
-    if not runs:
-        raise InputError(f"no finished run among {len(folders)} paths; give folders that glyphlm train has filled")
-    return runs
-
-
-def _read_run(folder: Path) -> Run:
-    summary = _read_summary(folder / "summary.json")
-    metrics = read_lines(folder / "metrics.jsonl", METRICS)
-    sheet, settings = folder / "glyphs.png", folder / "settings.yaml"
-    return Run(
-        label=summary["name"],
-        summary=summary,
-        train=[row for row in metrics if row["split"] == "train"],
-        validation=[row for row in metrics if row["split"] == "validation"],
-        results=read_lines(folder / "results.jsonl", RESULTS),
-        samples=read_lines(folder / "samples.jsonl", SAMPLES),
-        sheet=sheet.read_bytes() if sheet.is_file() else None,
-        settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else None,
-    )
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_bytes())
-        if isinstance(summary["name"], str) and isinstance(summary["substrate"], dict):
-            return summary
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise InputError(f"{path} is not the summary of a run; leave {path.parent} out or train it again")
 
 
 def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:
@@ -143,11 +56,34 @@ def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_format, change=_change, image=_image)
+    environment.filters.update(number=_format, change=_change, image=_image, scaled=_scaled)
     template = environment.get_template("report.html.jinja")
-    arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in runs]
-    views = {"checks": _checks(runs), "sheets": _sheets(runs), "samples": _samples(runs), "results": _results(runs)}
-    return template.render(title=title, runs=runs, commands=commands, plots=plots.draw(arms), mark=plots.mark, **views)
+    grown = {chain[-1].label: whole(chain) for chain in chains(runs)}
+    bases = {run.label for chain in chains(runs) for run in chain[:-1]}
+    shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
+    arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in shown]
+    views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown), "results": _results(runs)}
+    views |= {"plots": plots.draw(arms), "growth": _growth(runs), "mark": plots.mark}
+    told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
+    commands = [*commands, *dict.fromkeys(told)]
+    return template.render(title=title, runs=shown, all_runs=runs, commands=commands, **views)
+
+
+def _growth(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Tables, curves and depths of what was grown; None where nothing was."""
+    found = chains(runs)
+    if not found:
+        return None
+    others = {chain[-1].label: controls(chain, runs) for chain in found}
+    told = [*found, *([run] for runs in others.values() for run in runs)]
+    curves = {chain[-1].label: whole(chain).validation for chain in told}
+    return {
+        "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
+                   for chain in found],
+        "over": {x: plots.draw_growth(curves, x) for x in ("tokens", "flops")} if len(found) <= MOST_CURVES else {},
+        "depth": plots.draw_depth(depth_points(runs)),
+        "unit": operations_unit([run for chain in found for run in chain]),
+    }
 
 
 def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -199,17 +135,17 @@ def _results(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[str, Any]]:
     return table
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, NUMBER) and math.isfinite(value) else None
-
-
 def _format(value: Any, form: str = ",.0f") -> str:
-    return DASH if _number(value) is None else format(value, form)
+    return DASH if finite(value) is None else format(value, form)
+
+
+def _scaled(value: Any, unit: float) -> float | None:
+    return None if finite(value) is None else value / unit
 
 
 def _change(value: Any, reference: Any) -> str:
     """Signed difference, with a minus sign as wide as the plus."""
-    if _number(value) is None or _number(reference) is None:
+    if finite(value) is None or finite(reference) is None:
         return DASH
     return f"{value - reference:+.3f}".replace("-", "−")
 

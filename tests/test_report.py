@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from glyphlm import report
+from glyphlm import rundata
 from glyphlm.errors import InputError
 from glyphlm.report import write_report
 
@@ -237,7 +237,7 @@ def test_damaged_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
 
 def test_paths_without_a_run_are_passed_over(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(report, "say", said.append)
+    monkeypatch.setattr(rundata, "say", said.append)
     write_report([tmp_path / "nothing", runs[0]], tmp_path / "report.html")
     assert len(said) == 1 and "nothing is passed over" in said[0]
     with pytest.raises(InputError, match="no finished run among 1 paths; give folders"):
