@@ -93,7 +93,7 @@ def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, to
     model.norm.load_state_dict(base.norm.state_dict())
     model.head.load_state_dict(base.head.state_dict())
     _start(model, old, settings.start)
-    _choose_trained(model, old, settings, seed)
+    choose_trained(model, old, settings, seed)
     return model
 
 
@@ -164,7 +164,8 @@ def _add_nothing(block: Block) -> None:
         nn.init.zeros_(values)
 
 
-def _choose_trained(model: GPT, old: Sequence[int], settings: GrowthSettings, seed: int) -> None:
+def choose_trained(model: GPT, old: Sequence[int], settings: GrowthSettings, seed: int) -> None:
+    """Freeze what is not to train, and add the adapters; `old` are the places of the blocks that were there before."""
     names = [f"blocks.{place}.{target}" for place in old for target in settings.lora.targets]
     ranks = dict.fromkeys(names if adapts(settings, len(model.blocks)) else [], settings.lora.rank)
     if settings.head == "low_rank":

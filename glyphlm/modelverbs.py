@@ -69,9 +69,9 @@ def run_grow(arguments: Sequence[str]) -> None:
 
 def run_plan(arguments: Sequence[str]) -> None:
     """glyphlm plan."""
-    from glyphlm.plan import PlanSettings, make_plan
+    from glyphlm.plan import PlanSettings, make_plans
     from glyphlm.plantext import plan_text
-    from glyphlm.recipe import Recipe
+    from glyphlm.recipe import GrowthRecipe
 
     parser = Parser.of(
         "plan",
@@ -80,12 +80,12 @@ def run_plan(arguments: Sequence[str]) -> None:
         "glyphlm plan recipe.yaml\n  glyphlm plan recipe.yaml --gpu h200 --gpus 8 --parallel fsdp2 --price-per-hour 3",
     )
     parser.usage = "glyphlm plan RECIPE [--section.key VALUE ...] [options]"
-    parser.add_recipe(Recipe)
+    parser.add_recipe(GrowthRecipe)
     names = parser.add_class_arguments(PlanSettings, skip={"measure"})
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
-    options, recipe = parser.read_recipe(arguments, Recipe)
-    plan = make_plan(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
-    print(plan_text(plan), end="")
+    options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    plans = make_plans(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
+    print("\n".join(map(plan_text, plans)), end="")
     if options.out:
-        write_atomic(options.out, to_json(plan))
+        write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))

@@ -10,12 +10,14 @@ import torch
 from glyphlm.bvv241 import LAYOUTS
 from glyphlm.errors import InputError
 from glyphlm.flops import Flops, flops_per_token, parameters_by_part
+from glyphlm.growth import choose_trained, places_of_old
 from glyphlm.machines import Machine, Pace, choose_machine
 from glyphlm.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.model import GPT, Substrate, SubstrateConfig
 from glyphlm.outputs import RECORD, read_build
 from glyphlm.progress import say
-from glyphlm.recipe import Recipe
+from glyphlm.recipe import GrowthRecipe, Recipe
+from glyphlm.staging import base_depth, check_stages, stage_recipe
 from glyphlm.substrate import SubstrateSettings, check_settings, describe
 from glyphlm.tokenizer import Tokenizer
 from glyphlm.trainsettings import TrainSettings, batch_rows, count_steps
@@ -47,8 +49,29 @@ class PlanSettings:
     measure: bool = True
 
 
-def make_plan(recipe: Recipe, settings: PlanSettings | None = None) -> dict[str, Any]:
+def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, Any]]:
+    """The plan of each stage, or of the one training of a recipe without stages. Times of stages are computed.
+
+    Raises:
+        InputError: as `make_plan` and `check_stages`.
+    """
+    if not recipe.stages:
+        return [make_plan(recipe, settings)]
+    check_stages(recipe)
+    plans, depth = [], base_depth(recipe)
+    for number, stage in enumerate(recipe.stages, 1):
+        before, depth = depth, depth + stage.layers
+        planned = stage_recipe(recipe, stage, f"stage-{number - 1}" if before else None, depth)
+        kept = recipe.substrate.trainable and (not before or planned.growth.blocks == "all")
+        planned = replace(planned, substrate=replace(recipe.substrate, trainable=kept))
+        plans.append(make_plan(planned, replace(settings, measure=False), before) | {"stage": number})
+    return plans
+
+
+def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: int = 0) -> dict[str, Any]:
     """The plan of a recipe, as JSON has it; in bytes, seconds and operations. Nothing is allocated but what is measured.
+
+    `before` is the number of blocks of the model that it is grown out of.
 
     Raises:
         InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used.
@@ -56,6 +79,9 @@ def make_plan(recipe: Recipe, settings: PlanSettings | None = None) -> dict[str,
     settings = settings or PlanSettings()
     _check(recipe, settings)
     model = planned_model(recipe)
+    if before:
+        old = places_of_old(before, recipe.model.n_layer, recipe.growth.place)
+        choose_trained(model, old, recipe.growth, recipe.train.seed)
     train = replace(recipe.train, parallel=settings.parallel or recipe.train.parallel)
     machine, train = choose_machine(train, recipe.model.d_model, settings.gpu, settings.gpus)
     load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
@@ -69,7 +95,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings | None = None) -> dict[str,
         "memory": _memory(model, load, machine),
         "flops_per_token": {part: asdict(found) for part, found in flops.items()},
         "forecast": forecast(model, train, machine, flops, settings),
-        "savings": list(savings(model, load)),
+        "savings": [] if before else list(savings(model, load)),
     }
 
 

@@ -8,8 +8,9 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan that `make_plan` gave."""
-    sections = (_head, _parameters, _memory, _flops, _forecast, _savings)
-    return "\n\n".join("\n".join(section(plan)) for section in sections) + "\n"
+    sections = (_head, _parameters, _memory, _flops, _forecast, *([_savings] if plan["savings"] else []))
+    title = f"stage {plan['stage']}\n" if "stage" in plan else ""
+    return title + "\n\n".join("\n".join(section(plan)) for section in sections) + "\n"
 
 
 def scaled(value: float, unit: str) -> str:

@@ -88,13 +88,17 @@ def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path) -> Stage:
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:
     """Each stage's run folder and its whole recipe; what is to be grown further must be there when the next is asked for."""
-    base = recipe.growth.base
-    depth = load_run(base)[0].config.num_hidden_layers if base else 0
+    base, depth = recipe.growth.base, base_depth(recipe)
     for number, stage in enumerate(recipe.stages, 1):
         depth += stage.layers
         run = out / f"stage-{number}"
         yield run, stage_recipe(recipe, stage, base, depth)
         base = str(run)
+
+
+def base_depth(recipe: GrowthRecipe) -> int:
+    """Number of blocks that the first stage is put on."""
+    return load_run(recipe.growth.base)[0].config.num_hidden_layers if recipe.growth.base else 0
 
 
 def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:

@@ -177,3 +177,23 @@ def test_numbers_have_three_digits_and_a_prefix(value, text):
 )
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_each_stage_of_growth_is_planned_with_what_it_freezes(tmp_path, capsys):
+    (tmp_path / "grow.yaml").write_text(
+        "tokenizer: {layout: bvv241-abs}\nsubstrate: {kind: glyph, n_embed: 4096, side: 64}\n"
+        "model: {d_model: 4096, n_head: 32, block_size: 1024, head_bias: true}\n"
+        "train: {steps: 10, batch_tokens: 8192, micro_batch_tokens: 8192}\n"
+        "growth: {lora: {rank: 8, from_depth: 5}}\nstages: [{layers: 1}, {layers: 2}, {layers: 2}]\n"
+    )
+    out = tmp_path / "plan.json"
+    assert main(["plan", str(tmp_path / "grow.yaml"), "--gpu", "h200", "--out", str(out)]) == 0
+    first, second, third = json.loads(out.read_text())
+    counts = [{kind: sum(part[kind] for part in plan["parameters"].values()) for kind in ("trained", "frozen")}
+              for plan in (first, second, third)]  # fmt: skip
+    adapters = 3 * 8 * (4096 + 3 * 4096 + 4096 + 4096)
+    assert [sum(count.values()) for count in counts] == [1275244544, 1677971456, 2080698368 + adapters]
+    assert counts[1]["frozen"] == 131072 * 4096 + 201363456  # the table and the first block
+    assert first["flops_per_token"]["frozen"]["forward"] == 0 < second["flops_per_token"]["frozen"]["forward"]
+    assert third["flops_per_token"]["frozen"]["forward"] == 0  # adapters train in the lowest block
+    assert capsys.readouterr().out.count("stage ") == 3
