@@ -64,20 +64,20 @@ class Parser(jsonargparse.ArgumentParser):
     def add_recipe(self, kind: type) -> None:
         """The recipe, and each of its values; `kind` is Recipe or a class of its own kind."""
         self.add_argument("--recipe", action="config", help="the YAML file; its name may also stand first")
+        self.add_argument("--profile", help="one of the recipe's profiles, such as tiny: its values replace the recipe's")
         self.add_class_arguments(kind)
 
     def read_recipe(self, arguments: Sequence[str], kind: type) -> tuple[Any, Any]:
-        """Parsed options, and the recipe with what was overridden.
+        """Parsed options, and the recipe with its profile and what was overridden.
 
         Raises:
-            InputError: as `read`, or the file does not exist.
+            InputError: as `read` and `recipe_text`.
         """
+        from glyphlm.recipe import recipe_text
+
         given = list(arguments)
         if given and not given[0].startswith("-"):
-            if not Path(given[0]).is_file():
-                raise InputError(f"{given[0]} does not exist; give the recipe's YAML file first, such as: {self.prog} "
-                                 "recipe.yaml")
-            given.insert(0, "--recipe")
+            given[:1] = ["--recipe", recipe_text(Path(given[0]), _value_of("--profile", given))]
         options = self.read(given)
         return options, kind(**{name: options[name] for name in kind.__dataclass_fields__})
 
@@ -88,6 +88,13 @@ class Parser(jsonargparse.ArgumentParser):
     def add_out(self, what: str, **options: Any) -> None:
         """--out, the one place that a verb writes to."""
         self.add_argument("--out", type=Path, help=what, **options)
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """What follows an option, before the options are parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name)
+    return vars(parser.parse_known_args(arguments)[0])[name.lstrip("-")]
 
 
 def _with_underscores(argument: str) -> str:

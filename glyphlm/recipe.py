@@ -113,6 +113,32 @@ def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
     return replace(recipe, train=replace(recipe.train, device=device, precision=precision))
 
 
+def recipe_text(path: Path, profile: str | None) -> str:
+    """The YAML of a recipe file with one of its `profiles` laid over it, or with none.
+
+    A profile is a part of a recipe: its values replace those of the same name, lists as a whole.
+
+    Raises:
+        InputError: the file does not exist or is damaged, or has no such profile.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give the recipe's YAML file")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        profiles = recipe.pop("profiles", {})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise InputError(f"{path} is no recipe ({' '.join(str(error).split())})") from None
+    if profile not in (None, *profiles):
+        raise InputError(f"{path} has no profile {profile!r}; it has {', '.join(profiles) or 'none'}")
+    return yaml.safe_dump(_laid_over(recipe, profiles[profile]) if profile else recipe, sort_keys=False, allow_unicode=True)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
+
+
 def settings_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)

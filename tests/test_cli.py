@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glyphlm.cli import VERBS, main
 from glyphlm.outputs import to_json
@@ -203,3 +204,13 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(tokenizer_folder, tmp_
 
 def test_json_is_stable():
     assert to_json({"b": 1, "a": "ю"}) == '{\n  "a": "ю",\n  "b": 1\n}\n'
+
+
+def test_a_profile_is_laid_over_the_recipe(recipe, tmp_path, capsys):
+    Path(recipe).write_text(Path(recipe).read_text() + "\nprofiles: {tiny: {model: {n_layer: 2}, train: {steps: 1}}}\n")
+    assert main(["train", recipe, "--profile", "tiny", "--out", str(tmp_path / "run")]) == 0
+    settings = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
+    plain = yaml.safe_load(Path(recipe).read_text())
+    assert (settings["model"]["n_layer"], settings["train"]["steps"]) == (2, 1)
+    assert settings["model"]["d_model"] == plain["model"]["d_model"] and "profiles" not in settings
+    assert "tiny" in refusal(capsys, "train", recipe, "--profile", "huge", "--out", tmp_path / "other")
