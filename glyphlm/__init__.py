@@ -33,6 +33,10 @@ _HOMES = {
     "Sampling": "generation",
     "generate": "generation",
     "evaluate": "evaluation",
+    "probe": "probes",
+    "ProbeSettings": "probetexts",
+    "run_growth": "staging",
+    "GrowthRecipe": "recipe",
     "write_report": "report",
 }
 __all__ = sorted(_HOMES)

@@ -21,6 +21,7 @@ VERBS = {  # verb -> the file that has it, and what it does
     "grow": ("modelverbs", "a recipe with stages -> a model a stage, each grown out of the one before"),
     "generate": ("useverbs", "a run and a prompt -> text"),
     "eval": ("useverbs", "runs and texts -> bits per byte"),
+    "probe": ("useverbs", "runs -> what tokens are to each layer: neighbours, classes, translations"),
     "report": ("useverbs", "runs -> one HTML page"),
 }
 HELP = """usage: glyphlm VERB [options]

@@ -81,7 +81,7 @@ def compare(
     if limit_mb is not None and not limit_mb > 0:
         raise InputError(f"limit_mb {limit_mb} is not above 0; give the megabytes of each language that are to be read")
     sources = {language: find_sources(given) for language, given in texts.items()}
-    tokenizers = _named(folders)
+    tokenizers = named(folders)
     fingerprints = {name: Tokenizer.load(folder).fingerprint for name, folder in tokenizers.items()}
     if out is None:
         return _rows(tokenizers, sources, limit_mb, reading)
@@ -93,7 +93,7 @@ def compare(
     return read_lines(out / ROWS)
 
 
-def _named(folders: Sequence[str]) -> dict[str, str]:
+def named(folders: Sequence[str]) -> dict[str, str]:
     """Name -> folder: the last part of its path, the whole path where two would be named alike."""
     short = {folder: Path(folder).resolve().name for folder in folders}
     alone = {folder for folder, name in short.items() if list(short.values()).count(name) == 1}

@@ -47,6 +47,32 @@ def run_eval(arguments: Sequence[str]) -> None:
         print()
 
 
+def run_probe(arguments: Sequence[str]) -> None:
+    """glyphlm probe."""
+    from glyphlm.probetexts import ProbeSettings
+
+    parser = Parser.of(
+        "probe",
+        "Tell what tokens are to trained runs, layer by layer: the nearest neighbours of words, and how far script, case, "
+        "category and translations can be told apart, next to chance and to the same model untrained. Printed is the last "
+        "layer; all layers go into probes.jsonl, probes.svg and neighbours.txt.",
+        "glyphlm probe runs/frozen runs/twin --words Germany 国 --out probes/\n"
+        "  glyphlm probe runs/* --pairs words.tsv --text held_out.txt --out probes/",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, side by side in the plot")
+    names = parser.add_class_arguments(ProbeSettings, skip={"words"})
+    parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
+                        help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_out("folder of the rows, the plot and the neighbours", required=True)
+    options = parser.read(arguments)
+    from glyphlm.devices import resolve_device
+    from glyphlm.probes import probe, table
+
+    settings = ProbeSettings(**{name: options[name] for name in (*names, "words")})
+    print(table(probe(options.runs, options.out, settings, resolve_device(options.device))))
+
+
 def run_report(arguments: Sequence[str]) -> None:
     """glyphlm report."""
     parser = Parser.of(

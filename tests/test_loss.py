@@ -1,6 +1,11 @@
-"""The chunked loss over the head equals plain cross-entropy: value and all gradients, whatever the chunks."""
+"""The loss over the head equals plain cross-entropy: value and all gradients, whatever the chunks and who computes it."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +13,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm import loss
-from glyphlm.loss import chunks, head_loss, target_nats
+from glyphlm.loss import chunks, has_liger, head_loss, target_nats
 
 N, D, V = 11, 8, 23
+LIGER = "liger_kernel.ops.fused_linear_cross_entropy"
+# The library itself: on a GPU, and without one in Triton's interpreter, which must be asked for before triton is loaded.
+WITH_LIBRARY = """
+import torch
+from glyphlm import loss
+
+device, N, D, V = "cuda" if torch.cuda.is_available() else "cpu", 37, 16, 101
+torch.manual_seed(1)
+x, weight, bias = (torch.randn(*s, device=device, requires_grad=True) for s in ((N, D), (V, D), (V,)))
+y = torch.randint(V, (N,), device=device)
+def found(liger, bias, dtype):
+    loss.has_liger, loss.LOGITS_AT_ONCE = lambda _: liger, 3 * N * D
+    value = loss.head_loss(x, weight, bias, y, dtype)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    return [value.detach(), *torch.autograd.grad(value, inputs)]
+for dtype, near in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+    for b in (None, bias):
+        for one, other in zip(found(True, b, dtype), found(False, b, dtype), strict=True):
+            assert one.dtype == torch.float32 and (one - other).norm() < near * other.norm(), (dtype, one, other)
+print("compared")
+"""
+
+
+def stand_in(_input, weight, target, *, bias, reduction, accum_dtype, chunk_mem_const):
+    """What the library does, by its contract: gradients in the types of the inputs, where these ask for them."""
+    assert reduction == "sum" and accum_dtype == torch.float32 and chunk_mem_const >= 1 and not torch.is_grad_enabled()
+    inputs = [None if t is None else t.detach().clone().requires_grad_() for t in (_input, weight, bias)]
+    with torch.enable_grad():
+        logits = F.linear(*inputs[:2])  # in the type that autocast names
+        nats = F.cross_entropy((logits if bias is None else logits + inputs[2]).float(), target, reduction="sum")
+    if _input.requires_grad:
+        nats.backward()
+    asked = (_input, weight if weight.requires_grad else None, bias)
+    return nats.detach(), None, None, None, *(t.grad if like is not None else None for t, like in zip(inputs, asked))
+
+
+@pytest.fixture(params=["torch", "liger"])
+def ways(request, monkeypatch):
+    """Both who compute the loss."""
+    if request.param == "liger":
+        monkeypatch.setitem(sys.modules, LIGER, SimpleNamespace(fused_linear_cross_entropy_forward=stand_in))
+        monkeypatch.setattr(loss, "has_liger", lambda device: True)
+
+
+both_ways = pytest.mark.usefixtures("ways")
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,6 +81,7 @@ def plain(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_N: Tensor) -
     return value.detach(), [t.grad for t in inputs if t is not None]
 
 
+@both_ways
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 11, 100])
 def test_value_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, rows, bias):
@@ -44,6 +95,7 @@ def test_value_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, rows,
         torch.testing.assert_close(tensor.grad.double(), 3 * expected, atol=1e-6, rtol=1e-5)
 
 
+@both_ways
 def test_gradients_are_the_slopes_of_the_value():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     head_loss(x_ND, weight_VD, bias_V, y_N).backward()
@@ -58,6 +110,7 @@ def test_gradients_are_the_slopes_of_the_value():
         assert tensor.grad[at].item() == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2, abs=1e-5)
 
 
+@both_ways
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
     *inputs, y_N = problem(True)
@@ -71,6 +124,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
             torch.testing.assert_close(tensor.grad.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+@both_ways
 def test_value_without_gradients_is_the_same():
     inputs = problem(True)
     with torch.no_grad():
@@ -78,6 +132,7 @@ def test_value_without_gradients_is_the_same():
     assert head_loss(*inputs).item() == pytest.approx(plain(*inputs)[0].item(), rel=1e-6)
 
 
+@both_ways
 def test_bf16_products_give_a_float32_loss_close_to_the_right_one():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value, gradients = plain(x_ND, weight_VD, bias_V, y_N)
@@ -90,11 +145,58 @@ def test_bf16_products_give_a_float32_loss_close_to_the_right_one():
         assert (tensor.grad.double() - expected).norm() < 0.02 * expected.norm()
 
 
+@both_ways
 def test_large_logits_stay_finite():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value = head_loss(1e4 * x_ND, weight_VD, bias_V, y_N)
     value.backward()
     assert value.isfinite() and x_ND.grad.isfinite().all() and weight_VD.grad.isfinite().all()
+
+
+@both_ways
+def test_no_target_at_all_costs_nothing():
+    x_ND, weight_VD, bias_V, y_N = problem(True)
+    value = head_loss(x_ND[:0], weight_VD, bias_V, y_N[:0], targets=5)
+    value.backward()
+    assert value.item() == 0 and not weight_VD.grad.any() and not bias_V.grad.any()
+
+
+def test_liger_is_for_gpus_and_only_where_it_is_installed(monkeypatch):
+    for installed in (False, True):
+        monkeypatch.setattr(loss, "find_spec", {"liger_kernel": "its place" if installed else None}.__getitem__)
+        assert not has_liger(torch.device("cpu"))
+        assert has_liger(torch.device("cuda")) == has_liger(torch.device("cuda:1")) == installed
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_liger_is_given_low_products_a_float32_bias_and_the_size_of_chunks_and_its_numbers_are_used(monkeypatch, bias):
+    given = {}
+
+    def told(_input, weight, target, **options):
+        given.update(options, x=_input, weight=weight, y=target, autocast=torch.get_autocast_dtype("cpu"))
+        given["is_autocast"] = torch.is_autocast_enabled("cpu")
+        return torch.tensor(8.0), None, None, None, torch.ones_like(_input), torch.ones_like(weight), options["bias"]
+
+    monkeypatch.setitem(sys.modules, LIGER, SimpleNamespace(fused_linear_cross_entropy_forward=told))
+    monkeypatch.setattr(loss, "has_liger", lambda device: device.type == "cpu")
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 5 * N * D + 1)
+    x_ND, weight_VD, bias_V, y_N = problem(bias)
+    value = head_loss(x_ND, weight_VD, bias_V, y_N, torch.bfloat16, targets=16)
+    value.backward()
+    assert value.item() == 0.5 and value.dtype == torch.float32
+    assert given["x"].dtype == given["weight"].dtype == given["autocast"] == torch.bfloat16 and given["is_autocast"]
+    assert given["x"].requires_grad and given["weight"].requires_grad and given["y"] is y_N
+    assert (given["reduction"], given["accum_dtype"], given["chunk_mem_const"]) == ("sum", torch.float32, 5)
+    assert x_ND.grad.unique().tolist() == weight_VD.grad.unique().tolist() == [1 / 16]
+    if bias:
+        assert given["bias"].dtype == torch.float32 and torch.equal(bias_V.grad, bias_V.detach() / 16)
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed: pip install glyphlm[cuda]")
+def test_the_library_itself_gives_the_numbers_of_the_plain_loop():
+    environment = os.environ | {"TRITON_INTERPRET": str(int(not torch.cuda.is_available()))}
+    done = subprocess.run([sys.executable, "-c", WITH_LIBRARY], env=environment, capture_output=True, text=True)
+    assert done.stdout == "compared\n", done.stderr
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100])

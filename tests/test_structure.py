@@ -16,7 +16,7 @@ layouts bvv241 spelling pieces tokenizer vocabulary preparation
 fonts glyphs model flops codes substrate growth hiddencache dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
 hf runfolder generation evaluation recipe assembly arm staging plan plantext
-stats rundata growthview plots inspection comparison report quickstart parsing textverbs modelverbs useverbs cli __main__
+stats rundata growthview plots inspection comparison separability probetexts probes report quickstart parsing textverbs modelverbs useverbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {

@@ -1,0 +1,112 @@
+"""Intervals have the known values, pairs are told apart by what differs, and each interval says what it is over."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from glyphlm.stats import (
+    bootstrap,
+    chance_level,
+    holm,
+    majority_level,
+    mcnemar,
+    over_runs,
+    over_seeds,
+    paired,
+    ratio,
+    wilson,
+)
+
+
+def shares(values):
+    return np.column_stack([values, np.ones(len(values))])
+
+
+def test_wilson_has_the_textbook_values():
+    assert wilson(8, 10)[:2] == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 5).low == 0 and wilson(5, 5).high == 1
+    assert wilson(1, 2).name == "Wilson 95% over items"
+
+
+def test_bootstrap_of_a_mean_is_what_the_normal_law_says_where_there_are_many_items():
+    values = np.random.default_rng(0).exponential(size=2000)
+    low, high, name = bootstrap(shares(values))
+    half = 1.96 * values.std() / math.sqrt(2000)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=half / 5)
+    assert name == "bootstrap 95% over items"
+
+
+def test_bootstrap_of_a_ratio_weighs_items_by_their_size():
+    sums = np.array([(8.0, 1.0), (2.0, 100.0)] * 50)
+    low, high, _ = bootstrap(sums, over="documents")
+    assert low < ratio(sums.sum(0)) < high < 1  # the mean of the ratios would be about 4
+    assert bootstrap(sums) == bootstrap(sums)._replace(name="bootstrap 95% over items")
+
+
+def test_over_runs_is_the_published_interval():
+    sigma, (low, high, name) = over_runs([0.20, 0.26, 0.24, 0.18, 0.22, 0.21, 0.23, 0.25, 0.19, 0.22])
+    assert sigma == pytest.approx(math.sqrt(0.0006))  # divided by n, not n - 1
+    assert (high - low) / 2 == pytest.approx(1.96 * sigma / math.sqrt(10))
+    assert "decoding runs" in name
+
+
+def test_over_seeds_is_students_interval():
+    values = [0.31, 0.35, 0.30]
+    expected = reference.t.interval(0.95, 2, np.mean(values), reference.sem(values))
+    assert over_seeds(values)[:2] == pytest.approx(expected)
+    assert over_seeds([0.3]).low == -math.inf and "training seeds" in over_seeds([0.3]).name
+
+
+def test_mcnemar_looks_only_where_two_models_differ():
+    a, b = [1] * 10 + [0] * 2, [0] * 10 + [1] * 2
+    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
+    assert mcnemar(a + [1] * 500, b + [1] * 500) == mcnemar(a, b) == mcnemar(b, a)
+    assert mcnemar([1, 0], [1, 0]) == 1
+
+
+def test_a_pair_on_the_same_items_is_told_apart_where_their_own_intervals_overlap():
+    hard = np.random.default_rng(1).random(400)
+    a, b = (hard < 0.50).astype(float), (hard < 0.54).astype(float)
+    assert wilson(int(a.sum()), 400).high > wilson(int(b.sum()), 400).low
+    found = paired(shares(a), shares(b), right=True)
+    assert found.difference == pytest.approx((b - a).mean()) and found.p < 0.01
+    assert 0 < found.interval.low < found.difference < found.interval.high
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_model_does_not_differ_from_itself(right):
+    values = shares((np.random.default_rng(2).random(50) < 0.5).astype(float))
+    found = paired(values, values, right=right)
+    assert (found.difference, found.p) == (0, 1)
+    assert found.mde == (6 / 50 if right else None)
+
+
+def test_the_smallest_detectable_difference_is_found_four_times_in_five():
+    random, found, size = np.random.default_rng(3), 0, 300
+    effect = paired(shares(random.normal(size=size)), shares(random.normal(size=size))).mde
+    for _ in range(60):
+        a = random.normal(size=size)
+        found += paired(shares(a), shares(random.normal(effect, size=size))).p < 0.05
+    assert 0.65 <= found / 60 <= 0.95
+
+
+def test_holm_has_the_textbook_values():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1))
+def test_holm_lies_between_the_single_tests_and_bonferroni_and_keeps_their_order(ps):
+    raised = holm(ps)
+    assert all(p <= q <= min(1, len(ps) * p) for p, q in zip(ps, raised))
+    assert [raised[n] for n in sorted(range(len(ps)), key=ps.__getitem__)] == sorted(raised)
+
+
+def test_chance_and_majority():
+    assert chance_level([4, 4, 5]) == pytest.approx((0.25 + 0.25 + 0.2) / 3)
+    assert majority_level(["A", "B", "A", "C"]) == 0.5
