@@ -104,8 +104,8 @@ def main() -> None:
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     flops = {name: sum(part.total for part in flops_per_token(model).values()) for name, model in models.items()}
     whole, least = "9 layers at once", "3 layers"
-    print(f"V {options.vocab:,}  d {options.width}  T {options.context}  {options.rows} sequences a step  {options.precision}  "
-          f"{options.device}")
+    print(f"V {options.vocab:,}  d {options.width}  T {options.context}  {options.rows} sequences a step  "
+          f"{options.precision}  {options.device}")
     for name, median in medians.items():
         counted, by_torch = operations(models[name].float())
         print(f"  {name:18} {median:7.3f} s a step   {median / medians[whole]:.2f}x of 9 layers (by operations "

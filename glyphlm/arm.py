@@ -5,7 +5,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from glyphlm.assembly import build_model, go_on_from_base, shards_read
+from glyphlm.card import write_card
 from glyphlm.checkpoint import TrainState, list_states, load_state
 from glyphlm.dataset import (
     Batch,
@@ -27,6 +28,8 @@ from glyphlm.dataset import (
 from glyphlm.devices import local_device
 from glyphlm.errors import InputError
 from glyphlm.flops import flops_per_token
+from glyphlm.fusing import describe_fusion
+from glyphlm.fusion import Fusion
 from glyphlm.generation import Sampling, generate
 from glyphlm.growth import ADAPTER, adapted, detach_adapters, merge_adapters
 from glyphlm.model import GPT, count_parameters
@@ -36,7 +39,7 @@ from glyphlm.parallel import is_sharded, joined
 from glyphlm.preparation import prepare, prepare_examples
 from glyphlm.progress import say
 from glyphlm.recipe import Recipe, read_settings, resolve, settings_text
-from glyphlm.runfolder import export_model, read_summary, write_card, write_summary
+from glyphlm.runfolder import export_model, read_summary, write_summary
 from glyphlm.substrate import SHEET, build_substrate
 from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
@@ -54,7 +57,7 @@ class Arm:
 
     recipe: Recipe
     tokenizer: Tokenizer
-    model: GPT
+    model: GPT | Fusion
     training: list[TokenText]
     batches: Batches
     held_out: list[TokenText]
@@ -119,7 +122,7 @@ def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> di
     merge_adapters(arm.model)
     export_model(arm.model, arm.tokenizer, out)
     write_samples(arm, out)
-    sheet = Path(arm.recipe.substrate.path) / SHEET
+    sheet = Path(arm.recipe.substrate.path or "") / SHEET
     if sheet.exists():
         shutil.copyfile(sheet, out / SHEET)
     write_card(out, summary)
@@ -166,8 +169,9 @@ def pin_inputs(arm: Arm, out: Path) -> None:
         "substrate": arm.model.substrate.config.fingerprint,
         "shards": {str(text.folder): text.sha256 for text in arm.training},
     }
-    if base := arm.recipe.growth.base:
-        inputs["base"] = sha256_file(Path(base) / WEIGHTS)
+    made_of = [arm.recipe.growth.base] if arm.recipe.growth.base else arm.recipe.fusion.experts
+    if made_of:
+        inputs["runs"] = {run: sha256_file(Path(run) / WEIGHTS) for run in made_of}
     difference = first_difference(json.loads(path.read_text(encoding="utf-8")), inputs) if path.exists() else None
     if difference and has_begun(out):
         raise InputError(f"{out} was begun with other inputs: {difference}; choose another --out or remove {out}")
@@ -197,7 +201,10 @@ def open_arm(recipe: Recipe, out: Path) -> Arm:
 
 
 def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
-    """The tokenizer, and the recipe with every path filled in."""
+    """The tokenizer, and the recipe with every path filled in; a fused model has those of its experts."""
+    if recipe.fusion.experts:
+        tokenizer = Tokenizer.load(recipe.tokenizer.path or recipe.fusion.experts[0])
+        return tokenizer, replace(recipe, data=prepared_data(recipe.data, tokenizer, inputs))
     if recipe.tokenizer.path:
         tokenizer = Tokenizer.load(recipe.tokenizer.path)
     else:
@@ -207,8 +214,12 @@ def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
     if not substrate.path:
         build_substrate(tokenizer, substrate, inputs / "substrate")
         substrate = replace(substrate, path=str(inputs / "substrate"))
-    data = [prepared(source, tokenizer, inputs / f"shards-{number}") for number, source in enumerate(recipe.data)]
-    return tokenizer, replace(recipe, substrate=substrate, data=data)
+    return tokenizer, replace(recipe, substrate=substrate, data=prepared_data(recipe.data, tokenizer, inputs))
+
+
+def prepared_data(sources: Sequence[Source], tokenizer: Tokenizer, inputs: Path) -> list[Source]:
+    """The sources as shards, those that are text or examples under `inputs`."""
+    return [prepared(source, tokenizer, inputs / f"shards-{number}") for number, source in enumerate(sources)]
 
 
 def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
@@ -237,6 +248,7 @@ def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
         "device": settings.device,
         "seed": settings.seed,
         "growth": asdict(arm.recipe.growth) if arm.recipe.growth.base else None,
+        "fusion": describe_fusion(arm.model, arm.recipe.fusion) if arm.recipe.fusion.experts else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 
@@ -282,11 +294,11 @@ def write_samples(arm: Arm, out: Path) -> None:
     write_atomic(out / "samples.jsonl", to_lines(rows))
 
 
-def initial_digest(model: GPT) -> str:
+def initial_digest(model: GPT | Fusion) -> str:
     """sha256 of the values of every tensor that twins have in common: all but the substrate's."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        if not name.startswith("substrate."):
+        if not name.startswith(("substrate.", "substrates.")):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 

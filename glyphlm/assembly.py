@@ -1,10 +1,13 @@
-"""The model that a recipe's training begins with: made of nothing, or grown out of a run; and what it goes on from."""
+"""The model that a recipe's training begins with: of nothing, grown out of a run, or fused; and where it begins."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.dataset import Batches, TokenText
 from glyphlm.errors import InputError
+from glyphlm.fusing import build_fusion
+from glyphlm.fusion import Fusion
+from glyphlm.fusionsettings import TRAINED
 from glyphlm.growth import grow
 from glyphlm.hiddencache import HiddenCache
 from glyphlm.model import GPT, SubstrateConfig
@@ -17,12 +20,15 @@ from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT:
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
     """The model with its first values, on the CPU; every path of the recipe is filled in.
 
     Raises:
-        InputError: vocabularies, substrates or widths do not fit, or the base cannot be grown to this recipe's model.
+        InputError: vocabularies, substrates or widths do not fit, the base cannot be grown to this recipe's model, or the
+            experts cannot be fused.
     """
+    if recipe.fusion.experts:
+        return _fused(recipe, tokenizer)
     substrate = load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
     if recipe.growth.base:
         return _grown(recipe, tokenizer, substrate.config)
@@ -41,6 +47,21 @@ def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> 
         raise InputError(f"{growth.base} has a substrate {found.kind} {found.fingerprint[:12]}, the recipe {substrate.kind} "
                          f"{substrate.fingerprint[:12]}; a model keeps its substrate, so give the base as substrate.path")
     return grow(base.gpt, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint)
+
+
+def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:
+    settings = recipe.fusion
+    if settings.method not in TRAINED:
+        raise InputError(f"method {settings.method} has nothing to train; glyphlm fuse makes that model, or choose "
+                         f"{', '.join(TRAINED)}")
+    model, vocabulary = build_fusion(settings, recipe.train.seed)
+    if vocabulary.fingerprint != tokenizer.fingerprint:
+        raise InputError(f"the experts have tokenizer {vocabulary.fingerprint[:12]}, the recipe "
+                         f"{tokenizer.fingerprint[:12]}; leave tokenizer out, or give {settings.experts[0]} as its path")
+    if model.config.block_size != recipe.model.block_size:
+        raise InputError(f"the experts read {model.config.block_size} tokens at once, the recipe {recipe.model.block_size}; "
+                         f"set model.block_size to {model.config.block_size}")
+    return model.train()
 
 
 def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], batches: Batches) -> None:

@@ -19,9 +19,13 @@ VERBS = {  # verb -> the file that has it, and what it does
     "plan": ("modelverbs", "a recipe -> what it costs: parameters, memory, FLOPs, time"),
     "train": ("modelverbs", "a recipe -> a trained model in a run folder"),
     "grow": ("modelverbs", "a recipe with stages -> a model a stage, each grown out of the one before"),
+    "fuse": ("modelverbs", "runs over one vocabulary -> one model"),
+    "import": ("shareverbs", "a published checkpoint -> a run folder; its code is never run"),
     "generate": ("useverbs", "a run and a prompt -> text"),
-    "eval": ("useverbs", "runs and texts -> bits per byte"),
+    "eval": ("useverbs", "models and tasks -> scores with intervals, bits per byte, paired comparisons"),
     "probe": ("useverbs", "runs -> what tokens are to each layer: neighbours, classes, translations"),
+    "export": ("shareverbs", "a run -> a stock GPT-NeoX folder, or a GGUF file"),
+    "push": ("shareverbs", "a run or an export -> a model repository on the Hub"),
     "report": ("useverbs", "runs -> one HTML page"),
 }
 HELP = """usage: glyphlm VERB [options]

@@ -1,11 +1,13 @@
 """Text from anywhere, as a stream of passages: memory stays bounded however long a file or a document is.
 
 A source is a `.txt` file (one document), `.jsonl` (a document a line), either as `.gz` or `.zst`, `.parquet` (a
-document a row), a folder of these, or `hf:NAME[:CONFIG][:SPLIT]`, a data set of the Hugging Face Hub.
+document a row), a folder of these, `hf:NAME[:CONFIG][:SPLIT]`, a data set of the Hugging Face Hub, or `embedded:WORDS`,
+documents of the phrase book, such as `embedded:en,ru` or `embedded:qa` (see `phrasebook.chosen`).
 """
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
 import zlib
@@ -24,6 +26,7 @@ from glyphlm.progress import Meter, meter
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
 PASSAGE_CHARS = 1 << 18  # a quarter million characters: small for memory, large against the cost of a call
 MAX_LINE_BYTES = 1 << 30  # a JSON line must be held whole to be parsed
+HUB, EMBEDDED = "hf:", "embedded:"
 
 
 class Passage(NamedTuple):
@@ -64,7 +67,7 @@ def find_sources(texts: Sequence[str]) -> list[str]:
         InputError: nothing was given, a path does not exist, a file is of an unknown kind, or one is named twice.
     """
     if not texts:
-        raise InputError("no text was given: name files, folders or hf:NAME data sets")
+        raise InputError("no text was given: name files, folders, hf:NAME data sets or embedded:LANGUAGES")
     sources = [source for text in texts for source in _expand(text)]
     if len(set(sources)) < len(sources):
         twice = next(source for number, source in enumerate(sources) if source in sources[:number])
@@ -74,12 +77,24 @@ def find_sources(texts: Sequence[str]) -> list[str]:
 
 def describe(texts: Sequence[str]) -> dict[str, str]:
     """What identifies the input: name -> sha256 of each file; a data set of the Hub stands for itself."""
-    return {source: "hub" if is_hub(source) else sha256_file(Path(source)) for source in find_sources(texts)}
+    return {source: _digest(source) for source in find_sources(texts)}
 
 
 def is_hub(source: str) -> bool:
-    """Whether `source` names a data set of the Hub."""
-    return source.startswith("hf:")
+    """Whether `source` names a data set, of the Hub or embedded, and no file."""
+    return source.startswith((HUB, EMBEDDED))
+
+
+def _digest(source: str) -> str:
+    if source.startswith(EMBEDDED):
+        return hashlib.sha256("\0".join(_embedded(source)).encode()).hexdigest()  # another release of CLDR says other things
+    return "hub" if is_hub(source) else sha256_file(Path(source))
+
+
+def _embedded(source: str) -> list[str]:
+    from glyphlm.phrasebook import chosen  # loads CLDR, and most texts are files
+
+    return chosen(source.removeprefix(EMBEDDED))
 
 
 def _expand(text: str) -> list[str]:
@@ -92,7 +107,7 @@ def _expand(text: str) -> list[str]:
             raise InputError(f"{text} holds no {', '.join(SUFFIXES)} file")
         return found
     if not path.exists():
-        raise InputError(f"{text} does not exist; give a file, a folder or hf:NAME")
+        raise InputError(f"{text} does not exist; give a file, a folder, hf:NAME or embedded:LANGUAGES")
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{text} is of an unknown kind; known are {', '.join(SUFFIXES)}")
     return [text]
@@ -111,6 +126,8 @@ class Advance:
 
 
 def _read(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
+    if source.startswith(EMBEDDED):
+        return _split_rows((_Row(text, number) for number, text in enumerate(_embedded(source), 1)), advance)
     if is_hub(source):
         return _split_rows(_hub_rows(source, reading), advance)
     if source.endswith(".parquet"):
@@ -260,7 +277,7 @@ def _parquet_rows(source: str, reading: Reading) -> Iterator[_Row]:
 def _hub_rows(source: str, reading: Reading) -> Iterator[_Row]:
     import datasets  # takes seconds to import, and most corpora are files
 
-    name, config, split = (source.removeprefix("hf:").split(":") + ["", ""])[:3]
+    name, config, split = (source.removeprefix(HUB).split(":") + ["", ""])[:3]
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):

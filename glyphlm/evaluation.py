@@ -15,6 +15,7 @@ A row of results.jsonl is one value. Accuracies, exact match, F1 and shares are 
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ def evaluate(
         for task in wanted:
             made_from = {"model": examinee.digest, "files": dict(task.digest)}
             made_from["settings"] = settings.of(task.name) | {"precision": precision}
+            made_from["settings"] |= asdict(reading) if task.name == BITS else {}
             path = log_items and log_items / _file_name(str(run)) / _log_name(task, made_from)
             found, log = _finished(examinee, task, made_from, out, path)
             if found is None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from glyphlm.model import GPT, Substrate
 
-PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "head")
+PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "mixing", "head")
 MATRICES = ("lift_ED", "affine_NE")  # buffers that codes are multiplied with
 
 
@@ -30,10 +30,10 @@ class Flops:
 
 
 def part_of(name: str) -> str:
-    """The part of PARTS that a parameter, buffer or module of a GPT belongs to, by its name."""
+    """The part of PARTS that a parameter, buffer or module belongs to, by its name; a gate or adapter is of mixing."""
     if "norm" in name:
         return "norms"
-    return next(part for part in ("substrate", "attention", "mlp", "head") if part in name)
+    return next((part for part in ("substrate", "attention", "mlp", "head") if part in name), "mixing")
 
 
 def parameters_by_part(model: GPT) -> dict[str, dict[str, int]]:
@@ -79,8 +79,8 @@ def _count(model: GPT, scores: int) -> tuple[Counter[str], Counter[str]]:
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
             products = {name: 2 * values.numel() for name, values in module.named_buffers() if name in MATRICES}
-            forward["substrate"] = sum(products.values())
-            backward["substrate"] = products.get("lift_ED", 0) * below
+            forward["substrate"] += sum(products.values())
+            backward["substrate"] += products.get("lift_ED", 0) * below
     return forward, backward
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from glyphlm.codes import fingerprint
 from glyphlm.errors import InputError
 from glyphlm.model import GPT, Block, ModelConfig, Substrate
-from glyphlm.tensors import save_tensors
+from glyphlm.tensors import load_tensors, save_tensors
 
 TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")  # the matrices of a block
-ADAPTER = "adapter"  # folder of adapters that are kept apart
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # the folder of adapters that are kept apart, as peft's
 
 
 @dataclass
@@ -195,7 +195,7 @@ def add_adapters(model: GPT, ranks: dict[str, int], alpha: float, seed: int) -> 
         inject_adapter_in_model(config, model)
 
 
-def merge_adapters(model: GPT) -> None:
+def merge_adapters(model: nn.Module) -> None:
     """Add each adapter to the weights that it adapts, and remove it."""
     for name, layer in adapted(model):
         layer.merge()
@@ -216,12 +216,30 @@ def detach_adapters(model: GPT, folder: Path) -> None:
     )
     tensors = {f"base_model.model.gpt.{name}": values for name, values in get_peft_model_state_dict(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / "adapter_model.safetensors")
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
     config.save_pretrained(str(folder))
     for name, layer in adapted(model):
         model.set_submodule(name, layer.get_base_layer())
 
 
-def adapted(model: GPT) -> list[tuple[str, nn.Module]]:
+def attach_adapters(model: nn.Module, folder: Path) -> None:
+    """Put the adapters of a peft folder on the Hugging Face model that they were trained with.
+
+    Raises:
+        InputError: a file is missing or damaged, or it is of another model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    tensors = load_tensors(folder / ADAPTER_WEIGHTS)
+    try:
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model)
+        unknown = set_peft_model_state_dict(model, tensors).unexpected_keys
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder} cannot be loaded ({str(error).splitlines()[0]})") from None
+    if unknown:
+        raise InputError(f"{folder} holds adapters of another model: {', '.join(unknown[:3])}")
+
+
+def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Matrices with an adapter; told by a method of peft's layers, so that peft is not imported where there is none."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]

@@ -1,4 +1,4 @@
-"""The model as Hugging Face transformers know it. This file travels inside every run folder, next to model.py."""
+"""The model as Hugging Face transformers know it. This file travels inside every run folder, next to model.py, fusion.py."""
 
 from typing import Any
 
@@ -6,48 +6,80 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .fusion import Fusion, FusionConfig
 from .model import GPT, ModelConfig, Substrate, SubstrateConfig
 
 
 class GlyphLMConfig(PretrainedConfig):
-    """config.json: `model` holds the fields of ModelConfig, `substrate` those of SubstrateConfig."""
+    """config.json: `model` holds the fields of ModelConfig, `substrate` those of SubstrateConfig.
+
+    Of a fused model: `experts` holds such a pair for each expert, with a number for the substrate where it is that of an
+    earlier expert, and `fusion` the fields of FusionConfig.
+    """
 
     model_type = "glyphlm"
+    experts = fusion = None  # of a single model, whose config.json does not name them
 
-    def __init__(self, model: dict[str, Any] | None = None, substrate: dict[str, Any] | None = None, **others: Any):
-        self.model = dict(model or {})
-        self.substrate = dict(substrate or {})
+    def __init__(
+        self,
+        model: dict[str, Any] | None = None,
+        substrate: dict[str, Any] | None = None,
+        experts: list[dict[str, Any]] | None = None,
+        fusion: dict[str, Any] | None = None,
+        **others: Any,
+    ):
+        if fusion is None:
+            self.model, self.substrate = dict(model or {}), dict(substrate or {})
+        else:
+            self.experts, self.fusion = experts, fusion
         super().__init__(**others)
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Model and substrate of each expert; the one pair of a single model."""
+        return [{"model": self.model, "substrate": self.substrate}] if self.fusion is None else self.experts
 
     # The names under which caches and other libraries look for the sizes.
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        return self.substrate["vocab_size"]
+        return self.pairs[0]["substrate"]["vocab_size"]
 
     @property
     def hidden_size(self) -> int:
-        """d_model."""
-        return self.model["d_model"]
+        """d_model, of all experts together."""
+        return sum(pair["model"]["d_model"] for pair in self.pairs)
 
     @property
     def num_hidden_layers(self) -> int:
-        """n_layer."""
-        return self.model["n_layer"]
+        """Layers of the cache: n_layer of all experts together, and what the fusion records."""
+        records = 0 if self.fusion is None else FusionConfig(**self.fusion).records
+        return sum(pair["model"]["n_layer"] for pair in self.pairs) + records
 
     @property
     def num_attention_heads(self) -> int:
-        """n_head."""
-        return self.model["n_head"]
+        """n_head of the first expert."""
+        return self.pairs[0]["model"]["n_head"]
 
     @property
     def max_position_embeddings(self) -> int:
-        """block_size, the longest context that was trained."""
-        return self.model["block_size"]
+        """block_size, the longest context that all experts were trained with."""
+        return min(pair["model"]["block_size"] for pair in self.pairs)
+
+
+def make_model(config: GlyphLMConfig) -> GPT | Fusion:
+    """The model that a config describes, its weights still to be filled in."""
+    experts, substrates = [], []
+    for pair in config.pairs:
+        model, substrate = ModelConfig(**pair["model"]), pair["substrate"]
+        shared = isinstance(substrate, int)
+        substrates.append(substrates[substrate] if shared else Substrate(SubstrateConfig(**substrate), model.d_model))
+        experts.append(GPT(model, substrates[-1]))
+    return experts[0] if config.fusion is None else Fusion(FusionConfig(**config.fusion), experts)
 
 
 class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """`generate()`, caches, padding and loss around GPT."""
+    """`generate()`, caches, padding and loss around GPT or Fusion."""
 
     config_class = GlyphLMConfig
     base_model_prefix = "gpt"
@@ -57,15 +89,14 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GlyphLMConfig):
         super().__init__(config)
-        model = ModelConfig(**config.model)
-        self.gpt = GPT(model, Substrate(SubstrateConfig(**config.substrate), model.d_model))
+        self.gpt = make_model(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a run folder holds every tensor, and GPT.init_weights starts a training."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The substrate."""
+        """The substrate, of a fused model that of its first expert."""
         return self.gpt.substrate
 
     def get_output_embeddings(self) -> nn.Module:

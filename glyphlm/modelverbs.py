@@ -67,6 +67,35 @@ def run_grow(arguments: Sequence[str]) -> None:
     print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
 
 
+def run_fuse(arguments: Sequence[str]) -> None:
+    """glyphlm fuse."""
+    from glyphlm.fusionsettings import FusionSettings
+
+    parser = Parser.of(
+        "fuse",
+        "Fuse models that were trained apart over one vocabulary into one, without training: a run folder that generates, "
+        "is scored and loads like any other. A fused run among them counts as its experts, so that experts can join one "
+        "after another. Methods that are trained (gate, head, adapter) belong into a recipe: fusion: {experts: [...], "
+        "method: gate}, for glyphlm train.",
+        "glyphlm fuse runs/en-ru runs/en-zh --out runs/moe\n"
+        "  glyphlm fuse runs/moe runs/en-de --out runs/three\n"
+        "  glyphlm fuse runs/en-ru runs/en-zh --method weighted_logits --weights 0.7 0.3 --out runs/mixed",
+    )
+    parser.usage = "glyphlm fuse RUN RUN [RUN ...] [--method METHOD] --out FOLDER"
+    parser.add_argument("experts", nargs="+", metavar="RUN", help="run folders, of single or fused models")
+    own = {"experts", "weights", "allow_different_substrates"}
+    parser.add_class_arguments(FusionSettings, skip=own | {"top_k", "route_after", "rank"})
+    parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
+    parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
+    parser.add_out("run folder to write", required=True)
+    options = parser.read(arguments)
+    from glyphlm.fusing import fuse
+
+    settings = FusionSettings(**{name: options[name] for name in (*own, "method", "temperature")})
+    fuse(settings, options.out, f"glyphlm fuse {shlex.join(arguments)}")
+    print(options.out)
+
+
 def run_plan(arguments: Sequence[str]) -> None:
     """glyphlm plan."""
     from glyphlm.plan import PlanSettings, make_plans

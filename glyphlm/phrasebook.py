@@ -7,9 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from glyphlm.cldr import ARTICLE, Subject, subjects
+from glyphlm.errors import InputError
 from glyphlm.outputs import to_lines, write_atomic
 
 TOLD = {"en": 2, "ru": 2, "zh": 4}  # training paragraphs a subject: Chinese says the same in half the characters
@@ -283,6 +285,30 @@ def phrases(seed: int = 1) -> list[Phrase]:
     other templates and uses the templates for other facts. The same seed gives the same list in every process.
     """
     return [phrase for phrase, _ in documents(seed)]
+
+
+@cache
+def _told_once() -> list[Phrase]:
+    return phrases()  # takes a second
+
+
+def chosen(words: str) -> list[str]:
+    """Documents that `words`, separated by commas, choose: en, ru, zh, text, qa, train, validation.
+
+    Where no word tells the language all are taken, else running text for training. So "" is all of that in three
+    languages, and "en,zh,qa" the questions to train on in two.
+
+    Raises:
+        InputError: there is no such word.
+    """
+    given, known = set(filter(None, words.split(","))), (*TOLD, "text", "qa", "train", "validation")
+    if unknown := sorted(given.difference(known)):
+        raise InputError(f"the embedded phrase book has no {', '.join(unknown)}; it has {', '.join(known)}")
+    languages = given.intersection(TOLD) or set(TOLD)
+    kinds = given & {"text", "qa"} or {"text"}
+    splits = given & {"train", "validation"} or {"train"}
+    return [phrase.text for phrase in _told_once()
+            if phrase.language in languages and phrase.kind in kinds and phrase.split in splits]
 
 
 def write_phrasebook(out: Path, seed: int = 1) -> dict[str, Path]:

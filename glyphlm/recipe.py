@@ -9,6 +9,7 @@ import yaml
 from glyphlm.dataset import Source
 from glyphlm.devices import resolve_device, resolve_precision
 from glyphlm.errors import InputError
+from glyphlm.fusionsettings import FusionSettings
 from glyphlm.growth import GrowthSettings
 from glyphlm.model import ModelConfig
 from glyphlm.substrate import SubstrateSettings
@@ -30,6 +31,7 @@ class Recipe:
         prompts: Texts that the trained model continues, for samples.jsonl and the report.
         train: How to train.
         growth: The run that the model is grown out of, and how.
+        fusion: The runs that it is fused from, and what of it trains; model, tokenizer and substrate are then theirs.
     """
 
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -40,6 +42,7 @@ class Recipe:
     prompts: list[str] = field(default_factory=list)
     train: TrainSettings = field(default_factory=TrainSettings)
     growth: GrowthSettings = field(default_factory=GrowthSettings)
+    fusion: FusionSettings = field(default_factory=FusionSettings)
 
 
 @dataclass
@@ -101,6 +104,11 @@ def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
             raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give one of the two")
     if recipe.growth.base is None and recipe.growth != GrowthSettings():
         raise InputError("growth says how a model is grown out of another; name that run as growth.base")
+    if recipe.fusion.experts and recipe.growth.base:
+        raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts} or "
+                         f"growth.base {recipe.growth.base}")
+    if not recipe.fusion.experts and recipe.fusion != FusionSettings():
+        raise InputError("fusion says how runs become one model; name them as fusion.experts")
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
     before = (recorded or {}).get("train", {})

@@ -1,4 +1,4 @@
-"""A run folder IS a Hugging Face folder: weights, config, tokenizer and the two files of code that read them.
+"""A run folder IS a Hugging Face folder: weights, config, tokenizer and the three files of code that read them.
 
 It loads with AutoModelForCausalLM.from_pretrained(run, trust_remote_code=True) where glyphlm is not installed, and
 without remote code after `import glyphlm`.
@@ -18,6 +18,8 @@ import transformers
 from transformers import GenerationConfig
 
 from glyphlm.errors import InputError
+from glyphlm.fusion import Fusion
+from glyphlm.growth import ADAPTER, attach_adapters, merge_adapters
 from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.model import GPT
 from glyphlm.outputs import to_json, write_atomic
@@ -29,7 +31,7 @@ SUMMARY = "summary.json"
 SAMPLING = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "do_sample": True}
 
 
-def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
+def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
     """Write everything that loads the model into the run folder `out`; each file appears whole.
 
     Files are made in a folder beside and moved, so that a reader never meets a half-written one.
@@ -37,8 +39,9 @@ def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
     partial = out / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
-    wrapped.gpt.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
+    wrapped.gpt.load_state_dict(model.state_dict(), assign=True)
     wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
     GlyphLMConfig.register_for_auto_class()
     GlyphLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
@@ -51,15 +54,27 @@ def export_model(model: GPT, tokenizer: Tokenizer, out: Path) -> None:
     partial.rmdir()
 
 
-def hf_config(model: GPT, tokenizer: Tokenizer) -> GlyphLMConfig:
+def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
     """config.json of a model; the tokenizer's fingerprint stands in it."""
     return GlyphLMConfig(
-        model=asdict(model.config),
-        substrate=asdict(model.substrate.config),
+        **config_fields(model),
         tokenizer_fingerprint=tokenizer.fingerprint,
         tie_word_embeddings=False,
         **special_ids(tokenizer),
     )
+
+
+def config_fields(model: GPT | Fusion) -> dict[str, Any]:
+    """What config.json tells of the model itself."""
+    if isinstance(model, GPT):
+        return {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
+    first = [model.reads.index(number) for number in model.reads]  # the first expert that reads the same substrate
+    experts = [
+        {"model": asdict(expert.config),
+         "substrate": asdict(model.substrates[read].config) if first[number] == number else first[number]}
+        for number, (expert, read) in enumerate(zip(model.experts, model.reads))
+    ]
+    return {"experts": experts, "fusion": asdict(model.fusion)}
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -69,6 +84,8 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     """Model (in eval mode, float32, CPU) and tokenizer of a run folder; no code of the folder is executed.
+
+    Adapters that were kept apart are merged into the weights.
 
     Raises:
         InputError: it is no finished run, a file is damaged, or the tokenizer is not the one trained with.
@@ -88,6 +105,9 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     if model.config.tokenizer_fingerprint != tokenizer.fingerprint:
         raise InputError(f"{run}: the model was trained with tokenizer {model.config.tokenizer_fingerprint[:12]}, but "
                          f"tokenizer.json is {tokenizer.fingerprint[:12]}; put the right one back")
+    if (run / ADAPTER).is_dir():
+        attach_adapters(model, run / ADAPTER)
+        merge_adapters(model)
     return model.eval(), tokenizer
 
 
@@ -102,40 +122,6 @@ def _quiet() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
-
-
-def write_card(out: Path, summary: dict[str, Any]) -> None:
-    """README.md of the run folder: what it is, how good, how to load it."""
-    write_atomic(out / "README.md", card_text(out.name, summary))
-
-
-def card_text(name: str, summary: dict[str, Any]) -> str:
-    """The model card, with the front matter that the Hub reads."""
-    bits, parameters, substrate = summary["bits_per_byte"], summary["parameters"], summary["substrate"]
-    held_out = "not measured" if bits["validation"] is None else f"{bits['validation']:.4f}"
-    sampling = ", ".join(f"{name}={value}" for name, value in SAMPLING.items())
-    freezing = "trainable" if substrate["trainable"] else "frozen"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [glyphlm, {substrate["kind"]}, {freezing}]
----
-# {name}
-
-A decoder-only language model over a {freezing} `{substrate["kind"]}` substrate (width {substrate["n_embed"]}), made by
-GlyphLM: {parameters["trained"]:,} trained and {parameters["frozen"]:,} frozen values, {summary["tokens"]:,} tokens.
-Held-out bits per byte: {held_out}.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-ids = tokenizer("Hello", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, {sampling})[0]))
-```
-
-Made with: `{summary["command"]}` (settings.yaml holds every setting).
-"""
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from glyphlm.arm import build_inputs, prepared, run_recipe
+from glyphlm.arm import build_inputs, prepared_data, run_recipe
 from glyphlm.errors import InputError
 from glyphlm.flops import flops_per_token
 from glyphlm.growth import GrowthSettings
@@ -80,10 +80,7 @@ def with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
 
 
 def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path) -> Stage:
-    if stage.data is None:
-        return stage
-    data = [prepared(source, tokenizer, inputs / f"shards-{number}") for number, source in enumerate(stage.data)]
-    return replace(stage, data=data)
+    return stage if stage.data is None else replace(stage, data=prepared_data(stage.data, tokenizer, inputs))
 
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:

@@ -88,7 +88,9 @@ def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike) -> float:
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def paired(sums_a_NS: ArrayLike, sums_b_NS: ArrayLike, measure: Measure = ratio, right: bool = False) -> Paired:
+def paired(
+    sums_a_NS: ArrayLike, sums_b_NS: ArrayLike, measure: Measure = ratio, right: bool = False, over: str = "items"
+) -> Paired:
     """Compare two models on the same N items, in the same order.
 
     `right` says that the first sum is 1 or 0 an item: then McNemar tests, otherwise the bootstrap does (Koehn 2004).
@@ -99,7 +101,7 @@ def paired(sums_a_NS: ArrayLike, sums_b_NS: ArrayLike, measure: Measure = ratio,
     difference = float(measure(b_NS.sum(0)) - measure(a_NS.sum(0)))
     drawn_R = measure(_resampled(b_NS)) - measure(_resampled(a_NS))  # the same items in both: SEED is one
     low, high = np.nanpercentile(drawn_R, [2.5, 97.5])
-    interval = Interval(float(low), float(high), "paired bootstrap 95% over items")
+    interval = Interval(float(low), float(high), f"paired bootstrap 95% over {over}")
     mde = (Z_95 + Z_POWER_80) * float(np.nanstd(drawn_R))
     if right:
         p = mcnemar(a_NS[:, 0], b_NS[:, 0])

@@ -1,7 +1,5 @@
 """The verbs that use models: text out of them, scores, pages. Each calls one library function."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,22 +27,37 @@ def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
     from glyphlm.devices import resolve_device
     from glyphlm.evaluation import evaluate
+    from glyphlm.examination import NAMES, EvalSettings
+    from glyphlm.progress import say
+    from glyphlm.resulttext import beside_line, comparison_line, result_line
 
     parser = Parser.of(
         "eval",
-        "Score texts with trained runs. Rows are printed, and kept in results.jsonl of each run.",
-        "glyphlm eval runs/mine runs/twin --tasks bpb=held_out.txt --out results.jsonl",
+        "Ask models the questions of benchmarks, and score texts. Results are printed, and kept in results.jsonl of each "
+        "run; several models are compared with the first on the same items. Stopped, the same command goes on.",
+        "glyphlm eval runs/mine runs/twin --tasks mmlu=mmlu/test boolq=boolq.jsonl bpb=held_out.txt --out results.jsonl\n"
+        "  glyphlm eval runs/mine --tasks mmlu=hf: --protocol sampled",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=TEXT", help="bpb=TEXT: bits per byte")
+    parser.add_argument("runs", nargs="+", metavar="RUN",
+                        help="run folders, other folders that transformers read without remote code, or hf:NAME")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=PATH",
+                        help="bpb=TEXT: bits per byte; questions in their original files, or hf: for the Hub: "
+                        f"{', '.join(NAMES)}")
+    names = parser.add_class_arguments(EvalSettings)
+    parser.add_argument("--log_items", type=Path, metavar="FOLDER", help="also keep a log of each item, to score again")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_reading()
-    parser.add_out("also write all rows to this file")
+    parser.add_out("also keep all rows in this file")
     options = parser.read(arguments)
-    rows = evaluate(options.runs, options.tasks, options.out, resolve_device(options.device), reading_of(options))
-    for row in rows:
-        json.dump(row, sys.stdout, ensure_ascii=False)
-        print()
+    settings = EvalSettings(**{name: options[name] for name in names})
+    device = resolve_device(options.device)
+    found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
+    for row in found.rows:
+        print(result_line(row))
+        if row["protocol"] == "sampled" and not row["subject"]:
+            say(beside_line(row))  # apart from the published lines, which can be read again as such
+    for row in found.comparisons:
+        print(comparison_line(row))
 
 
 def run_probe(arguments: Sequence[str]) -> None:

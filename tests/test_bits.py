@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from glyphlm import bits
-from glyphlm.bits import Score, score_batches, score_documents
+from glyphlm.bits import Score, document_scores, score_batches, score_documents
 from glyphlm.dataset import Batch
 from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.objective import Objective
@@ -84,6 +84,24 @@ def test_long_document_is_exact_where_the_model_looks_back_a_few_tokens_only(mod
         short_sighted.blocks[0].attention.out.weight.zero_()  # each prediction depends on the last token alone
     score = score_documents(short_sighted, in_pieces(ids), END, BYTES_V)
     assert score.nats == pytest.approx(plain_nats(short_sighted, ids), rel=1e-6)
+
+
+def test_windows_computed_together_score_as_each_alone(model):
+    documents = [document(length, seed=length) for length in (7, 1, 0, 3 * BLOCK, 12, BLOCK + 1)]
+    shapes, hidden = [], model.hidden
+
+    def scores(tokens: int) -> list[Score]:
+        pieces = (piece for ids in documents for piece in in_pieces(ids))
+        return list(document_scores(model, pieces, END, BYTES_V, tokens))
+
+    alone = scores(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "hidden", lambda x_BT: shapes.append(x_BT.shape) or hidden(x_BT))
+        together = scores(4 * BLOCK)
+    assert max(rows for rows, _ in shapes) > 2 and all(rows * width <= 4 * BLOCK for rows, width in shapes)
+    assert [score.nats for score in together] == pytest.approx([score.nats for score in alone], rel=1e-5)
+    expected = [(len(ids), BYTES_V[ids].sum(), 1) for ids in documents if len(ids)]
+    assert [(score.tokens, score.bytes, score.documents) for score in together] == expected
 
 
 @pytest.mark.parametrize("length", [BLOCK, BLOCK + 1, 4 * BLOCK + 5])

@@ -183,8 +183,10 @@ def test_a_run_does_not_go_on_with_a_substrate_that_was_made_anew(recipe, substr
 
 
 def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
-    assert "mmlu=x" in refusal(capsys, "eval", tmp_path, "--tasks", "mmlu=x")
-    assert "no finished run" in refusal(capsys, "eval", tmp_path, "--tasks", "bpb=x.txt")
+    assert "nonsense" in refusal(capsys, "eval", tmp_path, "--tasks", "nonsense=x")
+    assert "mmlu needs a folder" in refusal(capsys, "eval", tmp_path, "--tasks", "mmlu=x")
+    (tmp_path / "x.txt").write_text("some text")
+    assert "no finished run" in refusal(capsys, "eval", tmp_path, "--tasks", f"bpb={tmp_path / 'x.txt'}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")

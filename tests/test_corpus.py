@@ -13,6 +13,7 @@ import pytest
 from glyphlm import corpus
 from glyphlm.corpus import PASSAGE_CHARS, Passage, Reading, describe, find_sources, passages
 from glyphlm.errors import InputError
+from glyphlm.phrasebook import chosen
 
 DOCUMENTS = ["First.\r\nSecond line.", "Второй", "第三\u2028个 😀", "a\x00b"]
 REPLACE = Reading(errors="replace")
@@ -129,6 +130,23 @@ def test_a_file_is_described_by_its_digest(tmp_path):
         str(path): "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "hf:name": "hub",
     }
+
+
+# The embedded phrase book
+
+
+def test_the_phrase_book_is_read_by_language():
+    found = read("embedded:en,zh")
+    assert found == chosen("en,zh") and len(found) > 1000
+
+
+def test_the_phrase_book_is_described_by_what_it_says():
+    digests = describe(["embedded:", "embedded:en,ru,zh,text,train", "embedded:ru"])
+    assert len(set(digests.values())) == 2 and all(len(digest) == 64 for digest in digests.values())
+
+
+def test_what_the_phrase_book_does_not_have_is_refused():
+    assert refusal("embedded:en,fr").startswith("the embedded phrase book has no fr; it has en, ru, zh, text, qa")
 
 
 # Long text

@@ -1,5 +1,6 @@
 """A run folder is a Hugging Face folder: it loads with and without glyphlm, bit for bit, and says what is wrong with it."""
 
+import copy
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.errors import InputError
+from glyphlm.fusion import Fusion, FusionConfig
 from glyphlm.generation import Sampling, continue_text, generate
 from glyphlm.hf import GlyphLMForCausalLM
 from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
@@ -27,11 +29,17 @@ SUBSTRATES = {
     "rule": {"kind": "token_bits"},
     "affine": {"kind": "affine_bits", "shuffle_seed": 3, "lift": "orthogonal", "lift_seed": 2, "seed": 5},
 }
+FUSIONS = {  # of the first two, whose substrates differ
+    "fused": FusionConfig("mean_logits"),
+    "posterior": FusionConfig("posterior", temperature=20.0),
+    "sparse": FusionConfig("gate", top_k=1, route_after=4),
+}
+RUNS = [*SUBSTRATES, *FUSIONS]
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 # Opens a run as a stranger does, and writes what it finds to a file.
 STRANGER = """
 import json, sys
-way, run, rule, again, found, texts = *sys.argv[1:6], json.loads(sys.argv[6])
+way, run, others, again, found, texts = *sys.argv[1:3], json.loads(sys.argv[3]), *sys.argv[4:6], json.loads(sys.argv[6])
 if way == "remote code":
     sys.modules["glyphlm"] = None  # as where it is not installed
 if way == "glyphlm first":
@@ -45,17 +53,19 @@ model = AutoModelForCausalLM.from_pretrained(run, trust_remote_code=way == "remo
 ids_BT = torch.arange(20)[None] * 37
 with torch.no_grad():
     logits = model(ids_BT).logits
-    rule = AutoModelForCausalLM.from_pretrained(rule, trust_remote_code=way == "remote code").eval()
-    rule_logits = rule(ids_BT).logits
-sampled, copied = None, None
-if way == "remote code":
-    sampled = model.generate(ids_BT, do_sample=True, top_k=50, top_p=0.95, max_new_tokens=8, min_new_tokens=8)[0].tolist()
-    model.save_pretrained(again)
-    copied = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)(ids_BT).logits[0].tolist()
+    others = {name: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=way == "remote code").eval()
+              for name, folder in others.items()}
+    other_logits = {name: other(ids_BT).logits[0].tolist() for name, other in others.items()}
+sampled, copied = {}, {}
+how = {"do_sample": True, "top_k": 50, "top_p": 0.95, "max_new_tokens": 8, "min_new_tokens": 8}
+for name, one in {"frozen": model, "fused": others["fused"]}.items() if way == "remote code" else ():
+    sampled[name] = one.generate(ids_BT, **how)[0].tolist()
+    one.save_pretrained(again + name)
+    copied[name] = AutoModelForCausalLM.from_pretrained(again + name, trust_remote_code=True)(ids_BT).logits[0].tolist()
 json.dump({
     "module": type(model).__module__.split(".")[0],
     "logits": logits[0].tolist(),
-    "rule_logits": rule_logits[0].tolist(),
+    "others": other_logits,
     "copied": copied,
     "sampled": sampled,
     "ids": [tokenizer(text)["input_ids"] for text in texts],
@@ -64,6 +74,7 @@ json.dump({
     "trained": sorted(name for name, p in model.named_parameters() if p.requires_grad),
 }, open(found, "w"))
 """
+OTHERS = ["affine", "fused"]
 WAYS = ["remote code", "glyphlm first", "glyphlm second"]
 
 
@@ -78,15 +89,21 @@ def runs(tokenizer, tmp_path_factory) -> dict[str, SimpleNamespace]:
         for tensor in model.state_dict().values():
             random = torch.randn(tensor.shape, generator=generator)
             tensor.copy_(random / 3 if tensor.is_floating_point() else random > 0)
+        found[name] = model
+    for name, config in FUSIONS.items():
+        found[name] = Fusion(config, copy.deepcopy([found["frozen"], found["trainable"]])).eval()
+        for seed, gate in enumerate(getattr(found[name], "gates", [])):
+            gate.weight.data = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed))
+    for name, model in found.items():
         folder = tmp_path_factory.mktemp(name)
         export_model(model, tokenizer, folder)
         found[name] = SimpleNamespace(model=model, folder=folder)
     return found
 
 
-@pytest.fixture(scope="module")
-def loaded(runs) -> GlyphLMForCausalLM:
-    return load_run(runs["frozen"].folder)[0]
+@pytest.fixture(scope="module", params=["frozen", *FUSIONS])
+def loaded(runs, request) -> GlyphLMForCausalLM:
+    return load_run(runs[request.param].folder)[0]
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +113,9 @@ def strangers(runs, tmp_path_factory) -> dict[str, dict]:
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
     started = []
     for way in WAYS:
-        folders = [runs["frozen"].folder, runs["affine"].folder, folder / f"copy {way}"]
-        command = [sys.executable, "-c", STRANGER, way, *folders, folder / f"{way}.json", json.dumps(TEXTS)]
+        others = {name: str(runs[name].folder) for name in OTHERS}
+        given = [way, runs["frozen"].folder, json.dumps(others), folder / f"copy {way}", folder / f"{way}.json"]
+        command = [sys.executable, "-c", STRANGER, *given, json.dumps(TEXTS)]
         started.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], errors
@@ -108,7 +126,7 @@ def some_ids(batch: int = 1, length: int = 12) -> Tensor:
     return torch.randint(300, 1000, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("name", SUBSTRATES)
+@pytest.mark.parametrize("name", RUNS)
 def test_model_comes_back_bit_for_bit(runs, tokenizer, name):
     model, read_tokenizer = load_run(runs[name].folder)
     state = runs[name].model.state_dict()
@@ -121,7 +139,7 @@ def test_model_comes_back_bit_for_bit(runs, tokenizer, name):
     assert model.gpt.substrate.config == runs[name].model.substrate.config
 
 
-@pytest.mark.parametrize("name", SUBSTRATES)
+@pytest.mark.parametrize("name", RUNS)
 def test_what_was_frozen_stays_frozen(runs, name):
     model = GlyphLMForCausalLM.from_pretrained(runs[name].folder).train()
     model(some_ids(), labels=some_ids()).loss.backward()
@@ -135,7 +153,7 @@ def test_folder_opens_in_a_fresh_interpreter(strangers, runs, tokenizer, way):
     found = strangers[way]
     assert found["module"] == ("transformers_modules" if way == "remote code" else "glyphlm")
     with torch.no_grad():
-        for name, logits in (("frozen", found["logits"]), ("affine", found["rule_logits"])):
+        for name, logits in {"frozen": found["logits"], **found["others"]}.items():
             expected = runs[name].model(torch.arange(20)[None] * 37)[0]
             torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=1e-5)
     assert found["ids"] == [tokenizer.encode(text) for text in TEXTS]
@@ -146,20 +164,22 @@ def test_folder_opens_in_a_fresh_interpreter(strangers, runs, tokenizer, way):
 
 def test_without_glyphlm_it_also_generates_and_is_saved_again(strangers):
     found = strangers["remote code"]
-    assert found["sampled"][:20] == [i * 37 for i in range(20)] and len(found["sampled"]) == 28
-    assert found["copied"] == found["logits"]
+    for sampled in found["sampled"].values():
+        assert sampled[:20] == [i * 37 for i in range(20)] and len(sampled) == 28
+    assert found["copied"] == {"frozen": found["logits"], "fused": found["others"]["fused"]}
 
 
 def test_all_ways_of_opening_give_the_same_logits(strangers):
-    remote, first, second = (strangers[way]["logits"] for way in WAYS)
-    assert remote == first == second
+    remote, first, second = (strangers[way] for way in WAYS)
+    assert remote["logits"] == first["logits"] == second["logits"]
+    assert remote["others"] == first["others"] == second["others"]
 
 
-def test_generated_tokens_are_the_likeliest_with_and_without_cache(loaded, runs):
+def test_generated_tokens_are_the_likeliest_with_and_without_cache(loaded):
     expected_BT = some_ids(3)
     with torch.no_grad():
         for _ in range(12):
-            likeliest_B = runs["frozen"].model(expected_BT)[:, -1].argmax(-1)
+            likeliest_B = loaded.gpt(expected_BT)[:, -1].argmax(-1)
             expected_BT = torch.cat([expected_BT, likeliest_B[:, None]], 1)
     assert (expected_BT != loaded.config.eos_token_id).all()  # no text ends early
     for cached in (True, False):
@@ -232,7 +252,7 @@ def test_saved_model_loads_again(loaded, tmp_path):
     again = GlyphLMForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(some_ids()).logits, loaded(some_ids()).logits)
-    assert not again.gpt.substrate.table_VE.requires_grad
+    assert not again.gpt.substrate.table_VE.requires_grad  # of a fused model, that of the first expert
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -254,9 +274,10 @@ def test_exporting_again_replaces_the_folder_and_leaves_nothing_behind(runs, tok
         assert torch.equal(load_run(tmp_path)[0](some_ids()).logits, runs["frozen"].model(some_ids()))
 
 
-def test_same_seed_gives_the_same_text_and_another_seed_another(runs, loaded, tokenizer):
+def test_same_seed_gives_the_same_text_and_another_seed_another(runs, tokenizer):
     first, second = (generate(runs["frozen"].folder, ["Hello", ""], Sampling(max_new_tokens=12)) for _ in range(2))
     assert first == second and first[0].startswith("Hello")
+    loaded, _ = load_run(runs["frozen"].folder)
     assert first[0] != continue_text(loaded, tokenizer, "Hello", Sampling(max_new_tokens=12, seed=2))
 
 

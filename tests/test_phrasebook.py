@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from glyphlm.cldr import subjects
-from glyphlm.phrasebook import Claim, Phrase, documents, phrases, write_phrasebook
+from glyphlm.errors import InputError
+from glyphlm.phrasebook import Claim, Phrase, chosen, documents, phrases, write_phrasebook
 
 Documents = list[tuple[Phrase, tuple[Claim, ...]]]
 PRINT_DIGEST = (
@@ -125,3 +126,23 @@ def test_the_files_hold_the_phrases(tmp_path: Path, book: Documents) -> None:
         lines = path.read_text(encoding="utf-8").split("\n")
         assert path == tmp_path / "book" / f"{name}.jsonl" and lines.pop() == ""
         assert [json.loads(line) for line in lines] == [{"text": it.text, "language": it.language} for it in expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "languages", "kind", "split"),
+    [
+        ("", {"en", "ru", "zh"}, "text", "train"),
+        ("zh,en", {"en", "zh"}, "text", "train"),
+        ("ru,qa", {"ru"}, "qa", "train"),
+        ("qa,validation", {"en", "ru", "zh"}, "qa", "validation"),
+    ],
+)
+def test_words_choose_documents(book: Documents, words: str, languages: set[str], kind: str, split: str) -> None:
+    expected = [phrase.text for phrase, _ in book
+                if phrase.language in languages and (phrase.kind, phrase.split) == (kind, split)]
+    assert chosen(words) == expected and expected
+
+
+def test_a_word_that_chooses_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="has no de, fr; it has en, ru, zh, text, qa, train, validation"):
+        chosen("en,fr,de")

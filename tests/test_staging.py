@@ -9,11 +9,14 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from glyphlm.arm import run_recipe
 from glyphlm.cli import main
@@ -151,6 +154,27 @@ def test_a_stage_ends_when_validation_is_flat(given, tmp_path):
     made = summary(tmp_path / "grown" / "stage-1")
     assert made["steps"] == 12  # validations at 6 and 12, no better
     assert grow(tmp_path, given | {"stages": stages, "controls": []}) == 0  # found done
+
+
+def test_adapters_kept_apart_are_a_peft_folder_and_give_what_merged_ones_give(given, grown, tmp_path):
+    growth, stages = {"base": str(grown / "stage-2"), "head": "low_rank"}, [{"layers": 1, "steps": 3}]
+    given = {key: value for key, value in given.items() if key != "substrate"}
+    for name, apart in (("merged", False), ("apart", True)):
+        asked = given | {"growth": growth | {"lora": {"rank": 2, "apart": apart}}, "stages": stages, "controls": []}
+        assert grow(tmp_path / name, asked) == 0
+    merged, apart = (tmp_path / name / "grown" / "stage-1" for name in ("merged", "apart"))
+    base, stored = (load_tensors(run / "model.safetensors") for run in (grown / "stage-2", apart))
+    assert all(torch.equal(values, stored[name]) for name, values in base.items() if "norm" not in name)
+    ids_BT = torch.arange(20)[None]
+    logits = [load_run(run)[0](ids_BT).logits for run in (merged, apart)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute under its old name
+        by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(apart), apart / "adapter").eval()
+    torch.testing.assert_close(by_peft(ids_BT).logits, logits[1], atol=1e-5, rtol=1e-4)
+    (apart / "adapter" / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="adapter_model.safetensors cannot be read"):
+        load_run(apart)
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])

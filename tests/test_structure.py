@@ -10,20 +10,25 @@ import glyphlm
 PACKAGE = Path(__file__).parents[1] / "glyphlm"
 # The way of the data; each file imports only files above it.
 ORDER = """
-errors outputs progress processes cluster tensors
-corpus cldr phrasebook taskfiles tasks sft ngrams ngramfile ngramcount
+errors outputs progress processes cluster tensors hub stats answers publishedresults
+cldr phrasebook corpus taskfiles tasks sft ngrams ngramfile ngramcount
 layouts bvv241 spelling pieces tokenizer vocabulary preparation
-fonts glyphs model flops codes substrate growth hiddencache dataset
+fonts glyphs model mixing fusion flops codes substrate growth hiddencache fusionsettings dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
-hf runfolder generation evaluation recipe assembly arm staging plan plantext
-stats rundata growthview plots inspection comparison separability probetexts probes report quickstart parsing textverbs modelverbs useverbs cli __main__
+hf runfolder card fusing generation recipe assembly arm staging plan plantext
+importfiles importblock importmap importmodel importing exporting ggufvocab gguffile
+examinee decoding likelihood sampled itemlog examination resulttext evaluation
+rundata growthview plots inspection comparison separability probetexts probes report quickstart
+parsing textverbs modelverbs shareverbs useverbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {
     "babel": {"cldr"},
-    "datasets": {"corpus"},
+    "datasets": {"corpus", "taskfiles"},
     "datatrove": {"cluster"},
     "fontTools": {"fonts"},
+    "gguf": {"gguffile"},
+    "huggingface_hub": {"hub", "card"},
     "jinja2": {"report"},
     "jsonargparse": {"parsing"},
     "matplotlib": {"plots"},
@@ -32,13 +37,15 @@ OWNERS = {
     "pyarrow": {"corpus"},
     "regex": {"ngrams"},
     "rich": {"progress"},
+    "sacrebleu": {"answers"},
     "safetensors": {"tensors"},
+    "scipy": {"stats"},
     "tokenizers": {"layouts", "bvv241", "spelling", "pieces", "tokenizer", "vocabulary"},
-    "transformers": {"hf", "runfolder"},
+    "transformers": {"hf", "runfolder", "examinee"},
     "wrapt": {"__init__"},
     "yaml": {"recipe"},
 }
-SHIPPED = {"model", "hf"}  # copied into every run folder, where glyphlm is not installed
+SHIPPED = {"model", "mixing", "fusion", "hf"}  # copied into every run folder, where glyphlm is not installed
 
 
 def imports(name: str) -> set[str]:

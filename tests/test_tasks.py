@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import string
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glyphlm.errors import InputError
-from glyphlm.tasks import TASKS, Item, read_task, task_files
+from glyphlm.tasks import TASKS, Item, describe_task, read_task, task_files
 
 MAKERS = {
     "id": "x1",
@@ -321,9 +322,88 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     assert f"{tmp_path} does not exist or is no file; mmlu needs a folder of .csv" in refusal("mmlu", tmp_path)
 
 
-def test_unknown_names_and_the_hub_are_refused(tmp_path):
-    assert refusal("arc", tmp_path).startswith("'arc' is no task; known are mmlu, arc_easy,")
-    assert refusal("arc_easy", "hf:").startswith("arc_easy=hf: cannot be read: tasks come from files only;")
+def test_unknown_names_are_refused(tmp_path):
+    for path in (tmp_path, "hf:"):
+        assert refusal("arc", path).startswith("'arc' is no task; known are mmlu, arc_easy,")
+
+
+# The Hub
+
+ON_THE_HUB = {
+    "mmlu": {"question": "What is it?", "subject": "virology", "choices": ["1", "2", "3", "4"], "answer": 2},
+    "arc_easy": HUB,
+    "commonsense_qa": HUB | {"choices": {"text": list("12345"), "label": list("ABCDE")}},
+    "squad": {"context": "Big owls fly.", "question": "What flies?", "answers": {"text": ["owls", "owls"]}},
+    "boolq": {"passage": "Owls\nfly.", "question": "do owls swim", "answer": False},
+    "zh-en": {"translation": {"en": "An owl.", "zh": "猫头鹰。"}},
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that answers with `rows`, or an error, and keeps what it was asked for."""
+    import datasets
+
+    found = SimpleNamespace(rows=[], asked=None)
+
+    def load_dataset(name, config, **options):
+        found.asked = (name, config, options["split"])
+        if isinstance(found.rows, Exception):
+            raise found.rows
+        return iter(found.rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return found
+
+
+@pytest.mark.parametrize("task", ON_THE_HUB)
+def test_a_row_of_the_hub_is_the_item_of_a_file(hub, tmp_path, task):
+    hub.rows = [ON_THE_HUB[task]]
+    (item,) = read(task, "hf:")
+    assert f"hf:{':'.join(part or '' for part in hub.asked)}" == TASKS[task].hub
+    if task == "mmlu":
+        (tmp_path / "virology_test.csv").write_text("What is it?,1,2,3,4,C\n")
+        assert [item] == read(task, tmp_path)
+    elif task == "squad":
+        assert [item] == read(task, squad(tmp_path / "a.json", TOLD | {"question": "What flies?"}))
+    elif task == "zh-en":
+        assert [item] == read(task, write(tmp_path / "a.tsv", "An owl.\t猫头鹰。\tme"))
+    else:
+        assert [item] == read(task, write(tmp_path / "a.jsonl", ON_THE_HUB[task]))
+
+
+def test_another_set_of_the_hub_is_taken_by_its_name(hub):
+    hub.rows = [HUB]
+    assert read("arc_easy", "hf:me/mine:hard:test")[0].prompt == OWLS and hub.asked == ("me/mine", "hard", "test")
+
+
+@pytest.mark.parametrize(("fields", "what"), [
+    ({"choices": ["1", "2"]}, "2 choices and the answer 2"),
+    ({"answer": 4}, "4 choices and the answer 4"),
+    ({"answer": "C"}, "no number in 'answer'"),
+    ({"subject": None}, "no text in 'subject'"),
+])  # fmt: skip
+def test_a_damaged_row_of_the_hub_is_named(hub, fields, what):
+    hub.rows = [ON_THE_HUB["mmlu"], changed(ON_THE_HUB["mmlu"], **fields)]
+    assert refusal("mmlu", "hf:").startswith(f"hf:cais/mmlu:all:test row 2: {what}")
+
+
+def test_a_hub_that_cannot_be_reached_and_sets_that_are_not_there_are_refused(hub):
+    hub.rows = ConnectionError("no network")
+    assert refusal("boolq", "hf:").startswith("hf:google/boolq::validation cannot be read (no network); check the name,")
+    assert "there is no such set on the Hub; ru-zh needs two files" in refusal("ru-zh", "hf:")
+    hub.rows = []
+    assert "holds no question" in refusal("boolq", "hf:")
+
+
+def test_what_was_read_is_identified(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, name)
+    one, both = describe_task("boolq", tmp_path / "a"), describe_task("en-ru", f"{tmp_path}/a,{tmp_path}/b")
+    write(tmp_path / "b", "c")
+    assert describe_task("boolq", tmp_path / "a") == one
+    assert describe_task("en-ru", f"{tmp_path}/a,{tmp_path}/b") != both
+    assert describe_task("mmlu", "hf:") == {"mmlu=hf:": "hub"}
 
 
 def test_files_come_in_the_order_in_which_they_are_read(tmp_path):

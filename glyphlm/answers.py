@@ -1,0 +1,81 @@
+"""What an answer is worth: the rules of SQuAD's official script, sacrebleu's measures, the first letter."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import sacrebleu
+from numpy.typing import NDArray
+
+
+class Exactness(NamedTuple):
+    """Exact match (0 or 1) and F1 of one answer."""
+
+    exact: float
+    f1: float
+
+
+def squad_scores(output: str, answers: Sequence[str]) -> Exactness:
+    """As evaluate-v2.0.py of SQuAD: the best over all right answers, on lower-case words without articles and marks.
+
+    Where the passage does not tell, the right answer is the empty one; both scores are 1 for it and 0 for any other.
+    """
+    golds = [gold for gold in answers if normalised(gold)] or [""]
+    exact = max(float(normalised(output) == normalised(gold)) for gold in golds)
+    return Exactness(exact, max(_f1(normalised(output).split(), normalised(gold).split()) for gold in golds))
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation (ASCII), the articles a, an, the, and superfluous white space."""
+    plain = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def _f1(found: list[str], gold: list[str]) -> float:
+    if not found or not gold:
+        return float(found == gold)
+    common = sum((Counter(found) & Counter(gold)).values())
+    return 2 * common / (len(found) + len(gold))
+
+
+def first_letter(text: str) -> str:
+    """What the published protocol reads: the first character that is no white space, upper-cased; or nothing."""
+    return text.strip().upper()[:1]
+
+
+def sentence_bleu(output: str, reference: str) -> float:
+    """0 to 100. The published protocol's BLEU: of each sentence, upper-cased, sacrebleu's defaults in any language."""
+    return sacrebleu.corpus_bleu([output.upper()], [[reference.upper()]]).score
+
+
+class Corpus(NamedTuple):
+    """A measure of a whole translation: sums of each sentence, and the score (0 to 100) of sums."""
+
+    name: str
+    metric: sacrebleu.metrics.base.Metric
+
+    def sums(self, outputs_N: Sequence[str], references_N: Sequence[str]) -> NDArray:
+        """[N, S]; they add up over sentences (what sacrebleu resamples for its own intervals)."""
+        return np.array(self.metric._extract_corpus_statistics(outputs_N, [references_N]), float)
+
+    def score(self, sums_RS: NDArray) -> NDArray:
+        """[R, S] -> [R], or [S] -> a number."""
+        rows_RS = np.atleast_2d(sums_RS).round().astype(int).tolist()
+        scores_R = np.array([self.metric._compute_score_from_stats(row_S).score for row_S in rows_RS])
+        return scores_R if np.ndim(sums_RS) == 2 else scores_R[0]
+
+    @property
+    def signature(self) -> str:
+        """What tells others how it was computed; sacrebleu knows it after the first `sums`."""
+        return self.metric.get_signature().format()
+
+
+@cache
+def translation_measures(language: str) -> tuple[Corpus, Corpus]:
+    """BLEU and chrF into a language; BLEU cuts Chinese into characters."""
+    bleu = sacrebleu.metrics.BLEU(tokenize="zh" if language == "zh" else "13a")
+    return Corpus("bleu", bleu), Corpus("chrf", sacrebleu.metrics.CHRF())

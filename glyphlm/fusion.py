@@ -1,0 +1,325 @@
+"""Experts over one vocabulary -> one model with the face of GPT. Torch only; this file travels inside every run folder.
+
+Shapes: as in model.py; M experts of widths D, F width of what `hidden` gives.
+Methods that mix logits are one head on one state: the sum of g (W x + b) over experts with weights g is
+[W_1 .. W_M  b_1 .. b_M] [g_1 x_1 .. g_M x_M  g_1 .. g_M]. So loss, training and evaluation know nothing of experts, and
+the head keeps each expert's own columns as they were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
+from .model import GPT, Cache
+
+Method = Literal[
+    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "gate", "head", "adapter"
+]
+OF_PROBABILITIES = ("mean_probs", "max_confidence", "posterior")  # these need each expert's own distribution
+LOGITS_AT_ONCE = 1 << 25  # as in training
+
+
+@dataclass
+class FusionConfig:
+    """How the experts become one model.
+
+    Args:
+        method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
+            max_confidence takes one expert. The functions of mixing.py say how, and from where.
+        weights: Of the experts, in their order; by default equal.
+        top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
+        route_after: Tokens of a text that all experts read before top_k of them are chosen.
+        rank: Of adapter.
+        temperature: Of posterior: above 1 it moves more slowly.
+    """
+
+    method: Method = "mean_logits"
+    weights: list[float] | None = None
+    top_k: int | None = None
+    route_after: int = 32
+    rank: int = 16
+    temperature: float = 1.0
+
+    @property
+    def records(self) -> int:
+        """Layers of the cache that hold no keys and values, but what the method remembers of earlier positions."""
+        return int(self.method == "posterior" or self.top_k is not None)
+
+
+@dataclass
+class FusedShape:
+    """Sizes of the whole: width F of the fused state, blocks of all experts, the shortest of their contexts."""
+
+    d_model: int
+    n_layer: int
+    n_head: int
+    block_size: int
+
+
+@dataclass
+class Pass:
+    """What one forward pass is given: the arguments of `hidden`, and the number of positions that the cache holds."""
+
+    ids_BT: Tensor
+    cache: Cache | None
+    attended_BS: Tensor | None
+    positions_BT: Tensor | None
+    documents_BT: Tensor | None
+    past: int
+
+    @property
+    def text_BS(self) -> Tensor:
+        """True where a position is no padding."""
+        if self.attended_BS is not None:
+            return self.attended_BS.bool()
+        rows, new = self.ids_BT.shape
+        return torch.ones(rows, self.past + new, dtype=torch.bool, device=self.ids_BT.device)
+
+    def remember(self, *values_BTX: Tensor) -> list[Tensor]:
+        """Append two values of each new position to the cache's first layer; those of all positions come back, BSX."""
+        if self.cache is None:
+            return list(values_BTX)
+        return [all_B1SX[:, 0] for all_B1SX in self.cache.update(*(values[:, None] for values in values_BTX), 0)]
+
+
+class ExpertCache:
+    """The layers of one expert in the cache of all of them."""
+
+    def __init__(self, cache: Cache, first: int, past: int):
+        self._cache, self._first, self._past = cache, first, past
+
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """As the whole cache, counted from the expert's first layer."""
+        return self._cache.update(k_BHTK, v_BHTK, self._first + layer)
+
+    def get_seq_length(self) -> int:
+        """Positions held before this pass: while it goes on, experts that were first hold more already."""
+        return self._past
+
+
+class Fusion(nn.Module):
+    """Experts, and one head over all of them; all but what the method trains is frozen.
+
+    It takes the experts over: their substrates and heads become its own. Experts that hold the same substrate module read
+    it together.
+
+    With top_k, all experts are mixed over the first `route_after` tokens of a text, and from then on only the top_k that
+    had the highest mean score there: a rule of the text alone, the same in scoring and in generation, with and without a
+    cache. What is read in one pass (a scored window, a prompt) still runs through all; each token that is generated after
+    these first ones only through the experts that some text of the batch has kept.
+    """
+
+    def __init__(self, fusion: FusionConfig, experts: Sequence[GPT]):
+        super().__init__()
+        self.fusion = fusion
+        self._widths = [expert.config.d_model for expert in experts]
+        self.biased = any(expert.config.head_bias for expert in experts)
+        self.recompute, self.kept = False, None  # as training sets on GPT; frozen experts keep nothing to recompute
+        self.substrates = nn.ModuleList(dict.fromkeys(expert.substrate for expert in experts))
+        self.reads = [list(self.substrates).index(expert.substrate) for expert in experts]
+        head = joined_head(experts, self.biased)
+        for expert in experts:  # which then takes x_BTD for ids, and gives it back
+            expert.substrate = expert.head = nn.Identity()
+        self.experts = nn.ModuleList(experts)
+        self.requires_grad_(False)
+        if fusion.method == "gate":
+            self.gates = nn.ModuleList(nn.Linear(width, 1) for width in self._widths)
+        if fusion.method == "adapter":
+            width = sum(self._widths)
+            self.adapter = nn.Sequential(
+                nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)
+            )
+        self.head = head.requires_grad_(fusion.method == "head")
+
+    def init_weights(self, seed: int) -> None:
+        """Start what the method trains so that nothing changes yet: logits are those of mean_logits."""
+        for layer in getattr(self, "gates", []):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if self.fusion.method == "adapter":
+            down, up = self.adapter
+            nn.init.normal_(down.weight, std=down.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
+            nn.init.zeros_(up.weight)
+
+    @property
+    def config(self) -> FusedShape:
+        """Sizes."""
+        configs = [expert.config for expert in self.experts]
+        layers, shortest = sum(c.n_layer for c in configs), min(c.block_size for c in configs)
+        return FusedShape(self.head.in_features, layers, configs[0].n_head, shortest)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all experts."""
+        return [block for expert in self.experts for block in expert.blocks]
+
+    @property
+    def frozen_depth(self) -> int:
+        """Number of blocks that do not train: all."""
+        return len(self.blocks)
+
+    @property
+    def substrate(self) -> nn.Module:
+        """That of the first expert."""
+        return self.substrates[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.head.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the experts."""
+        return self.fusion.weights or [1 / len(self.experts)] * len(self.experts)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """ids_BT -> logits_BTV; log-probabilities where the method mixes probabilities."""
+        return self.logits(self.hidden(ids_BT))
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        *,
+        cache: Cache | None = None,
+        attended_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """x_BTF, what `logits` reads; arguments as those of `GPT.hidden`. `cache` holds the layers of all experts."""
+        past = cache.get_seq_length() if cache is not None else 0
+        given = Pass(ids_BT, cache, attended_BS, positions_BT, documents_BT, past)
+        parts = self._run_experts(given)
+        if self.fusion.method == "adapter":
+            x_BTF = torch.cat(parts, -1)
+            parts = (x_BTF + self.adapter(x_BTF)).split(self._widths, -1)
+        weights_BTM = self._weigh(parts, given)
+        if self.fusion.method in OF_PROBABILITIES:
+            return torch.cat([*parts, weights_BTM], -1)
+        return weighted_logits(parts, weights_BTM, self.biased)
+
+    def _run_experts(self, given: Pass) -> list[Tensor]:
+        """The state of each expert, x_BTD; zeros of one that no text of the batch needs any more."""
+        parts, first, needed = [], self.fusion.records, self._needed(given)
+        for number, expert in enumerate(self.experts):
+            if number in needed:
+                x_BTD = self.substrates[self.reads[number]](given.ids_BT)
+                cache = None if given.cache is None else ExpertCache(given.cache, first, given.past)
+                parts.append(expert.hidden(
+                    x_BTD, cache=cache, attended_BS=given.attended_BS, positions_BT=given.positions_BT,
+                    documents_BT=given.documents_BT,
+                ))
+            else:
+                parts.append(self.head.weight.new_zeros(*given.ids_BT.shape, self._widths[number]))
+            first += len(expert.blocks)
+        return parts
+
+    def _needed(self, given: Pass) -> list[int]:
+        everyone = list(range(len(self.experts)))
+        if self.fusion.top_k is None or given.past == 0:
+            return everyone
+        nothing = self.head.weight.new_empty(len(given.ids_BT), 0, len(everyone))
+        scores_BSM, _ = given.remember(nothing, nothing[..., :0])
+        text_BS = given.text_BS[:, : given.past]
+        if bool((text_BS.sum(1) < self.fusion.route_after).any()):
+            return everyone
+        chosen_BM = choose(scores_BSM, self._early(text_BS), self.fusion.top_k)
+        return chosen_BM.any(0).nonzero().flatten().tolist()
+
+    def _early(self, text_BS: Tensor) -> Tensor:
+        """True at the first `route_after` tokens of each text."""
+        return text_BS & (text_BS.cumsum(1) <= self.fusion.route_after)
+
+    def _weigh(self, parts: Sequence[Tensor], given: Pass) -> Tensor:
+        """weights_BTM of the experts at each position."""
+        if self.fusion.method == "gate":
+            return self._gate(parts, given)
+        if self.fusion.method == "posterior":
+            return self._posterior(torch.cat(parts, -1), given)
+        return parts[0].new_tensor(self.weights).expand(*given.ids_BT.shape, -1)
+
+    def _gate(self, parts: Sequence[Tensor], given: Pass) -> Tensor:
+        """Training mixes all experts; top_k is the rule of use, as choosing has no gradient."""
+        scores_BTM = torch.cat([score(x_BTD) for score, x_BTD in zip(self.gates, parts)], -1)
+        if self.fusion.top_k is None or self.training:
+            return gate(scores_BTM)
+        scores_BSM, _ = given.remember(scores_BTM, scores_BTM[..., :0])
+        early_BS = self._early(given.text_BS)
+        chosen_BM = choose(scores_BSM, early_BS, self.fusion.top_k)
+        return gate(scores_BTM, chosen_BM[:, None] | early_BS[:, given.past :, None])
+
+    def _posterior(self, x_BTF: Tensor, given: Pass) -> Tensor:
+        """What an expert gave to a token is read from the state before it, the last of which the cache remembers."""
+        before_BTF, nats_B1M = F.pad(x_BTF, (0, 0, 1, -1)), 0.0
+        if given.past:
+            seen_BSF, seen_BSM = given.remember(x_BTF[:, :0], x_BTF[:, :0, : len(self.experts)].float())
+            before_BTF[:, 0], nats_B1M = seen_BSF[:, -1], seen_BSM[:, -1:]
+        text_BS = given.text_BS
+        known_BT = (text_BS & F.pad(text_BS[:, :-1], (1, 0)))[:, given.past :]
+        nats_BTM = self._nats(before_BTF, given.ids_BT)
+        if given.documents_BT is None:
+            total_BTM = nats_B1M + (nats_BTM * known_BT[..., None]).cumsum(1)
+        else:  # each document begins anew
+            same_BTT = given.documents_BT[:, :, None] == given.documents_BT[:, None]
+            known_BT = known_BT & F.pad(same_BTT.diagonal(1, 1, 2), (1, 0))
+            total_BTM = same_BTT.tril().to(nats_BTM.dtype) @ (nats_BTM * known_BT[..., None])
+        given.remember(x_BTF, total_BTM)
+        weights_BTM = posterior(total_BTM, total_BTM.new_tensor(self.weights), self.fusion.temperature)
+        return weights_BTM.to(x_BTF.dtype)
+
+    def _nats(self, x_BTF: Tensor, ids_BT: Tensor) -> Tensor:
+        """Cross-entropy of each id under each expert, float32 [B, T, M], of which the states before them are given."""
+        rows = max(1, LOGITS_AT_ONCE // self.vocab_size)
+        nats_NM = torch.cat([
+            torch.stack([F.cross_entropy(of_nV.float(), ids_n, reduction="none") for of_nV in self._each(x_nF)], -1)
+            for x_nF, ids_n in zip(x_BTF.flatten(0, 1).split(rows), ids_BT.flatten().split(rows))
+        ])
+        return nats_NM.unflatten(0, ids_BT.shape)
+
+    def logits(self, x_BTF: Tensor) -> Tensor:
+        """What `hidden` gives -> logits_BTV, or log-probabilities."""
+        if self.fusion.method not in OF_PROBABILITIES:
+            return self.head(x_BTF) if self.fusion.top_k is None else self._head_of_running(x_BTF)
+        logp_MBTV = torch.stack([logits_BTV.float().log_softmax(-1) for logits_BTV in self._each(x_BTF)])
+        if self.fusion.method == "max_confidence":
+            return max_confidence(logp_MBTV)
+        return mean_probs(logp_MBTV, x_BTF[..., -len(self.experts) :].float().movedim(-1, 0))
+
+    def heads(self) -> list[tuple[Tensor, Tensor | None]]:
+        """weight_VD and bias_V of each expert's own columns of the head."""
+        width = sum(self._widths)
+        weights = self.head.weight[:, :width].split(self._widths, 1)
+        return list(zip(weights, self.head.weight[:, width:].unbind(1) if self.biased else [None] * len(weights)))
+
+    def _each(self, x_BTF: Tensor) -> list[Tensor]:
+        """The logits of each expert alone."""
+        parts = x_BTF[..., : sum(self._widths)].split(self._widths, -1)
+        return [F.linear(x_BTD, weight_VD, bias_V) for x_BTD, (weight_VD, bias_V) in zip(parts, self.heads())]
+
+    def _head_of_running(self, x_BTF: Tensor) -> Tensor:
+        """The head without the columns of experts that are skipped, whose states are zeros."""
+        widths = [*self._widths, self.head.in_features - sum(self._widths)]
+        parts = zip(x_BTF.split(widths, -1), self.head.weight.split(widths, 1))
+        return sum(F.linear(x_BTX, head_VX) for x_BTX, head_VX in parts if bool(x_BTX.any()))
+
+
+def joined_head(experts: Sequence[GPT], biased: bool) -> nn.Linear:
+    """[W_1 .. W_M], and where any expert has a bias [b_1 .. b_M] beside them."""
+    columns = [expert.head.weight for expert in experts]
+    for expert in experts if biased else []:
+        bias_V = expert.head.bias
+        columns.append((columns[0].new_zeros(len(columns[0])) if bias_V is None else bias_V)[:, None])
+    weight_VF = torch.cat(columns, 1).detach()
+    head = nn.Linear(*weight_VF.shape[::-1], bias=False, device="meta")  # without values to draw
+    head.weight = nn.Parameter(weight_VF)
+    return head

@@ -1,0 +1,96 @@
+"""Models of any library are read alike; padding, caches and cut prompts change nothing that they should not."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from examinees import make_foreign, make_run
+
+from glyphlm.errors import InputError
+from glyphlm.examinee import Examinee, load_examinee
+
+PROMPTS = [[300, 301, 302, 303, 304], [400, 401], [500, 501, 502]]
+
+
+@pytest.fixture(scope="module")
+def folders(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {"run": make_run(folder / "run", tokenizer), "foreign": make_foreign(folder / "foreign", tokenizer)}
+
+
+@pytest.fixture(scope="module", params=["run", "foreign"])
+def examinee(request, folders) -> Examinee:
+    return load_examinee(str(folders[request.param]))
+
+
+def plain_logits(examinee, ids):
+    with torch.no_grad():
+        return examinee.model(torch.tensor([ids])).logits[0]
+
+
+def test_a_batch_of_prompts_is_read_as_each_alone(examinee):
+    logits_BV, seen = examinee.read(PROMPTS)
+    for row, ids in zip(logits_BV, PROMPTS):
+        torch.testing.assert_close(row, plain_logits(examinee, ids)[-1], atol=1e-4, rtol=1e-4)
+    assert seen.attended_BS.sum(1).tolist() == [5, 2, 3]
+
+
+def test_what_was_seen_is_gone_on_from_in_any_row(examinee):
+    _, seen = examinee.read(PROMPTS)
+    ids_BT = torch.tensor([[7, 8, 0], [9, 10, 11], [12, 0, 0]])
+    text_BT = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+    rows = [1, 2, 1]
+    logits_BTV, longer = examinee.read_on(seen.select(rows), ids_BT, text_BT, keep=0)
+    for row, new, kept, number in zip(logits_BTV, ids_BT, text_BT, rows):
+        whole = PROMPTS[number] + new[kept.bool()].tolist()
+        expected = plain_logits(examinee, whole)[len(PROMPTS[number]) :]
+        torch.testing.assert_close(row[: len(expected)], expected, atol=1e-4, rtol=1e-4)
+    assert longer.attended_BS.shape == (3, 8)
+
+
+def test_both_kinds_know_their_context_their_folder_and_what_they_are_made_of(folders, tokenizer, tmp_path):
+    run, foreign = (load_examinee(str(folders[name])) for name in ("run", "foreign"))
+    assert (run.block_size, foreign.block_size) == (256, 256)
+    assert (run.folder, foreign.folder) == (folders["run"], None)
+    assert (run.first_id, foreign.first_id) == (tokenizer.end_id, tokenizer.start_id)
+    assert run.tokenizer.encode("Hello, мир") == foreign.tokenizer.encode("Hello, мир")
+    again = make_run(tmp_path / "again", tokenizer, seed=1)
+    assert len({run.digest, foreign.digest, load_examinee(str(again)).digest}) == 3
+    assert load_examinee(str(folders["run"])).digest == run.digest
+
+
+def test_a_long_prompt_loses_its_left_end_but_not_what_the_tokenizer_puts_first(examinee):
+    assert examinee.last_ids([5, 6, 7], 3) == ([5, 6, 7], False)
+    assert examinee.last_ids([5, 6, 7], 2) == ([6, 7], True)
+    assert examinee.last_ids([5, 6, 7], -1) == ([7], True)
+    assert examinee.last_ids([], 4) == ([examinee.first_id], False)
+    started = replace(examinee, start=(1,))
+    assert started.last_ids([5, 6, 7], 3) == ([1, 6, 7], True)
+
+
+def test_letters_and_line_ends_are_found_by_the_text_of_ids(examinee, tokenizer):
+    found = {tokenizer.text_bytes(number).decode() for number in examinee.begin_with(("A", "B")).tolist()}
+    assert {"A", "a", "B", "b"} <= found and all(text.strip()[0] in "AaBb" for text in found)
+    assert {tokenizer.text_bytes(number) for number in examinee.line_ends} == {b"\n"}
+    p_V = torch.zeros(tokenizer.vocab_size)
+    p_V[tokenizer.encode("a")], p_V[tokenizer.encode("z")] = 0.25, 0.75
+    assert examinee.letter_mass(p_V, ("A", "B")) == 0.25
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda folder: shutil.rmtree(folder), "is no finished run"),
+    (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
+    (lambda folder: (folder / "config.json").write_text(json.dumps(
+        {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig"}})), "cannot be loaded"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["run", "foreign"])
+def test_what_cannot_be_loaded_is_refused_on_one_line(folders, tmp_path, kind, change, message):
+    folder = shutil.copytree(folders[kind], tmp_path / "copy")
+    change(folder)
+    with pytest.raises(InputError, match=message) as refused:
+        load_examinee(str(folder))
+    assert "\n" not in str(refused.value) and str(folder) in str(refused.value)

@@ -1,0 +1,172 @@
+"""An export opens in plain transformers, in an interpreter without glyphlm, and says and computes the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glyphlm.errors import InputError
+from glyphlm.exporting import export_gpt_neox
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runfolder import export_model, load_run
+
+SUBSTRATES = {
+    "table": {"kind": "glyph", "n_embed": 16},
+    "tiled": {"kind": "random_bits", "n_embed": 16, "lift": "tile"},
+    "trainable": {"kind": "learned", "n_embed": 32, "trainable": True},
+    "rule": {"kind": "affine_bits", "n_embed": 16, "shuffle_seed": 3, "lift": "orthogonal"},
+}
+STRANGER = """
+import json, sys
+sys.modules["glyphlm"] = None  # as where it is not installed
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folders, out, texts, greedy = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+found = {}
+for name, folder in folders.items():
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    ids = torch.arange(40)[None] * 17
+    with torch.no_grad():
+        logits = model.eval()(ids).logits[0].tolist()
+    found[name] = {
+        "class": type(model).__name__,
+        "report": {key: len(value) for key, value in report.items()},
+        "logits": logits,
+        "greedy": model.generate(ids, attention_mask=torch.ones_like(ids), **greedy)[0].tolist(),
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "texts": [tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts],
+        "specials": [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id],
+    }
+json.dump(found, open(out, "w"))
+"""
+TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "max_new_tokens": 16, "min_new_tokens": 16}
+
+
+def make_run(folder: Path, tokenizer, substrate: dict, seed: int = 1, **shape) -> Path:
+    """A run of random weights."""
+    config = SubstrateConfig(tokenizer.vocab_size, **substrate)
+    model = GPT(ModelConfig(**{"d_model": 32, "n_layer": 2, "n_head": 4, "block_size": 64} | shape), Substrate(config, 32))
+    dice = torch.Generator().manual_seed(seed)
+    for tensor in model.state_dict().values():
+        random = torch.randn(tensor.shape, generator=dice)
+        tensor.copy_(random / 3 if tensor.is_floating_point() else random > 0)
+    if config.shuffle_seed is not None:
+        model.substrate.shuffled_V.copy_(torch.randperm(config.vocab_size, generator=dice))
+    export_model(model, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exports(tokenizer, tmp_path_factory) -> dict[str, tuple[Path, dict]]:
+    """The run, and what a stranger finds in its export, for each substrate."""
+    folder, runs = tmp_path_factory.mktemp("exports"), {}
+    for number, (name, substrate) in enumerate(SUBSTRATES.items()):
+        shape = {"activation": "gelu_tanh", "rope_base": 500.0, "norm_eps": 1e-3} if name == "tiled" else {}
+        runs[name] = make_run(folder / name, tokenizer, substrate, number, **shape)
+    exported = {name: str(export_gpt_neox(run, folder / f"{name}-neox")) for name, run in runs.items()}
+    told = json.dumps(exported), folder / "found.json", json.dumps(TEXTS), json.dumps(GREEDY)
+    command = [sys.executable, "-c", STRANGER, *told]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "found.json").read_text())
+    return {name: (run, found[name]) for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", SUBSTRATES)
+def test_logits_and_greedy_tokens_are_equal_without_glyphlm(exports, name):
+    run, found = exports[name]
+    model, _ = load_run(run)
+    ids_BT = torch.arange(40)[None] * 17
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(found["logits"]), model(ids_BT).logits[0], atol=1e-4, rtol=1e-4)
+        greedy_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **GREEDY)
+    assert found["greedy"] == greedy_BT[0].tolist()
+    assert found["class"] == "GPTNeoXForCausalLM" and not any(found["report"].values())
+
+
+@pytest.mark.parametrize("name", SUBSTRATES)
+def test_the_tokenizer_is_the_same_without_glyphlm(exports, tokenizer, name):
+    _, found = exports[name]
+    assert found["ids"] == [tokenizer.encode(text) for text in TEXTS] and found["texts"] == TEXTS
+    assert found["specials"] == [tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id]
+
+
+def test_the_folder_holds_no_code_and_the_rotary_settings_of_older_readers(exports):
+    run, _ = exports["tiled"]
+    out = run.with_name("tiled-neox")
+    config = json.loads((out / "config.json").read_text())
+    assert "auto_map" not in config and not list(out.glob("*.py"))
+    assert (config["rotary_pct"], config["rotary_emb_base"], config["use_parallel_residual"]) == (1.0, 500.0, False)
+    assert config["hidden_act"] == "gelu_pytorch_tanh"
+
+
+def test_the_card_goes_along_and_asks_for_no_remote_code(tokenizer, tmp_path):
+    run = make_run(tmp_path / "run", tokenizer, SUBSTRATES["table"])
+    (run / "results.jsonl").write_text('{"task": "arc", "metric": "accuracy", "value": 0.5}\n')
+    (run / "summary.json").write_text(json.dumps({
+        "name": "mine", "command": "glyphlm train", "tokens": 5, "bits_per_byte": {"validation": None},
+        "substrate": {"kind": "glyph", "trainable": False, "n_embed": 16, "fingerprint": "f00d"},
+        "tokenizer": {"fingerprint": "beef"}, "parameters": {"trained": 1, "frozen": 2},
+    }))
+    text = (export_gpt_neox(run, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    assert "| arc | accuracy | 0.5 |" in text and "trust_remote_code" not in text
+
+
+def test_exporting_again_finds_it_done_and_another_run_is_refused(exports, tokenizer, tmp_path, capsys):
+    run, _ = exports["table"]
+    export_gpt_neox(run, run.with_name("table-neox"))
+    assert "is done already" in capsys.readouterr().err
+    with pytest.raises(InputError, match="already holds other work"):
+        export_gpt_neox(make_run(tmp_path / "other", tokenizer, SUBSTRATES["table"], 9), run.with_name("table-neox"))
+
+
+def with_head_bias(folder: Path, tokenizer, change) -> Path:
+    """A run whose head bias is what `change` makes of the model."""
+    run = make_run(folder, tokenizer, SUBSTRATES["table"], head_bias=True)
+    model, _ = load_run(run)
+    with torch.no_grad():
+        model.gpt.head.bias.copy_(change(model.gpt))
+    export_model(model.gpt, tokenizer, run)
+    return run
+
+
+def test_a_head_bias_that_no_other_weight_can_carry_is_refused(tokenizer, tmp_path):
+    run = with_head_bias(tmp_path / "run", tokenizer, lambda model: torch.randn(len(model.head.bias)))
+    for fold in (False, True):
+        with pytest.raises(InputError, match=r"head with bias.*cannot be folded .*would be lost"):
+            export_gpt_neox(run, tmp_path / "out", fold)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_bias_that_the_norm_can_carry_is_folded_when_asked(tokenizer, tmp_path):
+    run = with_head_bias(tmp_path / "run", tokenizer, lambda model: model.head.weight @ torch.randn(32))
+    with pytest.raises(InputError, match="add --fold-head-bias"):
+        export_gpt_neox(run, tmp_path / "out")
+    assert_same_logits(run, export_gpt_neox(run, tmp_path / "out", fold_head_bias=True))
+
+
+def test_a_head_bias_of_zeros_is_left_out(tokenizer, tmp_path):
+    run = with_head_bias(tmp_path / "run", tokenizer, lambda model: torch.zeros_like(model.head.bias))
+    assert_same_logits(run, export_gpt_neox(run, tmp_path / "out"))
+
+
+def assert_same_logits(run: Path, out: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ids_BT = torch.arange(40)[None] * 17
+    models = load_run(run)[0], AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        expected, found = (model.eval()(ids_BT).logits for model in models)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no model.safetensors"):
+        export_gpt_neox(tmp_path, tmp_path / "out")

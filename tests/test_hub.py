@@ -1,0 +1,117 @@
+"""Folders go to a local stand-in of the Hub and come from one; nothing reaches the network."""
+
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from glyphlm import hub
+from glyphlm.errors import InputError
+from glyphlm.hub import fetch, push
+
+FILES = ["README.md", "config.json", "model.safetensors", "hf.py"]
+KEPT = ["state/step-1/model.safetensors", "inputs/tokenizer/tokenizer.json", ".partial"]
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """The few addresses that an upload asks for."""
+
+    def do_POST(self):
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        seen = self.server.seen
+        seen["token"] = self.headers.get("Authorization")
+        if self.server.refuses:
+            return self.answer(403, {"error": "Forbidden: no rights"})
+        if self.path == "/api/repos/create":
+            seen["created"] = json.loads(sent)
+            self.answer(200, {"url": f"{self.server.address}/me/mine", "name": "me/mine", "id": "me/mine"})
+        elif self.path == "/api/validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []})
+        elif re.fullmatch("/api/models/me/mine/preupload/main", self.path):
+            paths = [file["path"] for file in json.loads(sent)["files"]]
+            self.answer(200, {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        elif re.fullmatch("/api/models/me/mine/commit/main", self.path):
+            rows = [json.loads(line)["value"] for line in sent.splitlines() if json.loads(line)["key"] == "file"]
+            seen["files"] = {row["path"]: base64.b64decode(row["content"]) for row in rows}
+            self.answer(200, {"commitUrl": f"{self.server.address}/me/mine/commit/1", "commitOid": "1"})
+        else:
+            self.answer(404, {"error": self.path})
+
+    def answer(self, status: int, body: dict) -> None:
+        payload = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    server.seen, server.refuses = {}, False
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    for name in [*FILES, *KEPT]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"content of {name}")
+    return tmp_path
+
+
+def test_a_run_is_uploaded_without_its_training_state(run, server):
+    address = push(run, "me/mine", private=True, endpoint=server.address, token="hf_secret")
+    assert address.endswith("/me/mine")
+    assert server.seen["files"] == {name: f"content of {name}".encode() for name in FILES}
+    assert "private" in json.dumps(server.seen["created"]) and server.seen["token"] == "Bearer hf_secret"
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda run, server: (run / "config.json").unlink(), "holds no config.json"),
+    (lambda run, server: setattr(server, "refuses", True), "the Hub refuses me/mine .*hf auth login"),
+])
+def test_what_cannot_be_uploaded_is_refused(run, server, change, match):
+    change(run, server)
+    with pytest.raises(InputError, match=match) as error:
+        push(run, "me/mine", endpoint=server.address, token="hf_secret")
+    assert "\n" not in str(error.value) and "files" not in server.seen
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "me/../mine"])
+def test_a_name_that_is_none_is_refused(run, server, name):
+    with pytest.raises(InputError, match="no name of a repository"):
+        push(run, name, endpoint=server.address, token="hf_secret")
+
+
+def test_only_weights_config_and_tokenizer_are_fetched(monkeypatch):
+    asked = {}
+
+    def download(repo, **options):
+        asked.update(repo=repo, **options)
+        return "/somewhere"
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    assert fetch("them/theirs", "v1") == Path("/somewhere")
+    assert asked["repo"] == "them/theirs" and asked["revision"] == "v1"
+    assert not any(pattern.endswith((".py", "*")) for pattern in asked["allow_patterns"])
+
+
+def test_a_repository_that_cannot_be_reached_is_refused(monkeypatch):
+    monkeypatch.setattr(hub.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="not in the cache and the Hub cannot be reached"):
+        fetch("them/a-model-that-was-never-loaded-here")

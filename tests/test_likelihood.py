@@ -1,0 +1,155 @@
+"""Options are scored as by reading each whole text anew, and chosen as lm-eval chooses; answers end with their line."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from examinees import make_run
+
+from glyphlm.examinee import Examinee, load_examinee
+from glyphlm.itemlog import chosen_text
+from glyphlm.likelihood import choose_options, split, write_answers
+from glyphlm.tasks import Item
+
+WORDS = ["мир", "good evening", "rain", "два", "thank you", "谢谢", "no", "a longer answer than the others"]
+# Scores a task with lm-eval: the folder by its name, and objects in memory.
+LM_EVAL = """
+import json, sys
+from lm_eval import evaluate
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+run, folder = sys.argv[1:]
+live = AutoModelForCausalLM.from_pretrained(run, trust_remote_code=True), AutoTokenizer.from_pretrained(run)
+found = []
+for lm in (
+    HFLM(pretrained=run, trust_remote_code=True, dtype="float32", device="cpu"),
+    HFLM(pretrained=live[0], tokenizer=live[1]),
+):
+    tasks = {name: ConfigurableTask(config={
+        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{folder}/items.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{prompt}}", "target_delimiter": "",
+        "doc_to_choice": "{{%s}}" % name, "doc_to_target": "{{correct}}",
+    }) for name in ("labels", "choices")}
+    ended = evaluate(lm, tasks, bootstrap_iters=0)
+    found.append({name: sorted(ended["samples"][name], key=lambda sample: sample["doc_id"]) for name in tasks})
+json.dump(found, open(f"{folder}/found.json", "w"), default=str)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def examinee(run) -> Examinee:
+    return load_examinee(str(run))
+
+
+def some_items(count: int) -> list[Item]:
+    random, labels = np.random.default_rng(0), ("A", "B", "C", "D")
+    found = []
+    for number in range(count):
+        choices = tuple(random.choice(WORDS, 4, replace=False).tolist())
+        question = " ".join(random.choice(WORDS, number % 7 + 1).tolist())
+        options = "\n".join(f"{label}) {choice}" for label, choice in zip(labels, choices))
+        prompt = f"Question: {question}\nOptions:\n{options}\nAnswer:"
+        found.append(Item("arc_easy", prompt, (labels[number % 4],), labels, choices))
+    return found
+
+
+def ask(examinee, items, between=""):
+    done = []
+    logs = choose_options(examinee, items, between, done.append)
+    assert sum(done) == len(items)
+    return logs
+
+
+def plain(examinee, prompt, option):
+    """The log-probability of an option, the whole text read at once."""
+    start, ids = len(examinee.tokenizer.encode(prompt)), examinee.tokenizer.encode(prompt + option)
+    with torch.no_grad():
+        logp_TV = examinee.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(logp_TV[at - 1, ids[at]] for at in range(start, len(ids))))
+
+
+@pytest.mark.parametrize("between", ["", " "])
+def test_options_are_scored_as_whole_texts(examinee, between):
+    for item, log in zip(some_items(4), ask(examinee, some_items(4), between)):
+        for found, options in ((log["letters"], item.labels), (log["texts"], item.choices)):
+            assert found == pytest.approx([plain(examinee, item.prompt, between + option) for option in options], abs=1e-4)
+        assert log["cut"] is False and 0 < log["letter_mass"] < 1
+
+
+def test_a_batch_of_items_is_scored_as_each_alone(examinee, monkeypatch):
+    alone = ask(examinee, some_items(9))
+    monkeypatch.setattr("glyphlm.likelihood.READ_TOKENS", {"cpu": 4000})
+    for one, other in zip(alone, ask(examinee, some_items(9))):
+        assert one["letters"] + one["texts"] == pytest.approx(other["letters"] + other["texts"], abs=1e-4)
+        assert one["letter_mass"] == pytest.approx(other["letter_mass"], abs=1e-6)
+
+
+def test_labels_that_are_the_choices_are_scored_once(examinee):
+    (log,) = ask(examinee, [Item("boolq", "Is it?\nAnswer:", ("True",), ("False", "True"), ("False", "True"))])
+    assert "texts" not in log and len(log["letters"]) == 2
+
+
+def test_a_merge_across_the_border_is_scored_with_the_text_it_belongs_to(examinee):
+    encode = examinee.tokenizer.encode
+    prompt, options = next(
+        (f"one {token[:cut]}", (token[cut:], "?!"))
+        for token in examinee.tokenizer.tokens[300:]
+        for cut in range(1, len(token))
+        if token.isalpha() and encode(f"one {token}")[: len(encode(f"one {token[:cut]}"))] != encode(f"one {token[:cut]}")
+    )
+    found = split(examinee, prompt, options)
+    assert len(found.context) < len(encode(prompt))
+    assert [found.context + rest for rest in found.rests] == [encode(prompt + option) for option in options]
+
+
+def test_a_prompt_that_is_too_long_loses_its_left_end_and_is_counted(examinee, tokenizer):
+    item = some_items(1)[0]
+    long = Item(item.task, "?" * 400 + item.prompt, item.answers, item.labels, item.choices)
+    (log,) = ask(examinee, [long])
+    parts = split(examinee, long.prompt, long.choices)
+    assert log["cut"] and parts.was_cut
+    assert len(parts.context) + max(map(len, parts.rests)) == examinee.block_size + 1  # the last id is not read
+    assert tokenizer.decode(parts.context).endswith(item.prompt)
+    assert split(examinee, "one", ["?" * 400, "no"]).was_cut
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+def test_choices_are_those_of_lm_eval_by_name_and_in_memory(examinee, run, tmp_path):
+    items = some_items(12)
+    rows = [{"prompt": i.prompt, "labels": i.labels, "choices": i.choices, "correct": i.correct} for i in items]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folders = {"HF_HOME": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    env = os.environ | folders | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LM_EVAL, str(run), str(tmp_path)]
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    logs = ask(examinee, items)
+    for found in json.loads((tmp_path / "found.json").read_text()):
+        for log, letters, texts in zip(logs, found["labels"], found["choices"], strict=True):
+            for own, theirs in ((log["letters"], letters), (log["texts"], texts)):
+                assert own == pytest.approx([float(score) for score, _ in theirs["filtered_resps"]], abs=1e-4)
+            assert letters["acc"] == (np.argmax(log["letters"]) == log["correct"])
+            assert texts["acc_norm"] == (chosen_text(log) == log["correct"])
+
+
+def test_answers_are_the_likeliest_text_up_to_the_end_of_the_line(examinee, tokenizer):
+    items = [Item("squad", f"Context: {word}\nQuestion: {word}?\nAnswer:", (word,)) for word in WORDS]
+    logs = write_answers(examinee, items, 40, lambda _: None)
+    for item, log in zip(items, logs):
+        ids = tokenizer.encode(item.prompt)
+        options = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "max_new_tokens": 40}
+        out = examinee.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **options)
+        whole = out[0, len(ids) :].tolist()
+        end = next((at for at, number in enumerate(whole) if number in examinee.line_ends), len(whole))
+        assert log == {"answers": item.answers, "output": tokenizer.decode(whole[:end]).strip(), "cut": False}
