@@ -98,7 +98,10 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
         summary = describe_arm(arm, command)
         validation = arm.validation if arm.held_out else None
         state = train(arm.model, arm.batches, arm.recipe.train, out, validation)
-        return finish(arm, state, summary, out) if world.is_main else summary
+        if world.is_main:
+            finish(arm, state, summary, out)
+        world.wait()
+        return read_summary(out)
 
 
 def try_out(arm: Arm, out: Path) -> dict[str, Any]:
@@ -111,8 +114,8 @@ def try_out(arm: Arm, out: Path) -> dict[str, Any]:
     return {"loss": loss}
 
 
-def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The run folder of a trained arm: weights, card, samples, summary."""
+def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> None:
+    """Complete the run folder of a trained arm: weights, card, samples, summary."""
     if is_sharded(arm.model):
         arm = replace(arm, model=build_model(arm.recipe, arm.tokenizer))
         load_state(out, arm.model)
@@ -128,7 +131,6 @@ def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> di
     write_card(out, summary)
     write_summary(out, summary)
     say(f"{out}: {told(summary)}")
-    return summary
 
 
 def claim(out: Path, recipe: Recipe) -> Recipe:

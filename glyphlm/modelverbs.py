@@ -6,6 +6,7 @@ from pathlib import Path
 
 from glyphlm.outputs import to_json, write_atomic
 from glyphlm.parsing import Parser
+from glyphlm.progress import IS_MAIN
 
 
 def run_quickstart(arguments: Sequence[str]) -> None:
@@ -64,7 +65,8 @@ def run_grow(arguments: Sequence[str]) -> None:
     from glyphlm.staging import run_growth
 
     runs = run_growth(recipe, options.out, f"glyphlm grow {shlex.join(arguments)}")
-    print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
+    if IS_MAIN:
+        print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
 
 
 def run_fuse(arguments: Sequence[str]) -> None:

