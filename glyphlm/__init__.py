@@ -47,6 +47,8 @@ _HOMES = {
     "export_gpt_neox": "exporting",
     "export_gguf": "gguffile",
     "push": "hub",
+    "ServeSettings": "serving",
+    "serve": "serving",
     "CardSettings": "card",
     "write_card": "card",
     "run_growth": "staging",

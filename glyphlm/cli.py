@@ -25,6 +25,7 @@ VERBS = {  # verb -> the file that has it, and what it does
     "eval": ("useverbs", "models and tasks -> scores with intervals, bits per byte, paired comparisons"),
     "probe": ("useverbs", "runs -> what tokens are to each layer: neighbours, classes, translations"),
     "export": ("shareverbs", "a run -> a stock GPT-NeoX folder, or a GGUF file"),
+    "serve": ("shareverbs", "a run -> an OpenAI-compatible endpoint"),
     "push": ("shareverbs", "a run or an export -> a model repository on the Hub"),
     "report": ("useverbs", "runs -> one HTML page"),
 }

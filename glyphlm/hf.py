@@ -1,12 +1,13 @@
 """The model as Hugging Face transformers know it. This file travels inside every run folder, next to model.py, fusion.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .fusion import Fusion, FusionConfig
+from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
 from .model import GPT, ModelConfig, Substrate, SubstrateConfig
 
 
@@ -84,7 +85,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = GlyphLMConfig
     base_model_prefix = "gpt"
     _no_split_modules = ["Block"]
-    _supports_sdpa = True
+    _supports_sdpa = supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # or transformers' Trainer, seeing **unused, leaves it to us to average accumulated batches
 
     def __init__(self, config: GlyphLMConfig):
@@ -95,13 +96,22 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a run folder holds every tensor, and GPT.init_weights starts a training."""
 
+    def _set_gradient_checkpointing(self, enable: bool = True, **unused: Any) -> None:
+        self.gpt.recompute = enable
+
+    @property
+    def base_model(self) -> Callable[..., BaseModelOutputWithPast]:
+        """What gives the states that the head reads; trainers with a loss of their own call it (GPT takes other names)."""
+        return self._states
+
     def get_input_embeddings(self) -> nn.Module:
         """The substrate, of a fused model that of its first expert."""
         return self.gpt.substrate
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The head; it is never tied."""
-        return self.gpt.head
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head, never tied; none where a fusion mixes probabilities, which no one matrix gives."""
+        mixed = self.config.fusion is not None and self.config.fusion["method"] in OF_PROBABILITIES
+        return None if mixed else self.gpt.head
 
     def forward(
         self,
@@ -115,14 +125,29 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         **unused: Any,
     ) -> CausalLMOutputWithPast:
         """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats."""
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        x_BTD = self.gpt.hidden(
-            input_ids, cache=past_key_values, attended_BS=attention_mask, positions_BT=position_ids
-        )
+        states = self._states(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        x_BTD = states.last_hidden_state
         logits = self.gpt.logits(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
         loss = None if labels is None else self._loss(logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=states.past_key_values)
+
+    def _states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **unused: Any,
+    ) -> BaseModelOutputWithPast:
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        x_BTD = self.gpt.hidden(
+            input_ids, cache=past_key_values, attended_BS=attention_mask, positions_BT=position_ids,
+            documents_BT=(position_ids == 0).cumsum(1) if packed else None,  # as transformers: each begins at 0
+        )
+        return BaseModelOutputWithPast(last_hidden_state=x_BTD, past_key_values=past_key_values)
 
     def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
@@ -130,3 +155,6 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
 AutoConfig.register("glyphlm", GlyphLMConfig, exist_ok=True)
 AutoModelForCausalLM.register(GlyphLMConfig, GlyphLMForCausalLM, exist_ok=True)
+# Whoever saves the model saves these files with it, as config.json names them.
+GlyphLMConfig.register_for_auto_class()
+GlyphLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -43,8 +43,6 @@ def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
         wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
     wrapped.gpt.load_state_dict(model.state_dict(), assign=True)
     wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
-    GlyphLMConfig.register_for_auto_class()
-    GlyphLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     with _quiet(), as_os_errors(out):
         wrapped.save_pretrained(partial)
     tokenizer.save(partial)

@@ -88,3 +88,21 @@ def run_push(arguments: Sequence[str]) -> None:
     if summary is not None:
         write_card(options.run, summary, CardSettings(options.license, options.language, options.datasets))
     print(push(options.run, options.repo, options.private))
+
+
+def run_serve(arguments: Sequence[str]) -> None:
+    """glyphlm serve."""
+    from glyphlm.serving import ServeSettings, serve
+
+    parser = Parser.of(
+        "serve",
+        "Answer OpenAI clients with a run, through the server of transformers (pip install 'glyphlm[serve]') or vLLM. It "
+        "gets a GPT-NeoX export of the run, kept in RUN/.served, or the run folder itself where it cannot be exported. "
+        "Requests name the model by the name of the run folder; chat needs a chat template in its tokenizer_config.json. "
+        "The command that is started is printed, to be run again with options of the server's own.",
+        "glyphlm serve runs/mine --port 8000",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    names = parser.add_class_arguments(ServeSettings)
+    options = parser.read(arguments)
+    serve(options.run, ServeSettings(**{name: options[name] for name in names}))

@@ -62,6 +62,9 @@ class Tokenizer:
         self._backend, self.config, self.specials_in_text = backend, dict(config), specials_in_text
         self._backend.no_truncation()  # some foreign files ask for it
         self._backend.no_padding()
+        post = self._backend.post_processor
+        if isinstance(post, tokenizers.processors.TemplateProcessing) and not post.num_special_tokens_to_add(is_pair=True):
+            self._backend.post_processor = None  # transformers write an empty one where there was none
         self._backend.encode_special_tokens = specials_in_text == "literal"
 
     def __reduce__(self):

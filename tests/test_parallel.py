@@ -51,7 +51,8 @@ def command(recipe, out, processes, *options, verb="train"):
 
 def run(recipe, out, processes, *options, verb="train"):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command(recipe, out, processes, *options, verb=verb), env=environment, capture_output=True, text=True)
+    asked = command(recipe, out, processes, *options, verb=verb)
+    ended = subprocess.run(asked, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return out
 

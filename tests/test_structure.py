@@ -16,7 +16,7 @@ layouts bvv241 spelling pieces tokenizer vocabulary preparation
 fonts glyphs model mixing fusion flops codes substrate growth hiddencache fusionsettings dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
 hf runfolder card fusing generation recipe assembly arm staging plan plantext
-importfiles importblock importmap importmodel importing exporting ggufvocab gguffile
+importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
 rundata growthview plots inspection comparison separability probetexts probes report quickstart
 parsing textverbs modelverbs shareverbs useverbs cli __main__
