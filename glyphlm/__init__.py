@@ -51,6 +51,8 @@ _HOMES = {
     "serve": "serving",
     "CardSettings": "card",
     "write_card": "card",
+    "study": "studying",
+    "Study": "studyplan",
     "run_growth": "staging",
     "GrowthRecipe": "recipe",
     "write_report": "report",

@@ -21,6 +21,7 @@ VERBS = {  # verb -> the file that has it, and what it does
     "grow": ("modelverbs", "a recipe with stages -> a model a stage, each grown out of the one before"),
     "fuse": ("modelverbs", "runs over one vocabulary -> one model"),
     "import": ("shareverbs", "a published checkpoint -> a run folder; its code is never run"),
+    "study": ("modelverbs", "arms x seeds of a recipe -> models, measures and a table with intervals"),
     "generate": ("useverbs", "a run and a prompt -> text"),
     "eval": ("useverbs", "models and tasks -> scores with intervals, bits per byte, paired comparisons"),
     "probe": ("useverbs", "runs -> what tokens are to each layer: neighbours, classes, translations"),

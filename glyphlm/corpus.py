@@ -54,7 +54,7 @@ def passages(texts: Sequence[str], reading: Reading = STRICT, title: str | None 
         InputError: a source is missing, empty, of an unknown kind or damaged; the place is named.
     """
     sources = find_sources(texts)
-    sizes = [0 if is_hub(source) else Path(source).stat().st_size for source in sources]
+    sizes = [0 if is_data_set(source) else Path(source).stat().st_size for source in sources]
     with meter(title, sum(sizes) or None) as bar:
         for source, size in zip(sources, sizes):
             yield from _not_empty(source, _read(source, reading, Advance(bar, size)))
@@ -80,7 +80,7 @@ def describe(texts: Sequence[str]) -> dict[str, str]:
     return {source: _digest(source) for source in find_sources(texts)}
 
 
-def is_hub(source: str) -> bool:
+def is_data_set(source: str) -> bool:
     """Whether `source` names a data set, of the Hub or embedded, and no file."""
     return source.startswith((HUB, EMBEDDED))
 
@@ -88,7 +88,7 @@ def is_hub(source: str) -> bool:
 def _digest(source: str) -> str:
     if source.startswith(EMBEDDED):
         return hashlib.sha256("\0".join(_embedded(source)).encode()).hexdigest()  # another release of CLDR says other things
-    return "hub" if is_hub(source) else sha256_file(Path(source))
+    return "hub" if is_data_set(source) else sha256_file(Path(source))
 
 
 def _embedded(source: str) -> list[str]:
@@ -99,7 +99,7 @@ def _embedded(source: str) -> list[str]:
 
 def _expand(text: str) -> list[str]:
     path = Path(text)
-    if is_hub(text):
+    if is_data_set(text):
         return [text]
     if path.is_dir():
         found = sorted(str(file) for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
@@ -128,7 +128,7 @@ class Advance:
 def _read(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
     if source.startswith(EMBEDDED):
         return _split_rows((_Row(text, number) for number, text in enumerate(_embedded(source), 1)), advance)
-    if is_hub(source):
+    if is_data_set(source):
         return _split_rows(_hub_rows(source, reading), advance)
     if source.endswith(".parquet"):
         return _split_rows(_parquet_rows(source, reading), advance)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.outputs import to_json, write_atomic
-from glyphlm.parsing import Parser
+from glyphlm.parsing import TEXTS, Parser
 from glyphlm.progress import IS_MAIN
 
 
@@ -120,3 +120,40 @@ def run_plan(arguments: Sequence[str]) -> None:
     print("\n".join(map(plan_text, plans)), end="")
     if options.out:
         write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))
+
+
+def run_study(arguments: Sequence[str]) -> None:
+    """glyphlm study."""
+    from glyphlm.studying import study
+    from glyphlm.studyplan import Study
+
+    parser = Parser.of(
+        "study",
+        "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and tell in OUT/results.md what was "
+        "found, with intervals over seeds. Every stage is a glyphlm command; Snakemake runs those that are still to be run, "
+        "here or on a cluster. The same command again goes on after a stop; a stage that fails leaves the others.",
+        "glyphlm study recipes/study_freezing.yaml --profile laptop --out runs/freezing --jobs 2\n"
+        "  glyphlm study study.yaml --data en.txt ru.txt --evaluate bpb=held_out.txt mmlu=mmlu/test --out runs/mine\n"
+        "  glyphlm study study.yaml --out runs/mine --jobs 20 -- --executor slurm --default-resources slurm_partition=gpu",
+    )
+    parser.usage = "glyphlm study STUDY [--key VALUE ...] --out FOLDER [-- OPTIONS OF SNAKEMAKE]"
+    parser.add_argument("--study", action="config", help="the YAML file; its name may also stand first")
+    parser.add_argument("--profile", help="one of the study's profiles, such as laptop: its values replace the study's")
+    parser.add_class_arguments(Study, skip={"seeds", "only", "evaluate", "data"})
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each arm is trained once with each")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="the arms to make (default: all)")
+    parser.add_argument("--evaluate", nargs="+", default=[], metavar="NAME=PATH", help="what glyphlm eval asks all models")
+    parser.add_argument("--data", nargs="+", default=[], metavar="TEXT", help=f"instead of the data of the recipe; {TEXTS}")
+    parser.add_argument("--jobs", type=int, default=1, help="stages that run at once; here they share the cores")
+    parser.add_argument("--dry_run", action="store_true", help="tell what would run, and why, and run nothing")
+    parser.add_argument("--unlock", action="store_true", help="go on where a study was killed, not stopped")
+    parser.add_out("folder of everything", required=True)
+    ours, options = _at_dashes(arguments)
+    asked, settings = parser.read_recipe(ours, Study, "study")
+    print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options))
+
+
+def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What stands before "--", and what after it."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]

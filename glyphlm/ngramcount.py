@@ -20,7 +20,7 @@ import numpy as np
 
 from glyphlm.cldr import language_name
 from glyphlm.cluster import Engine
-from glyphlm.corpus import STRICT, SUFFIXES, Passage, Reading, find_sources, is_hub, passages
+from glyphlm.corpus import STRICT, SUFFIXES, Passage, Reading, find_sources, is_data_set, passages
 from glyphlm.errors import InputError
 from glyphlm.ngramfile import LanguageNgrams, read_ngrams, write_ngrams
 from glyphlm.ngrams import NgramCounts, NgramTable
@@ -97,11 +97,11 @@ def count_ngrams(
 
 def _digests(sources: Iterable[str]) -> dict[str, str]:
     """What identifies each source: the sha256 of a file; a data set of the Hub stands for itself."""
-    sizes = {source: 0 if is_hub(source) else Path(source).stat().st_size for source in sources}
+    sizes = {source: 0 if is_data_set(source) else Path(source).stat().st_size for source in sources}
     digests = {}
     with meter("looking at the texts", sum(sizes.values()) or None) as bar:
         for source, size in sizes.items():
-            digests[source] = source if is_hub(source) else sha256_file(Path(source))
+            digests[source] = source if is_data_set(source) else sha256_file(Path(source))
             bar.advance(size)
     return digests
 
@@ -123,7 +123,7 @@ def _count_all(missing: Mapping[Path, str], settings: NgramSettings, reading: Re
 
 def _count_parallel(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
     """The largest sources first, so that all processes end at about the same time."""
-    sizes = {part: 0 if is_hub(source) else Path(source).stat().st_size for part, source in missing.items()}
+    sizes = {part: 0 if is_data_set(source) else Path(source).stat().st_size for part, source in missing.items()}
     order = sorted(sizes, key=sizes.get, reverse=True)
     count = partial(_count_source, settings=settings, reading=reading)
     share_out(count, [(part, missing[part]) for part in order], jobs, "counting", [sizes[part] for part in order])

@@ -67,7 +67,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--profile", help="one of the recipe's profiles, such as tiny: its values replace the recipe's")
         self.add_class_arguments(kind)
 
-    def read_recipe(self, arguments: Sequence[str], kind: type) -> tuple[Any, Any]:
+    def read_recipe(self, arguments: Sequence[str], kind: type, name: str = "recipe") -> tuple[Any, Any]:
         """Parsed options, and the recipe with its profile and what was overridden.
 
         Raises:
@@ -77,7 +77,7 @@ class Parser(jsonargparse.ArgumentParser):
 
         given = list(arguments)
         if given and not given[0].startswith("-"):
-            given[:1] = ["--recipe", recipe_text(Path(given[0]), _value_of("--profile", given))]
+            given[:1] = [f"--{name}", recipe_text(Path(given[0]), _value_of("--profile", given))]
         options = self.read(given)
         return options, kind(**{name: options[name] for name in kind.__dataclass_fields__})
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from glyphlm.cluster import Engine
-from glyphlm.corpus import STRICT, Reading, describe, is_hub, passages
+from glyphlm.corpus import STRICT, Reading, describe, is_data_set, passages
 from glyphlm.errors import InputError
 from glyphlm.outputs import Build, read_build, sha256_file
 from glyphlm.processes import share_out
@@ -166,7 +166,7 @@ def group_sources(sources: Iterable[str]) -> list[list[str]]:
             parts.append([])
             size = 0
         parts[-1].append(source)
-        size += PART_BYTES if is_hub(source) else Path(source).stat().st_size
+        size += PART_BYTES if is_data_set(source) else Path(source).stat().st_size
     return parts
 
 

@@ -1,13 +1,12 @@
 """Supervised examples for the training text: the items of NAME=PATH specs as (prompt, answer)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from glyphlm.errors import InputError
-from glyphlm.outputs import sha256_file
 from glyphlm.progress import meter
-from glyphlm.tasks import BETWEEN, TASKS, read_task, task_files
+from glyphlm.tasks import BETWEEN, HUB, TASKS, describe_task, read_task, task_files
 
 
 class Example(NamedTuple):
@@ -27,7 +26,7 @@ def examples(specs: Sequence[str], title: str = "reading examples") -> Iterator[
         InputError: as `split_specs` and `tasks.read_task`, or no item of a spec has an answer.
     """
     pairs, count = split_specs(specs), 0
-    sizes = [sum(file.stat().st_size for file in task_files(*pair)) for pair in pairs]
+    sizes = [sum(file.stat().st_size for file in _files(*pair)) for pair in pairs]
     with meter(title, sum(sizes) or None) as bar:
         for pair, size in zip(pairs, sizes):
             before = count
@@ -41,17 +40,17 @@ def examples(specs: Sequence[str], title: str = "reading examples") -> Iterator[
             bar.advance(size, f"{count:,} examples")
 
 
+def _files(name: str, path: str) -> list[Path]:
+    return [] if path.startswith(HUB) else task_files(name, path)
+
+
 def describe_examples(specs: Sequence[str]) -> dict[str, str]:
-    """What identifies the input: spec -> sha256 of its file; of several, sha256 of their hex digests one after another.
+    """What identifies the input, as `tasks.describe_task` of each spec.
 
     Raises:
         InputError: as `split_specs` and `tasks.task_files`.
     """
-    digests = {"=".join(pair): [sha256_file(file) for file in task_files(*pair)] for pair in split_specs(specs)}
-    return {
-        spec: found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
-        for spec, found in digests.items()
-    }
+    return {key: value for pair in split_specs(specs) for key, value in describe_task(*pair).items()}
 
 
 def split_specs(specs: Sequence[str]) -> list[tuple[str, str]]:

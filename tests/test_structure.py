@@ -19,7 +19,7 @@ hf runfolder card fusing generation recipe assembly arm staging plan plantext
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
 rundata growthview plots inspection comparison separability probetexts probes report quickstart
-parsing textverbs modelverbs shareverbs useverbs cli __main__
+parsing workflow studyplan studyresults studying textverbs modelverbs shareverbs useverbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {

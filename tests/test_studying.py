@@ -1,0 +1,257 @@
+"""A study is a list of commands that share what they can; it goes on after a kill and does without what fails."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glyphlm.errors import InputError
+from glyphlm.outputs import read_lines
+from glyphlm.parsing import Parser
+from glyphlm.plan import PlanSettings, make_plans
+from glyphlm.recipe import recipe_text
+from glyphlm.studying import check, study
+from glyphlm.studyplan import Stages, Study, arm_recipe
+from glyphlm.workflow import DONE
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+STUDIES = sorted(path.stem for path in RECIPES.glob("study_*.yaml"))
+RECIPE = {
+    "tokenizer": {"layout": "compact", "vocab_size": 512},
+    "substrate": {"kind": "token_bits", "n_embed": 16},
+    "model": {"d_model": 32, "n_layer": 1, "n_head": 1, "block_size": 32},
+    "data": [{"text": "embedded:zh,qa"}],
+    "train": {"steps": 3, "batch_tokens": 128, "micro_batch_tokens": 128, "precision": "fp32", "device": "cpu",
+              "validation_tokens": 512},
+}
+LEARNED = {"substrate": {"kind": "learned", "trainable": True}}
+SHUFFLED = {"substrate": {"shuffle_seed": 7}}
+GROWN = {"stages": [{"layers": 1}, {"layers": 1}], "controls": ["tokens"]}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(*seeds, tuned=None, **arms):
+    """The stages of a study without running them."""
+    settings = Study(RECIPE, arms, seeds=list(seeds) or [1, 2])
+    stages = Stages(settings, Path("out"))
+    for arm in arms:
+        for seed in settings.seeds:
+            stages.train(arm, seed, tuned or {})
+    return stages
+
+
+def commands(stages, verb):
+    return [shlex.join(stage.command) for stage in stages.ordered if shlex.join(stage.command).startswith(f"glyphlm {verb}")]
+
+
+def read_study(name, *options):
+    parser = Parser.of("study", "", "")
+    parser.add_argument("--study", action="config")
+    parser.add_class_arguments(Study)
+    options = parser.read(["--study", recipe_text(RECIPES / f"{name}.yaml", *options)])
+    return Study(**{key: options[key] for key in Study.__dataclass_fields__})
+
+
+# The stages
+
+
+def test_arms_share_tokenizer_shards_and_what_is_not_drawn():
+    stages = planned(bits=None, learned=LEARNED)
+    assert commands(stages, "tokenizer") == [
+        "glyphlm tokenizer build --vocab-size 512 embedded:zh,qa --out out/inputs/tokenizer-51b0edfb"]
+    assert len(commands(stages, "prepare")) == 1
+    assert ["--kind token_bits" in command for command in commands(stages, "substrate")] == [True, False, False]
+    assert len(commands(stages, "train")) == 4
+
+
+def test_arms_with_other_data_share_the_tokenizer_of_the_recipe():
+    stages = planned(1, zh=None, en={"data": [{"text": "embedded:en,qa"}]})
+    assert len(commands(stages, "tokenizer")) == 1 and len(commands(stages, "prepare")) == 2
+
+
+def test_a_stage_comes_after_what_it_needs():
+    stages, seen = planned(bits=None, grown=GROWN), set()
+    for stage in stages.ordered:
+        assert seen.issuperset(stage.needs)
+        seen.add(stage.name)
+    assert all(len(stage.needs) == 3 for stage in stages.ordered if stage.name.startswith("train"))
+
+
+def test_a_seed_draws_all_that_is_drawn():
+    settings = Study(RECIPE, {})
+    assert arm_recipe(settings, LEARNED, 5, {}).substrate.seed == 5
+    assert arm_recipe(settings, SHUFFLED, 5, {}).substrate.shuffle_seed == 5
+    recipe = arm_recipe(settings, {}, 5, {})
+    assert (recipe.train.seed, recipe.substrate.seed, recipe.substrate.shuffle_seed) == (5, 1, None)
+
+
+def test_values_are_set_by_their_dotted_names():
+    recipe = arm_recipe(Study(RECIPE, {}), LEARNED, 1, {"train.lr": 0.25, "model.n_layer": 3})
+    assert (recipe.train.lr, recipe.model.n_layer, recipe.substrate.kind) == (0.25, 3, "learned")
+
+
+def test_other_texts_take_the_place_of_the_data():
+    recipe = arm_recipe(Study(RECIPE, {}, data=["a.txt", "hf:b"]), {}, 1, {})
+    assert [source.text for source in recipe.data] == ["a.txt", "hf:b"]
+
+
+def test_an_arm_that_changes_gets_another_folder_and_others_keep_theirs():
+    before, after = (planned(1, bits=None, learned=arm, tuned={"train.lr": 0.1}) for arm in (LEARNED, LEARNED | GROWN))
+    assert before.models[0].run == after.models[0].run
+    assert before.models[1].run.parent != after.models[1].run.parent
+    assert planned(1, bits=None).models[0].run != before.models[0].run
+
+
+def test_seeds_of_an_arm_stand_side_by_side():
+    runs = [model.run for model in planned(1, 2, learned=LEARNED).models]
+    assert [run.name for run in runs] == ["learned-1", "learned-2"] and runs[0].parent == runs[1].parent
+
+
+def test_a_grown_arm_has_a_model_a_stage_and_its_control():
+    stages = planned(1, grown=GROWN)
+    assert [model.arm for model in stages.models] == ["grown.stage-1", "grown.stage-2", "grown.monolithic-tokens"]
+    assert len(commands(stages, "grow")) == 1
+
+
+def test_experts_are_fused_seed_by_seed_after_their_training():
+    stages = planned(1, 2, one=None, two=LEARNED)
+    for seed in (1, 2):
+        stages.fuse("both", {"experts": ["one", "two"], "method": "mean_logits", "allow_different_substrates": True}, seed)
+    one, two, both = (next(model for model in stages.models if (model.arm, model.seed) == (arm, 2))
+                      for arm in ("one", "two", "both"))
+    assert commands(stages, "fuse")[1] == (f"glyphlm fuse {one.run} {two.run} --method mean_logits "
+                                           f"--allow-different-substrates --out {both.run}")
+    assert stages.ordered[-1].needs == (one.stage, two.stage)
+
+
+def test_every_model_is_asked_the_same():
+    settings = Study(RECIPE, {"bits": None}, evaluate=["bpb=embedded:en", "mmlu=hf:"])
+    stages = Stages(settings, Path("out"))
+    model = stages.train("bits", 1, {})
+    stages.evaluate()
+    stage = stages.ordered[-1]
+    asked = f"glyphlm eval {model.run} --tasks bpb=embedded:en mmlu=hf: --log-items out/items --out {stage.makes}"
+    assert shlex.join(stage.command) == asked
+    assert stage.needs == (model.stage,) and stages.models[0].rows == stage.makes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": {}}, "a study needs arms and seeds"),
+        ({"arms": {"a-b": None}}, "'a-b' cannot name an arm"),
+        ({"seeds": [1, 1]}, "has one twice"),
+        ({"fuse": {"bits": {"experts": ["bits", "bits"]}}}, "names an arm and a fused model"),
+        ({"only": ["glyph"]}, "only names glyph; the arms are bits"),
+        ({"fuse": {"both": {"experts": ["bits", "other"]}}}, "fuse both names other; the arms are bits"),
+    ],
+)
+def test_a_study_that_cannot_be_made_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        check(replace(Study(RECIPE, {"bits": None}), **change), 1)
+
+
+def test_a_value_that_a_recipe_does_not_have_is_refused():
+    with pytest.raises(InputError, match="lrate"):
+        arm_recipe(Study(RECIPE, {}), {}, 1, {"train.lrate": 1})
+
+
+# The files in recipes/
+
+
+@pytest.mark.parametrize("profile", [None, "laptop", "tiny"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_study_file_can_be_planned(name, profile, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    settings = read_study(name, profile)
+    check(settings, 1)
+    assert settings.compare is None or settings.compare.partition(".")[0] in [*settings.arms, *settings.fuse]
+    for arm, changes in settings.arms.items():
+        recipe = arm_recipe(settings, changes or {}, 1, {key: values[0] for key, values in settings.tune.items()})
+        assert make_plans(recipe, PlanSettings(gpu="rtx4090", measure=False)), arm
+
+
+def test_the_central_study_crosses_freezing_content_and_scale():
+    arms = read_study("study_freezing", None).arms
+    settings = read_study("study_freezing", None)
+    seen = {(s.kind, s.trainable, s.shuffle_seed is not None, s.scale)
+            for s in (arm_recipe(settings, changes, 1, {}).substrate for changes in arms.values())}
+    contents = [("glyph", False), ("token_bits", False), ("token_bits", True), ("random_float", False), ("learned", False)]
+    assert {(kind, trainable, shuffled, "unit_rms") for kind, shuffled in contents for trainable in (False, True)} <= seen
+    assert {("glyph", False, False, "l2"), ("token_bits", False, False, "l2"), ("random_float", False, False, "l2")} <= seen
+
+
+# Made, killed, gone on with
+
+
+BEGUN = """
+import json, sys
+from pathlib import Path
+from glyphlm.studying import study
+from glyphlm.studyplan import Study
+study(Study(**json.load(open("study.json"))), Path("out"))
+"""
+
+
+def flags():
+    return {path.name: path.stat().st_mtime_ns for path in Path("out", DONE).iterdir()}
+
+
+def test_a_study_is_made_after_a_kill_without_an_arm_that_fails_and_found_done():
+    broken = {"substrate": {"kind": "given", "file": "missing.npy"}}
+    arms = {"bits": None, "learned": LEARNED, "broken": broken}
+    settings = {"recipe": RECIPE, "arms": arms, "seeds": [1], "title": "Three arms"}
+    Path("study.json").write_text(json.dumps(settings))
+    killed = subprocess.Popen([sys.executable, "-c", BEGUN], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not list(Path("out", DONE).glob("tokenizer*")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    begun = flags()
+
+    results = study(Study(**settings), Path("out"), unlock=True)
+    made = flags()
+    assert begun.items() <= made.items() and len(made) == 6  # tokenizer, shards, two substrates, two trainings
+    rows = read_lines(Path("out/results.jsonl"))
+    assert {row["arm"] for row in rows if row["measure"] == "bits per byte, validation"} == {"bits", "learned"}
+    text = results.read_text()
+    assert "missing.npy does not exist; name a file that does" in text and "Not trained: broken 1.\n" in text
+    assert "| learned | 1 | " in text and "# Three arms" in text and Path("out/report.html").is_file()
+
+    study(Study(**settings), Path("out"))
+    assert flags() == made
+
+
+def test_tuning_chooses_by_validation(monkeypatch):
+    """The trainings are stood in for; what reached fewer bits per byte goes on with all seeds."""
+    reached, ran = {0.1: 2.0, 0.01: 1.5}, []
+
+    def stand_in(stages, out, **engine):
+        ran.append([stage.name for stage in stages if stage.name.startswith("train")])
+        for stage in stages:
+            (out / DONE).mkdir(parents=True, exist_ok=True)
+            (out / DONE / stage.name).touch()
+            if stage.name.startswith("train"):
+                lr = arm_recipe(Study(str(stage.reads[0]), {}), {}, 1, {}).train.lr
+                stage.makes.parent.mkdir(parents=True, exist_ok=True)
+                summary = {"name": stage.makes.parent.name, "substrate": {}, "tokens": 1, "seconds": 1,
+                           "parameters": {"trained": 1}, "bits_per_byte": {"validation": reached[lr]}}
+                stage.makes.write_text(json.dumps(summary))
+
+    monkeypatch.setattr("glyphlm.studying.run_workflow", stand_in)
+    text = study(Study(RECIPE, {"bits": None}, tune={"train.lr": [0.1, 0.01]}), Path("out")).read_text()
+    assert [len(names) for names in ran] == [2, 3] and ran[0][1] == ran[1][0]
+    assert "| bits | train.lr 0.1 | 2.0000 |  |\n| bits | train.lr 0.01 | 1.5000 | chosen |" in text
+    assert "| bits | 3 | 1.5000 | 1.5000 to 1.5000 |" in text

@@ -1,0 +1,114 @@
+"""The numbers of a study: rows of what was measured, means over seeds, paired differences, what they would find."""
+
+import json
+import math
+
+import pytest
+
+from glyphlm.outputs import to_lines, write_atomic
+from glyphlm.stats import over_seeds
+from glyphlm.studyplan import Model
+from glyphlm.studyresults import VALIDATION, Choice, detectable, measured, write_results
+from glyphlm.workflow import DONE, LOGS, Stage
+
+BITS = {
+    **{("frozen", seed): bits for seed, bits in enumerate((2.0, 2.2, 2.1), 1)},
+    **{("trained", seed): bits for seed, bits in enumerate((2.3, 2.6, 2.5), 1)},
+}
+
+
+def add_run(place, arm, seed, bits):
+    """A finished run, its evaluation, its model and its stages."""
+    run, rows = place / "runs" / f"{arm}-{seed}", place / f"{arm}-{seed}.jsonl"
+    run.mkdir(parents=True)
+    summary = {
+        "name": run.name,
+        "substrate": {"kind": "learned", "trainable": arm == "trained"},
+        "tokens": 768,
+        "seconds": 2.0,
+        "parameters": {"trained": 1000, "frozen": 0, "total": 1000},
+        "cost": {"flops_total": 4e15},
+        "bits_per_byte": {"train": bits, "validation": bits},
+        "unigram_bits_per_byte": {"validation": 3.0},
+    }
+    write_atomic(run / "summary.json", json.dumps(summary))
+    scored = {"task": "boolq", "scoring": "letters", "metric": "accuracy", "subject": "", "source": "boolq.jsonl",
+              "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "letter_mass": 0.25}
+    subject = scored | {"task": "mmlu", "subject": "anatomy"}
+    write_atomic(rows, to_lines([scored, subject]))
+    model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, asked=f"eval_{arm}_{seed}")
+    return model, [Stage(name, ("glyphlm", name), rows, needs)
+                   for name, needs in ((model.stage, ()), (model.asked, (model.stage,)))]
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Models and stages of two arms and three seeds, all done, in the folder `tmp_path`."""
+    (tmp_path / DONE).mkdir()
+    (tmp_path / LOGS).mkdir()
+    pairs = [add_run(tmp_path, arm, seed, bits) for (arm, seed), bits in BITS.items()]
+    models, stages = [model for model, _ in pairs], [stage for _, two in pairs for stage in two]
+    for stage in stages:
+        (tmp_path / DONE / stage.name).touch()
+    return models, stages
+
+
+def test_every_arm_seed_and_measure_is_a_row(found):
+    models, stages = found
+    rows = measured(models, {stage.name for stage in stages})
+    assert [row["value"] for row in rows if row["measure"] == VALIDATION] == list(BITS.values())
+    boolq = [row for row in rows if row["measure"] == "boolq letters accuracy, boolq.jsonl"]
+    assert len(boolq) == 6 and boolq[0] | {"value": 0.5, "low": 0.4, "high": 0.6, "items": 90} == boolq[0]
+    assert [row["value"] for row in rows if row["measure"] == "boolq letter mass, boolq.jsonl"] == [0.25] * 6
+
+
+def test_the_table_has_means_and_paired_differences(found, tmp_path):
+    models, stages = found
+    text = write_results("Title", None, {"frozen": Choice({}), "trained": Choice({})}, models, stages, tmp_path).read_text()
+    paired = over_seeds([0.3, 0.4, 0.4])
+    assert text.startswith("# Title\n") and "## Missing" not in text
+    assert "| frozen | 3 | 2.1000 |" in text
+    assert f"| +0.3667 | {paired.low:+.4f} to {paired.high:+.4f} | {detectable([0.3, 0.4, 0.4]):.4f} |" in text
+    assert "boolq letters accuracy" in text and "anatomy" not in text
+    assert "anatomy" in (tmp_path / "results.jsonl").read_text()
+    assert "| trained | 768 | 1,000 | 4 | 2 |" in text and (tmp_path / "report.html").is_file()
+
+
+def test_another_arm_can_be_the_reference(found, tmp_path):
+    models, stages = found
+    text = write_results("Title", "trained", {}, models, stages, tmp_path).read_text()
+    assert "| arm | seeds | mean | 95% | minus trained |" in text and "| -0.3667 |" in text
+
+
+def test_what_failed_is_told_with_its_reason_and_not_measured(found, tmp_path):
+    models, stages = found
+    (tmp_path / DONE / "train_trained_2").unlink()
+    write_atomic(tmp_path / LOGS / "train_trained_2.txt", "step 3\nglyphlm: the loss is | no number\n\n")
+    text = write_results("Title", None, {}, models, stages, tmp_path).read_text()
+    assert "| train_trained_2 | glyphlm: the loss is \\| no number | glyphlm train_trained_2 |" in text
+    assert "Not trained: trained 2.\n" in text and "eval_trained_2 |" not in text
+    assert "| trained | 2 | 2.4000 |" in text
+
+
+def test_what_was_tuned_is_told(found, tmp_path):
+    models, stages = found
+    choice = Choice({"train.lr": 0.01}, (({"train.lr": 0.01}, 2.0), ({"train.lr": 0.1}, None)))
+    text = write_results("Title", None, {"frozen": choice, "trained": Choice(None)}, models, stages, tmp_path).read_text()
+    assert "| frozen | train.lr 0.01 | 2.0000 | chosen |\n| frozen | train.lr 0.1 | failed |" in text
+
+
+def test_one_seed_has_no_interval(found, tmp_path):
+    models, stages = found
+    text = write_results("Title", None, {}, [models[0], models[3]], stages, tmp_path).read_text()
+    assert "| trained | 1 | 2.3000 | – | +0.3000 | – | – |" in text
+    assert detectable([0.3]) == math.inf
+
+
+@pytest.mark.parametrize(("seeds", "exact"), [(3, 5.65), (5, 3.76), (10, 3.16)])
+def test_the_detectable_difference_is_near_the_exact_one(seeds, exact):
+    """Exact: noncentrality that gives the two-sided t-test a power of 0.8, in standard errors."""
+    differences = [1.0, *[-1 / (seeds - 1)] * (seeds - 1)]
+    error = over_seeds(differences)
+    standard = (sum(d * d for d in differences) / (seeds - 1) / seeds) ** 0.5
+    assert error.high > standard
+    assert exact <= detectable(differences) / standard < 1.1 * exact

@@ -1,0 +1,106 @@
+"""Stages run in order, once, again where they must, after a kill, and without those that fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glyphlm import workflow
+from glyphlm.errors import InputError
+from glyphlm.workflow import Stage, finished, reason, run_workflow, snakefile
+
+pytest.importorskip("snakemake")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """The reader's folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stage(name, needs=(), script="true", reads=()):
+    """A stage that writes a line into the file `trace` and makes a file of its own name."""
+    command = f"echo {name} >> trace; {script} && echo made > {name}"
+    return Stage(name, ("sh", "-c", command), Path(name), tuple(needs), tuple(map(Path, reads)))
+
+
+def ran(stages, **options):
+    """The stages that ran, in order."""
+    Path("trace").write_text("")
+    run_workflow(stages, Path("out"), 1, **options)
+    return Path("trace").read_text().split()
+
+
+def test_stages_run_in_order_and_only_once():
+    stages = [stage("a"), stage("b", ["a"]), stage("c", ["b"])]
+    assert ran(stages) == ["a", "b", "c"]
+    assert finished(stages, Path("out")) == {"a", "b", "c"}
+    assert ran(stages) == []
+    Path("b").unlink()
+    assert ran(stages) == ["b", "c"]
+
+
+def test_a_stage_runs_again_when_what_it_reads_changes():
+    Path("text").write_text("1")
+    stages = [stage("a", reads=["text"]), stage("b")]
+    assert sorted(ran(stages)) == ["a", "b"]
+    Path("text").write_text("2")
+    assert ran(stages) == ["a"]
+
+
+def test_a_failed_stage_leaves_the_others_and_says_why(capfd):
+    stages = [stage("a", script="echo the disk is {full} >&2; false"), stage("b", ["a"]), stage("c")]
+    assert sorted(ran(stages)) == ["a", "c"]
+    assert finished(stages, Path("out")) == {"c"}
+    assert reason(Path("out"), "a") == "the disk is {full}" and reason(Path("out"), "b") == "it has not begun"
+    assert "a failed: the disk is {full}" in capfd.readouterr().err
+
+
+def test_a_dry_run_tells_the_commands_and_runs_none(capsys):
+    assert ran([stage("a")], dry_run=True) == []
+    assert "echo a >> trace" in capsys.readouterr().out
+
+
+KILLED = """
+from pathlib import Path
+from glyphlm.workflow import Stage, run_workflow
+a = Stage("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
+b = Stage("b", ("sh", "-c", "echo > b.begun; sleep 60"), Path("b"), ("a",))
+run_workflow([a, b], Path("out"), 1)
+"""
+
+
+def test_it_goes_on_after_a_kill():
+    killed = subprocess.Popen([sys.executable, "-c", KILLED], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not Path("b.begun").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    stages = [stage("a"), stage("b", ["a"])]
+    stages[0] = Stage("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
+    with pytest.raises(InputError, match="one was killed: if none is running, give the same command with --unlock"):
+        ran(stages)
+    assert ran(stages, unlock=True) == ["b"]
+
+
+def test_the_workflow_can_be_read():
+    text = snakefile([stage("a"), stage("b", ["a"])], Path("out"), 3)
+    assert "rule b:\n    input: 'done/a'\n    output: touch('done/b')\n" in text
+    assert "    threads: 3\n" in text and f"cd {Path.cwd()}" in text
+
+
+def test_a_workflow_that_snakemake_refuses_is_an_error():
+    with pytest.raises(InputError, match="Snakemake stopped: .*--no-such-option"):
+        run_workflow([stage("a")], Path("out"), 1, options=["--no-such-option"])
+
+
+def test_without_snakemake_the_cure_is_told(monkeypatch):
+    monkeypatch.setattr(workflow.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"which is not installed: pip install 'glyphlm\[study\]'"):
+        run_workflow([stage("a")], Path("out"), 1)
