@@ -12,8 +12,6 @@ A row of results.jsonl is one value. Accuracies, exact match, F1 and shares are 
 - `made_from`: model, task files and settings. A row made from the same is not computed again.
 """
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +21,8 @@ from glyphlm.corpus import STRICT, Reading
 from glyphlm.devices import resolve_precision
 from glyphlm.examination import BITS, Asked, EvalSettings, ask, examine
 from glyphlm.examinee import Examinee, load_examinee
-from glyphlm.itemlog import compare_items, read_log, result_rows
-from glyphlm.outputs import read_lines, to_json, to_lines, write_atomic
+from glyphlm.itemlog import compare_items, folder_name, log_name, read_log, result_rows
+from glyphlm.outputs import read_lines, to_lines, write_atomic
 from glyphlm.progress import say
 
 RESULTS = "results.jsonl"
@@ -68,7 +66,7 @@ def evaluate(
             made_from = {"model": examinee.digest, "files": dict(task.digest)}
             made_from["settings"] = settings.of(task.name) | {"precision": precision}
             made_from["settings"] |= asdict(reading) if task.name == BITS else {}
-            path = log_items and log_items / _file_name(str(run)) / _log_name(task, made_from)
+            path = log_items and log_items / folder_name(str(run)) / log_name(task.name, made_from)
             found, log = _finished(examinee, task, made_from, out, path)
             if found is None:
                 log = examine(examinee, task, reading, settings)
@@ -141,13 +139,3 @@ def _compare(first: tuple[Any, Any], other: tuple[Any, Any], task: Asked) -> lis
         say(f"{a} and {b} are not compared on {task.name}: it was done before and its items were not kept; give --log-items")
         return []
     return [{"a": str(a), "b": str(b), "source": task.source, **row} for row in compare_items(log_a, log_b)]
-
-
-def _log_name(task: Asked, made_from: dict[str, Any]) -> str:
-    """Equal for all models asked the same, and only for them."""
-    asked = to_json([sorted(task.digest.values()), made_from["settings"]])
-    return f"{task.name}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text).strip("_")

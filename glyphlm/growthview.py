@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glyphlm.rundata import Run, finite
+from glyphlm.rundata import Run, finite, told_run
 from glyphlm.stats import over_seeds
 
 
@@ -32,20 +32,16 @@ class StageRow:
 
 def chains(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that were grown out of one another, the lowest first; each chain that ends in a run nothing was grown out of."""
-    places = {run.folder.resolve(): run for run in runs}
-    below = {run.label: _base(run, places) for run in runs}
+    below = {run.label: _base(run, runs) for run in runs}
     bases = {base.label for base in below.values() if base}
     ends = [run for run in runs if below[run.label] and run.label not in bases]
     return [_down(run, below)[::-1] for run in ends]
 
 
-def _base(run: Run, places: dict[Any, Run]) -> Run | None:
-    """The run that this one was grown out of, if it is here: at its path, or beside this one under its name."""
+def _base(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run that this one was grown out of, if it is here."""
     base = run.get("growth", "base")
-    if base is None:
-        return None
-    beside = run.folder.resolve().parent / base.rstrip("/").rpartition("/")[2]
-    return places.get(beside) or next((other for place, other in places.items() if str(place).endswith(f"/{base}")), None)
+    return told_run(base, run, runs) if base else None
 
 
 def _down(run: Run, below: dict[str, Run | None]) -> list[Run]:
@@ -121,14 +117,15 @@ def manner(chain: Sequence[Run]) -> str:
 def depth_points(runs: Sequence[Run]) -> dict[str, list[dict[str, float]]]:
     """Manner of growth, or kind of control -> depth, mean bits per byte, low and high over runs of several seeds."""
     found: dict[str, dict[int, list[float]]] = {}
-    for label, run in _labelled(runs):
+    for label, run in labelled(runs):
         bits = finite(run.get("bits_per_byte", "validation"))
         if bits is not None:
             found.setdefault(label, {}).setdefault(run.get("model", "n_layer"), []).append(bits)
     return {label: [_point(depth, values) for depth, values in sorted(depths.items())] for label, depths in found.items()}
 
 
-def _labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    """Runs that were grown with their manner of growth, their controls with their kind."""
     for chain in chains(runs):
         yield from ((manner(chain), run) for run in chain)
         yield from ((run.get("name").replace("-", ", equal "), run) for run in controls(chain, runs))

@@ -8,7 +8,9 @@ A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subje
 and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from glyphlm import stats
 from glyphlm.answers import Corpus, squad_scores, translation_measures
 from glyphlm.errors import InputError
-from glyphlm.outputs import read_lines
+from glyphlm.outputs import read_lines, to_json
 
 Log = Sequence[dict[str, Any]]
 NEEDED = {"task": (str,), "protocol": (str,)}
@@ -103,8 +105,11 @@ def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
 def _rows_of(log: Log, subject: str) -> Iterator[dict[str, Any]]:
     for found in measures(log):
         low, high, interval = found.interval()
+        value = float(found.value(found.sums_NS.sum(0)))
+        if not math.isfinite(low):  # JSON has no infinity
+            low, high, interval = value, value, f"none: one of {found.over}"
         row = {"task": log[0]["task"], "protocol": log[0]["protocol"], "scoring": found.scoring, "subject": subject}
-        row |= {"metric": found.metric, "value": float(found.value(found.sums_NS.sum(0))), "low": low, "high": high}
+        row |= {"metric": found.metric, "value": value, "low": low, "high": high}
         row |= {"interval": interval, found.over: len(log)}
         if found.signature:
             row["signature"] = found.signature
@@ -176,6 +181,17 @@ def _check_same(a: Log, b: Log) -> None:
         if mine["prompt"] != theirs["prompt"]:
             raise InputError(f"item {mine['number']} has another prompt in the other log; evaluate both on the same files, "
                              "with the same seed and limit")
+
+
+def log_name(task: str, made_from: dict[str, Any]) -> str:
+    """Equal for all models asked the same, and only for them."""
+    asked = to_json([sorted(made_from["files"].values()), made_from["settings"]])
+    return f"{task}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
+
+
+def folder_name(run: str) -> str:
+    """The folder of a model's logs."""
+    return re.sub(r"[^\w.-]+", "_", run).strip("_")
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -30,9 +30,12 @@ NAMES = {
     "seconds": "seconds of training",
     "loss": "loss (nats per token)",
     "bits_per_byte": "bits per byte",
+    "percent": "percent",
+    "points": "points of BLEU, chrF",
 }
 # Text as outlines: the picture needs no font of the reader's. The salt makes the ids, and so the bytes, repeatable.
 DRAWING = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
+CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
 HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
 
 
@@ -156,8 +159,11 @@ def _dress(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles = [_legend_line(number) for number in range(len(names))]
     labels = [_drawable(name, number) for number, name in enumerate(names)]
-    columns = max(1, LEGEND // (max(map(len, labels)) + 5))
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
+    _name(figure, handles, labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+
+
+def _name(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    legend = figure.legend(handles, names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
 
@@ -196,50 +202,144 @@ def draw_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> st
         return _to_svg(figure)
 
 
-def draw_depth(points: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Held-out bits per byte over depth, as SVG: label -> points with their interval; a single depth is no line."""
+def draw_depth(
+    points: Mapping[str, Sequence[Mapping[str, float]]], y: str = "bits_per_byte", level: float | None = None
+) -> str:
+    """Column `y` over depth, as SVG: label -> points with their interval; a single depth is no line, `level` is chance."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel="layers", ylabel=NAMES["bits_per_byte"])
+        axes = figure.add_subplot(xlabel="layers", ylabel=NAMES[y])
         for number, rows in enumerate(points.values()):
-            means, lows, highs = (np.array([row[key] for row in rows]) for key in ("bits_per_byte", "low", "high"))
+            means, lows, highs = (np.array([row[key] for row in rows]) for key in (y, "low", "high"))
             reach = [means - lows, highs - means]
             places = [row["depth"] + 0.06 * (number - (len(points) - 1) / 2) for row in rows]  # equal ones stay apart
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
             axes.errorbar(places, means, reach, marker=MARKERS[number % len(MARKERS)][0], capsize=3, **look, **HOLLOW)
+        if level is not None:
+            axes.axhline(level, **CHANCE)
         _dress(figure, axes, list(points))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_formatter("{x:.0f}")
         return _to_svg(figure)
 
 
-def draw_bars(series: Mapping[str, Mapping[str, float]], label: str) -> str:
-    """Bars of each group side by side as SVG: series -> {group: value}, a colour a series, hatched from the eighth on."""
-    groups = list(next(iter(series.values())))  # the same in all series
+def draw_bars(
+    series: Mapping[str, Mapping[str, float]],
+    label: str,
+    spans: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    levels: Mapping[str, float] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> str:
+    """Bars of each group side by side as SVG: series -> {group: value}, a colour a series, hatched from the eighth on.
+
+    Args:
+        series: The same groups in each; NaN for a bar that is missing.
+        label: Of the axis.
+        spans: Intervals, as `series`.
+        levels: Chance, of groups that have one.
+        numbers: Of the series' colours, so that a run keeps its own.
+    """
+    groups = list(next(iter(series.values())))
     with matplotlib.rc_context(DRAWING):
-        inches = min(14, max(5.4, 0.14 * len(groups) * (len(series) + 1)))
-        figure = Figure(figsize=(inches, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(ylabel=label)
-        heights = [list(values.values()) for values in series.values()]
-        bars = [_draw_series(axes, values, number, len(series)) for number, values in enumerate(heights)]
         names = [_drawable(group, number, "text") for number, group in enumerate(groups)]
-        axes.set_xticks(range(len(groups)), names, rotation=90 if len(groups) > 8 else 0, parse_math=False)
+        upright = len(groups) > 8 or sum(map(len, names)) > LEGEND
+        inches = min(14, max(5.4, 0.14 * len(groups) * (len(series) + 1)))
+        height = 3.7 + upright * 0.07 * max(map(len, names))
+        figure = Figure(figsize=(inches, height), layout="constrained", facecolor="white")
+        axes = figure.add_subplot(ylabel=label)
+        bars = [_draw_series(axes, list(values.values()), place, len(series), numbers[place] if numbers else place)
+                for place, values in enumerate(series.values())]
+        for place, of_series in enumerate((spans or {}).values()):
+            _draw_spans(axes, list(of_series.values()), place, len(series))
+        for place, group in enumerate(groups):
+            if group in (levels or {}):
+                axes.plot([place - 0.46, place + 0.46], [levels[group]] * 2, **CHANCE)
+        axes.set_xticks(range(len(groups)), names, rotation=90 if upright else 0, parse_math=False)
         axes.margins(x=0.02)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         names = [_drawable(name, number, "tokenizer") for number, name in enumerate(series)]
-        legend = figure.legend(bars, names, loc="outside upper left", ncols=min(len(series), 3), frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _name(figure, bars, names, 3)
         return _to_svg(figure)
 
 
-def _draw_series(axes: Axes, values: Sequence[float], number: int, count: int) -> BarContainer:
-    width = 0.8 / count
-    places = [place - 0.4 + width * (number + 0.5) for place in range(len(values))]
+def _places(groups: int, number: int, count: int) -> list[float]:
+    """Middles of the bars of one of `count` series."""
+    return [group - 0.4 + 0.8 / count * (number + 0.5) for group in range(groups)]
+
+
+def _draw_series(axes: Axes, values: Sequence[float], place: int, count: int, number: int) -> BarContainer:
     look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
-    return axes.bar(places, values, width, edgecolor="white", **look)
+    return axes.bar(_places(len(values), place, count), values, 0.8 / count, edgecolor="white", **look)
+
+
+def _draw_spans(axes: Axes, spans: Sequence[tuple[float, float]], place: int, count: int) -> None:
+    low, high = zip(*spans)
+    middle, half = np.add(low, high) / 2, np.subtract(high, low) / 2
+    axes.errorbar(_places(len(spans), place, count), middle, half, fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5)
+
+
+def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """Shares in percent as SVG, darker is more (also in grey print); ▲ or ▼ where the sign is not 0; NaN stays empty."""
+    width = max(0.28, min(0.55, 6 / len(columns)))
+    with matplotlib.rc_context(DRAWING):
+        inches = 2.6 + width * len(columns), 1.1 + 0.18 * len(rows)
+        figure = Figure(figsize=inches, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        top = max(0.5, float(np.nanmax(values_SR)))
+        axes.pcolormesh(values_SR, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.5)
+        for (row, column), value in np.ndenumerate(values_SR):
+            if np.isfinite(value) and width >= 0.4:
+                text = f"{100 * value:.0f}{('▼', '', '▲')[int(signs_SR[row, column]) + 1]}"
+                look = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
+                axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **look)
+        names = [_drawable(name, number) for number, name in enumerate(columns)]
+        upright = 90 if max(map(len, names)) * 0.09 > width else 0
+        axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=upright, fontsize=9, parse_math=False)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8, parse_math=False)
+        axes.xaxis.tick_top()
+        axes.invert_yaxis()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return _to_svg(figure)
+
+
+def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[str, int]) -> str:
+    """Differences with their intervals around 0, as SVG; grey is what would not be found reliably.
+
+    Args:
+        rows: `name` of the measure, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit` (see NAMES).
+        numbers: Run -> number of its colour and marker.
+    """
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    inches = 0.9 + 0.3 * math.ceil(len(runs) / 2) + len(names) * (0.15 + 0.17 * len(runs))
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(5.4, inches), layout="constrained", facecolor="white")
+        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else NAMES[unit]})")
+        for row in rows:
+            place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
+            _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])
+        axes.axvline(0, color="#222222", linewidth=1)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        shown = [_drawable(name, number, "task") for number, name in enumerate(names)]
+        axes.set_yticks(range(len(names)), shown, parse_math=False)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        handles = [_legend_line(numbers[run]) for run in runs]
+        _name(figure, handles, [_drawable(run, numbers[run]) for run in runs], 2)
+        return _to_svg(figure)
+
+
+def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: float, number: int) -> None:
+    if row["mde"] is not None:
+        axes.barh(place, 2 * row["mde"], height, left=-row["mde"], color="#eeeeee", zorder=0.5)
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)][0]
+    axes.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.8)
+    axes.plot([row["difference"]], [place], marker, color=colour, **HOLLOW)
 
 
 def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
@@ -279,5 +379,4 @@ def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
                for colour, (marker, _) in zip(cycle(COLOURS), islice(cycle(MARKERS), len(runs)))]
     handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
     names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
-    for text in figure.legend(handles, names, loc="outside upper left", ncols=5, frameon=False).get_texts():
-        text.set_parse_math(False)
+    _name(figure, handles, names, 5)

@@ -2,16 +2,21 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from glyphlm import benchview as bench
 from glyphlm import plots
+from glyphlm.benchview import Line, Row
 from glyphlm.errors import InputError
 from glyphlm.growthview import chains, controls, depth_points, operations_unit, stage_rows, whole
 from glyphlm.outputs import write_atomic
+from glyphlm.pairview import differences
+from glyphlm.publishedresults import read_published
+from glyphlm.resulttext import shown
 from glyphlm.rundata import Run, finite, read_runs
 
 MOST_CURVES = 4  # chains in one picture of curves; of more the depths are shown alone
@@ -29,26 +34,33 @@ UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, title: str = "GlyphLM report", commands: Sequence[str] = ()
+    runs: Sequence[Path],
+    out: Path,
+    title: str = "GlyphLM report",
+    commands: Sequence[str] = (),
+    published: Sequence[Path] = (),
+    logs: Path | None = None,
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path that holds no finished run is passed over.
-    `commands` are what came before the trainings; each run tells its own.
+    `commands` are what came before the trainings; each run tells its own. `published` are files of published benchmark
+    lines, `logs` is the folder that glyphlm eval --log-items has filled.
 
     Raises:
-        InputError: no run is left, a file of a run is damaged, or `out` is a folder.
+        InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
     """
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
-    page = _page(read_runs([Path(run) for run in runs]), title, commands)
+    found = read_runs([Path(run) for run in runs])
+    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
 
 
-def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:
+def _page(runs: list[Run], title: str, commands: Sequence[str], published: Sequence[Row], logs: Path | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -56,14 +68,19 @@ def _page(runs: list[Run], title: str, commands: Sequence[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_format, change=_change, image=_image, scaled=_scaled)
+    environment.filters.update(number=_format, change=_change, image=_image, scaled=_scaled, share=_share, shown=_shown)
+    names = ("cell", "short", "level", "labels", "intervals", "surviving")
+    environment.filters.update({name: getattr(bench, name) for name in names})
     template = environment.get_template("report.html.jinja")
     grown = {chain[-1].label: whole(chain) for chain in chains(runs)}
     bases = {run.label for chain in chains(runs) for run in chain[:-1]}
     shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
     arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in shown]
-    views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown), "results": _results(runs)}
-    views |= {"plots": plots.draw(arms), "growth": _growth(runs), "mark": plots.mark}
+    views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown)}
+    labels = dict.fromkeys(run.label for run in (*shown, *runs))
+    numbers = {label: number for number, label in enumerate(labels)}  # an arm keeps its colour in every plot
+    views |= {"plots": plots.draw(arms), "growth": _growth(runs), "mark": plots.mark, "numbers": numbers}
+    views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
     told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
     commands = [*commands, *dict.fromkeys(told)]
     return template.render(title=title, runs=shown, all_runs=runs, commands=commands, **views)
@@ -124,19 +141,73 @@ def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return languages
 
 
-def _results(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[str, Any]]:
-    """(task, source, documents, bytes) -> label -> row; the last row of a run counts."""
-    table: dict[tuple[str, ...], dict[str, Any]] = {}
-    for run in runs:
-        for row in run.results:
-            source = str(row.get("source", DASH))
-            key = row["task"], source, _format(row.get("documents")), _format(row.get("bytes"))
-            table.setdefault(key, {})[run.label] = row
-    return table
+def _evaluation(
+    runs: Sequence[Run], published: Sequence[Row], logs: Path | None, numbers: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """Tables and pictures of what glyphlm eval has measured; None where it has measured nothing."""
+    bits, lines = bench.bits_lines(runs), bench.bench_lines(runs)
+    both, tables = bits | lines, {protocol: bench.table(lines, protocol) for protocol in ("likelihood", "sampled")}
+    if not both:
+        return None
+    maps = bench.subject_maps(lines, published)
+    return {
+        "bits": bits,
+        "tables": tables,
+        "given": published,
+        "published": {line: bench.published_rows(line, published) for line in tables["sampled"]},
+        "maps": [(found, plots.draw_heat(found.values_SR, found.signs_SR, found.subjects, found.names)) for found in maps],
+        "depths": _depths(runs, both),
+        "fused": [(found, _bars(found, both, numbers)) for found in bench.fused(runs)],
+        "comparable": any(runs[0].label in rows and len(rows) > 1 for rows in both.values()),
+        "logs": logs,
+    } | _differences(differences(runs, logs) if logs else [], numbers)
+
+
+def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, Row]]) -> list[tuple[Line, str]]:
+    drawn = []
+    for line, rows in lines.items():
+        if not line.subject and (points := bench.by_depth(runs, line, rows)):
+            chance = bench.level(rows, "chance")
+            height = None if chance is None else bench.in_unit(line.metric, chance)
+            drawn.append((line, plots.draw_depth(points, bench.unit(line.metric), height)))
+    return drawn
+
+
+def _bars(found: bench.Fused, lines: Mapping[Line, dict[str, Row]], numbers: Mapping[str, int]) -> dict[str, str]:
+    panels = bench.side_by_side(found, lines)
+    own = [numbers[run.label] for run in (*found.experts, found.run)]
+    return {name: plots.draw_bars(bars.values, plots.NAMES[name], bars.spans, bars.levels, own)
+            for name, bars in panels.items()}
+
+
+def _differences(rows: Sequence[Row], numbers: Mapping[str, int]) -> dict[str, Any]:
+    """Of the whole tasks a table and a picture a unit; of MMLU the subjects that survive the correction."""
+    names = bench.names_of(dict.fromkeys(Line.of(row) for row in rows if not row["subject"]))
+    told = {name: [row for row in rows if Line.of(row) == line] for line, name in names.items()}
+    forests: dict[str, list[Row]] = {}
+    for name, row in ((name, row) for name, of_line in told.items() for row in of_line):
+        metric, keys = row["metric"], ("difference", "low", "high", "mde")
+        values = {key: None if row[key] is None else bench.in_unit(metric, row[key]) for key in keys}
+        forests.setdefault(bench.unit(metric), []).append({"name": name, "run": row["run"], **values})
+    subjects: dict[str, list[str]] = {}
+    for row in rows:
+        if row["subject"] and row["task"] == "mmlu":
+            kept = subjects.setdefault(f"{row['run']}, {row['scoring']}", [])
+            kept += [row["subject"].replace("_", " ")] if row["p_holm"] < bench.LEVEL else []
+    drawn = {name: plots.draw_forest(of_unit, name, numbers) for name, of_unit in forests.items()}
+    return {"differences": told, "forests": drawn, "subjects": subjects}
 
 
 def _format(value: Any, form: str = ",.0f") -> str:
     return DASH if finite(value) is None else format(value, form)
+
+
+def _share(value: Any) -> str:
+    return DASH if finite(value) is None else f"{value:.1%}"
+
+
+def _shown(row: Row, key: str, sign: str = "+") -> str:
+    return DASH if row[key] is None else shown(row["metric"], row[key], sign).replace("-", "−")
 
 
 def _scaled(value: Any, unit: float) -> float | None:
@@ -160,7 +231,9 @@ def _writable(value: Any) -> Any:
     """Every value passes here on its way into the page, before it is escaped."""
     if value is None or isinstance(value, jinja2.Undefined):
         return DASH
-    return UNWRITABLE.sub(_stand_in, value) if isinstance(value, str) else value
+    if isinstance(value, str) and not hasattr(value, "__html__"):  # what a macro gives was made of writable values
+        return UNWRITABLE.sub(_stand_in, value)
+    return value
 
 
 def _stand_in(match: re.Match[str]) -> str:

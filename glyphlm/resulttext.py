@@ -1,5 +1,6 @@
 """Results and comparisons as lines for the eye; rows of the sampled protocol in the published form."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def comparison_line(row: dict[str, Any]) -> str:
 
 def shown(metric: str, value: float, sign: str = "") -> str:
     """Shares in percent, BLEU and chrF as they are, bits per byte with four digits."""
+    if not math.isfinite(value):
+        return "?"
     if metric in PERCENT:
         return f"{100 * value:{sign}.2f}%"
     return f"{value:{sign}.4f}" if metric == "bits_per_byte" else f"{value:{sign}.2f}"

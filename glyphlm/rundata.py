@@ -106,6 +106,17 @@ def _read_summary(path: Path) -> dict[str, Any]:
     raise InputError(f"{path} is not the summary of a run; leave {path.parent} out or train it again")
 
 
+def told_run(path: str, teller: Run, runs: Sequence[Run]) -> Run | None:
+    """The run among `runs` that `teller` was made of and names as `path`; folders may have been moved together since."""
+
+    def fit(run: Run) -> tuple[bool, bool]:
+        place, teller_place = run.folder.resolve(), teller.folder.resolve()
+        return f"/{place.as_posix()}".endswith(f"/{path.strip('/')}"), place.parent == teller_place.parent
+
+    named = [run for run in runs if run.folder.resolve().name == Path(path).name and any(fit(run))]
+    return max(named, key=fit, default=None)
+
+
 def finite(value: Any) -> float | None:
     """A finite number, or None."""
     return value if isinstance(value, NUMBER) and math.isfinite(value) else None

@@ -53,9 +53,12 @@ def wilson(right: int, items: int) -> Interval:
 
 
 def bootstrap(sums_NS: ArrayLike, measure: Measure = ratio, over: str = "items") -> Interval:
-    """The percentile interval of a measure when the items are drawn again, with replacement."""
-    low, high = np.nanpercentile(measure(_resampled(np.asarray(sums_NS, float))), [2.5, 97.5])
-    return Interval(float(low), float(high), f"bootstrap 95% over {over}")
+    """The percentile interval of a measure when the items are drawn again, with replacement; of one item it is unbounded."""
+    name, sums_NS = f"bootstrap 95% over {over}", np.asarray(sums_NS, float)
+    if len(sums_NS) < 2:
+        return Interval(-math.inf, math.inf, name)
+    low, high = np.nanpercentile(measure(_resampled(sums_NS)), [2.5, 97.5])
+    return Interval(float(low), float(high), name)
 
 
 def over_runs(values_M: Sequence[float]) -> tuple[float, Interval]:
@@ -95,10 +98,13 @@ def paired(
 
     `right` says that the first sum is 1 or 0 an item: then McNemar tests, otherwise the bootstrap does (Koehn 2004).
     The minimum detectable effect is 2.80 standard errors: found with probability 0.8 at level 0.05. It is not known (None)
-    where the models never differ, save for right and wrong, where 6 items at least must differ.
+    where the models never differ, save for right and wrong, where 6 items at least must differ. One item tells nothing.
     """
     a_NS, b_NS = np.asarray(sums_a_NS, float), np.asarray(sums_b_NS, float)
     difference = float(measure(b_NS.sum(0)) - measure(a_NS.sum(0)))
+    if len(a_NS) < 2:
+        unbounded = Interval(-math.inf, math.inf, f"paired bootstrap 95% over {over}")
+        return Paired(difference, unbounded, 1.0, "none, of one item", None)
     drawn_R = measure(_resampled(b_NS)) - measure(_resampled(a_NS))  # the same items in both: SEED is one
     low, high = np.nanpercentile(drawn_R, [2.5, 97.5])
     interval = Interval(float(low), float(high), f"paired bootstrap 95% over {over}")
@@ -117,6 +123,11 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[number]))
         raised[number] = highest
     return raised
+
+
+def against_chance(right: int, items: int, chance: float) -> float:
+    """The exact two-sided p that so many right answers come of guessing."""
+    return float(stats.binomtest(right, items, chance).pvalue)
 
 
 def chance_level(options_N: Sequence[int]) -> float:

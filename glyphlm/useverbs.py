@@ -90,13 +90,19 @@ def run_report(arguments: Sequence[str]) -> None:
     """glyphlm report."""
     parser = Parser.of(
         "report",
-        "Compare finished runs on one HTML page that opens without network.",
-        "glyphlm report runs/* --out report.html",
+        "Compare finished runs on one HTML page that opens without network: curves, samples, results of glyphlm eval.",
+        "glyphlm report runs/* --out report.html\n"
+        "  glyphlm report runs/frozen runs/twin --logs logs --published published/*.txt --out report.html",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; other paths are passed over")
     parser.add_argument("--title", default="GlyphLM report", help="heading of the page")
+    parser.add_argument("--published", nargs="*", type=Path, default=[], metavar="FILE",
+                        help="files of published benchmark lines, to stand beside results of the sampled protocol")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER",
+                        help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
     parser.add_out("the page", default=Path("report.html"))
     options = parser.read(arguments)
     from glyphlm.report import write_report
 
-    print(write_report(options.runs, options.out, options.title))
+    inputs = {name: options[name] for name in ("published", "logs")}
+    print(write_report(options.runs, options.out, options.title, **inputs))

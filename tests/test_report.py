@@ -1,5 +1,6 @@
 """The report page: one file, complete, escaped, repeatable, and clear about bad input."""
 
+import html
 import json
 import math
 import re
@@ -10,10 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from glyphlm import rundata
+from glyphlm import plots, rundata
 from glyphlm.errors import InputError
+from glyphlm.itemlog import log_name, result_rows
 from glyphlm.report import write_report
 
 SUBSTRATES = {"glyph": ("glyph", False), "bits": ("token_bits", False), "learned": ("learned", True)}
@@ -251,3 +254,125 @@ def test_bad_summary_and_bad_target_are_named(runs: list[Path], tmp_path: Path) 
             write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(InputError, match="is a folder; give the file"):
         write_report(runs, tmp_path)
+
+
+def questions(share: int, protocol: str, seed: int) -> list[dict[str, Any]]:
+    """The log of 60 questions of MMLU in three subjects, `share` of 10 of which are answered right."""
+    log = []
+    for number in range(60):
+        right = (number * 7 + seed) % 10 < share
+        row = {"task": "mmlu", "protocol": protocol, "number": number, "prompt": f"Question {number}",
+               "subject": ("astronomy", "virology", "<b>law")[number % 3], "labels": list("ABCD"), "correct": 1,
+               "cut": number < 7, "letter_mass": 0.5}  # fmt: skip
+        answers = {"scores": [int(right), 0], "outputs": ["B", "C"]}
+        log.append(row | (answers if protocol == "sampled" else {"letters": [0.5, float(right), 0.25, 0]}))
+    return log
+
+
+def ask(run: Path, logs: Path, share: int, seed: int, protocol: str = "likelihood") -> None:
+    """Results and logs as glyphlm eval leaves them."""
+    made_from = {"model": run.name, "files": {"mmlu=x": "d"}, "settings": {"precision": "fp32", "protocol": protocol}}
+    log = questions(share, protocol, seed)
+    rows = [row | {"source": "mmlu/test", "made_from": made_from} for row in result_rows(log)]
+    with (run / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    folder = logs / f"evaluated_{run.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / log_name("mmlu", made_from), log)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two experts and their fusion, all asked by both protocols, with logs and a published file."""
+    root = tmp_path_factory.mktemp("asked") / "evaluated"
+    fusion = {"experts": ["evaluated/glyph", "evaluated/learned", "elsewhere/lost"], "method": "mean_logits"}
+    runs = [make_run(root / name, name, steps=40) for name in ("glyph", "learned")]
+    runs.append(make_run(root / "both", "both", steps=40, fusion=fusion))
+    for seed, (run, share) in enumerate(zip(runs, (3, 9, 8))):
+        ask(run, root / "logs", share, seed)
+        ask(run, root / "logs", share, seed, "sampled")
+    values = {"MMLU": "23.68% ± 0.17% (σ=0.27%)", "MMLU [virology]": "20.00% ± 1.00% (σ=1.61%)",
+              "SQUAD": "9.61% ± 1.37% (σ=2.22%)"}  # fmt: skip
+    lines = "".join(f"pub {name}: {value}\n" for name, value in values.items())
+    (root / "published.txt").write_text(lines, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluated(asked: Path) -> str:
+    runs = [asked / name for name in ("glyph", "learned", "both")]
+    out = write_report(runs, asked / "report.html", published=[asked / "published.txt"], logs=asked / "logs")
+    return out.read_text(encoding="utf-8")
+
+
+def section(page: str, start: str, end: str) -> str:
+    """Its words, without tags."""
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", page[page.index(start) : page.index(end)])).split())
+
+
+def test_benchmarks_have_their_intervals_and_are_told_from_chance(evaluated: str) -> None:
+    text = section(evaluated, 'id="likelihood"', 'id="sampled"')
+    assert "mmlu letters, accuracy mmlu/test 60 items chance 25.0%, majority 100.0%" in text
+    assert re.search(r"30\.00% ≈ \[19\.\d\d, 42\.\d\d\] 7 cut 90\.00% ▲ \[79\.\d\d, 95\.\d\d\] 7 cut", text)
+    assert text.count("Wilson 95% over items") == 1 and "virology" not in text
+
+
+def test_sampled_results_stand_beside_published_ones(evaluated: str) -> None:
+    text = section(evaluated, 'id="sampled"', "MMLU by subject")
+    assert "pub published" in text and "23.68% ± 0.17% (σ=0.27%)" in text and "letter mass 50.0%" in text
+    assert "bootstrap 95% over items (accuracy)" in text and "9.61%" not in text  # SQuAD was not asked
+
+
+def test_subjects_are_told_in_words_too(evaluated: str) -> None:
+    alts = [attrs["alt"] or "" for tag, attrs in Elements(evaluated).found if tag == "img"]
+    maps = [" ".join(alt.split()) for alt in alts if alt.startswith("Heat map")]
+    assert len(maps) == 2
+    assert "learned: above chance in <b>law, astronomy, virology; below chance in none." in maps[0]
+    assert "glyph, learned, both, pub" in maps[1] and "pub:" not in maps[1]
+
+
+def test_experts_stand_beside_their_fusion(evaluated: str) -> None:
+    text = section(evaluated, "both beside its experts", 'id="differences"')
+    assert "Fused by mean logits. Not among the runs of this page: elsewhere/lost." in text
+    assert evaluated.count('alt="Bars of ') == 2  # bits per byte and percent
+
+
+def test_differences_are_paired_and_tell_what_they_could_find(evaluated: str) -> None:
+    text = section(evaluated, 'id="differences"', 'id="reproduce"')
+    assert "McNemar, exact" in text and "paired bootstrap 95% over items" in text and "Would be found" in text
+    interval, found = r"\[\+4\d\.\d\d%, \+7\d\.\d\d%\]", r"\d\d\.\d\d% \S+ McNemar, exact 60"
+    assert re.search(rf"mmlu letters learned \+60\.00% ≠ {interval} {found}", text)
+    assert evaluated.count('alt="Differences of the other runs from glyph') == 1
+
+
+def test_evaluated_page_is_well_formed_and_asks_nothing_of_the_network(evaluated: str) -> None:
+    elements = Elements(evaluated)
+    assert not elements.open and "://" not in evaluated and "<b>law" not in re.sub('alt="[^"]*"', "", evaluated)
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(len(attrs["alt"] or "") > 20 for tag, attrs in elements.found if tag == "img")
+
+
+def test_without_logs_the_page_tells_how_to_get_them(asked: Path, tmp_path: Path) -> None:
+    runs = [asked / name for name in ("glyph", "learned")]
+    text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "glyphlm eval glyph learned --tasks ... --log-items logs" in text and "The logs given" not in text
+    text = write_report(runs, tmp_path / "report.html", logs=tmp_path).read_text(encoding="utf-8")
+    assert "The logs given fit no two runs of this page." in text
+    with pytest.raises(InputError, match="is no folder"):
+        write_report(runs, tmp_path / "other.html", logs=tmp_path / "nothing")
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_pictures_of_benchmarks_bear_what_is_missing_and_are_repeatable() -> None:
+    values_SR, signs_SR = np.array([[0.25, math.nan], [0.5, 0.0]]), np.array([[0, 0], [1, -1]])
+    rows = [{"name": "$x$", "run": "a", "difference": 1.0, "low": -1.0, "high": 3.0, "mde": None}]
+    bars = {"a": {"x": 1.0, "y": math.nan}, "b": {"x": 2.0, "y": 3.0}}
+    spans = {"a": {"x": (0.5, 1.5), "y": (math.nan, math.nan)}, "b": {"x": (1.0, 3.0), "y": (2.0, 4.0)}}
+    for draw in (
+        lambda: plots.draw_heat(values_SR, signs_SR, ["one", "two"], ["a", "多"]),
+        lambda: plots.draw_forest(rows, "percent", {"a": 3}),
+        lambda: plots.draw_bars(bars, "percent", spans, {"x": 2.5}, [4, 8]),
+        lambda: plots.draw_depth({"zero": [{"depth": 1, "percent": 30.0, "low": 20.0, "high": 40.0}]}, "percent", 25.0),
+    ):
+        assert draw() == draw() and draw().endswith("</svg>\n")

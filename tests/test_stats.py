@@ -110,3 +110,10 @@ def test_holm_lies_between_the_single_tests_and_bonferroni_and_keeps_their_order
 def test_chance_and_majority():
     assert chance_level([4, 4, 5]) == pytest.approx((0.25 + 0.25 + 0.2) / 3)
     assert majority_level(["A", "B", "A", "C"]) == 0.5
+
+
+def test_one_item_has_no_bounds_and_shows_no_difference():
+    assert bootstrap([[3.0, 4.0]])[:2] == (-math.inf, math.inf)
+    found = paired([[3.0, 4.0]], [[2.0, 4.0]])
+    assert (found.difference, found.p, found.mde) == (-0.25, 1.0, None)
+    assert found.interval[:2] == (-math.inf, math.inf)

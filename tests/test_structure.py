@@ -18,7 +18,7 @@ parallel devices loss optim bits checkpoint trackers trainsettings machines memo
 hf runfolder card fusing generation recipe assembly arm staging plan plantext
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
-rundata growthview plots inspection comparison separability probetexts probes report quickstart
+rundata growthview benchview pairview plots inspection comparison separability probetexts probes report quickstart
 parsing workflow studyplan studyresults studying textverbs modelverbs shareverbs useverbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.

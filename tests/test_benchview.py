@@ -1,0 +1,162 @@
+"""Rows of several runs side by side: who shares a line, what is told from chance, experts, depths."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from glyphlm.benchview import (
+    Line,
+    bench_lines,
+    bits_lines,
+    by_depth,
+    cell,
+    fused,
+    intervals,
+    labels,
+    names_of,
+    published_rows,
+    side_by_side,
+    subject_maps,
+    surviving,
+    table,
+)
+from glyphlm.errors import InputError
+from glyphlm.rundata import Run, read_runs
+
+
+def row(value: float = 0.5, half: float = 0.1, **more: Any) -> dict[str, Any]:
+    """A row as glyphlm eval writes it."""
+    made_from = {"model": "m", "files": {"f": "d"}, "settings": {"precision": "fp32", "limit": None, "seed": 1}}
+    return {
+        "task": "mmlu", "protocol": "likelihood", "scoring": "letters", "subject": "", "metric": "accuracy",
+        "source": "data/mmlu/test", "value": value, "low": value - half, "high": value + half,
+        "interval": "Wilson 95% over items", "items": 100, "chance": 0.25, "majority": 0.3, "made_from": made_from, **more,
+    }  # fmt: skip
+
+
+def bits(value: float, source: str = "notes.txt") -> dict[str, Any]:
+    more = {"metric": "bits_per_byte", "bits_per_byte": value, "scoring": "", "bytes": 9, "items": 3, "source": source}
+    told = row(value, 0.25, task="bpb", **more)
+    return {key: told[key] for key in told if key not in ("chance", "majority")}
+
+
+def sampled(value: float, **more: Any) -> dict[str, Any]:
+    over_items = {"items_low": value - 0.03, "items_high": value + 0.03, "items_interval": "bootstrap 95% over items"}
+    told = {"protocol": "sampled", "scoring": "first letter", "sigma": 0.02, "letter_mass": 0.5, **over_items, **more}
+    return row(value, 0.01, interval="mean ± 1.96 σ/√n over decoding runs", **told)
+
+
+def make_runs(folder: Path, results: dict[str, list[dict[str, Any]]], **summaries: dict[str, Any]) -> list[Run]:
+    for name, rows in results.items():
+        (folder / name).mkdir(parents=True)
+        summary = {"name": name, "substrate": {"kind": "glyph"}, **summaries.get(name.replace("-", "_"), {})}
+        (folder / name / "summary.json").write_text(json.dumps(summary))
+        (folder / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_runs([folder / name for name in results])
+
+
+def test_only_what_was_asked_alike_stands_in_one_line(tmp_path):
+    other = row()["made_from"] | {"settings": {"precision": "fp32", "limit": 20, "seed": 2}}
+    bf16 = row()["made_from"] | {"model": "n", "settings": {"precision": "bf16", "limit": None, "seed": 1}}
+    runs = make_runs(tmp_path, {"a": [row(0.4), row(0.5)], "b": [row(0.6, made_from=bf16)], "c": [row(made_from=other)]})
+    first, second = bench_lines(runs).items()
+    assert list(first[1]) == ["a", "b"] and first[1]["a"]["value"] == 0.5  # the last row of a run counts
+    assert list(second[1]) == ["c"] and (first[0].drawn, second[0].drawn) == ("", "drawn by seed 2")
+    assert labels(bench_lines(runs), runs[::-1]) == ["c", "b", "a"]
+
+
+def test_a_row_that_lacks_something_is_named(tmp_path):
+    runs = make_runs(tmp_path, {"a": [row(low=None)]})
+    with pytest.raises(InputError, match=r"a/results.jsonl: a row of mmlu has no valid 'low'; delete it and run"):
+        bench_lines(runs)
+
+
+@pytest.mark.parametrize(
+    ("told", "value", "sign", "notes"),
+    [
+        (row(0.5, cut=1200), "50.00%", 1, ["[40.00, 60.00]", "1,200 cut"]),
+        (row(0.3), "30.00%", 0, ["[20.00, 40.00]"]),
+        (row(0.125), "12.50%", -1, ["[2.50, 22.50]"]),
+        (row(31.5, 1, metric="bleu", chance=None), "31.50", None, ["[30.50, 32.50]"]),
+        (sampled(0.26), "26.00% ± 1.00%", 0, ["(σ=2.00%)", "[23.00, 29.00]", "letter mass 50.0%"]),
+        (row(0.2, 0.01, sigma=0.02), "20.00% ± 1.00%", None, ["(σ=2.00%)"]),  # published: nothing is known over items
+    ],
+)
+def test_a_cell_is_told_from_chance_by_its_interval_over_items(told, value, sign, notes):
+    assert cell(told) == (value, sign, notes)
+
+
+def test_intervals_are_named_once_with_what_has_them(tmp_path):
+    rows = [row(), row(scoring="texts"), row(task="squad", metric="f1", interval="bootstrap 95% over items"), sampled(0.3)]
+    lines = bench_lines(make_runs(tmp_path, {"a": rows}))
+    assert intervals(table(lines, "likelihood")) == {
+        "Wilson 95% over items": ["accuracy"], "bootstrap 95% over items": ["f1"]}  # fmt: skip
+    assert list(intervals(table(lines, "sampled"))) == ["bootstrap 95% over items"]
+
+
+def test_a_map_of_subjects_marks_what_survives_the_correction(tmp_path):
+    shares = {"": 0.4, "astronomy": 0.6, "high_school_biology": 0.35, "law": 0.05, "virology": 0.25}
+    rows = [row(value, subject=subject) for subject, value in shares.items()]
+    rows += [sampled(0.25, subject=subject) for subject in ("", "law", "virology")]
+    lines = bench_lines(make_runs(tmp_path, {"a": rows, "b": rows[:2]}))
+    published = [row(0.9, run="pub", scoring="first letter", subject="law", items=None) | {"sigma": 0.1}]
+    del published[0]["items"]
+    assert not [line for line in table(lines, "likelihood") if line.subject]
+    first, second = subject_maps(lines, published)
+    assert first.subjects == ["all subjects", "astronomy", "high school biology", "law", "virology"]
+    assert first.names == ["a", "b"] and math.isnan(first.values_SR[3, 1])
+    assert stats.binomtest(35, 100, 0.25).pvalue < 0.05  # biology: of four subjects one such p is to be expected sooner
+    assert first.signs_SR[:, 0].tolist() == [1, 1, 0, -1, 0]
+    assert surviving(first) == [("a", ["astronomy"], ["law"]), ("b", ["astronomy"], [])]
+    assert second.names == ["a", "pub"] and second.tested == ["a"]
+    assert second.values_SR[1].tolist() == [0.25, 0.9] and not np.any(second.signs_SR)
+
+
+def test_published_rows_are_those_of_the_same_task_and_scoring():
+    published = [row(run="x", scoring="first letter"), row(run="y", scoring="first letter", subject="law")]
+    assert list(published_rows(Line.of(sampled(0.3)), published)) == ["x"]
+    assert not published_rows(Line.of(row()), published)
+
+
+def test_experts_are_found_and_stand_beside_their_fusion(tmp_path):
+    runs = make_runs(
+        tmp_path / "runs",
+        {"en": [row(0.3), bits(2.0), row(task="boolq")], "ru": [bits(3.0)], "both": [row(0.4), bits(2.5)]},
+        both={"fusion": {"experts": ["old/en", "runs/ru", "runs/zh"], "method": "mean_logits"}},
+    )
+    (found,) = fused(runs)
+    assert [expert.label for expert in found.experts] == ["en", "ru"] and found.missing == ["runs/zh"]
+    bars = side_by_side(found, bits_lines(runs) | bench_lines(runs))
+    assert bars["bits_per_byte"].values == {"en": {"notes.txt": 2.0}, "ru": {"notes.txt": 3.0}, "both": {"notes.txt": 2.5}}
+    assert bars["bits_per_byte"].spans["both"] == {"notes.txt": (2.25, 2.75)}
+    assert list(bars["percent"].values["both"].items()) == [("mmlu letters", 40.0)]
+    assert math.isnan(bars["percent"].values["ru"]["mmlu letters"]) and bars["percent"].levels == {"mmlu letters": 25.0}
+
+
+def test_an_expert_is_told_from_another_run_of_its_name_by_its_folder(tmp_path):
+    runs = make_runs(tmp_path, {"a/en": [], "b/en": [], "c": []}, c={"fusion": {"experts": ["b/en", "a/en"]}})
+    assert [expert.folder.parent.name for expert in fused(runs)[0].experts] == ["b", "a"]
+
+
+def test_lines_of_one_task_in_two_files_have_names_of_their_own():
+    lines = [Line.of(row()), Line.of(row(source="data/mmlu/val")), Line.of(sampled(0.3))]
+    assert list(names_of(lines).values()) == ["mmlu letters mmlu/test", "mmlu letters mmlu/val", "mmlu sampled"]
+
+
+def test_stages_have_their_scores_over_depth(tmp_path):
+    growth = {"start": "zero", "blocks": "new", "head": "full", "lora": {"rank": 0}}
+    summaries = {
+        "stage_1": {"model": {"n_layer": 1}},
+        "stage_2": {"model": {"n_layer": 2}, "growth": growth | {"base": "stage-1"}},
+    }
+    runs = make_runs(tmp_path, {"stage-1": [row(0.3), bits(3.0, "x")], "stage-2": [row(0.4)], "other": [row()]}, **summaries)
+    lines = bits_lines(runs) | bench_lines(runs)
+    of_text, of_mmlu = (by_depth(runs, line, rows) for line, rows in lines.items())
+    assert of_text == {}  # one depth is no curve
+    assert of_mmlu == {"zero start": [{"depth": 1, "percent": 30.0, "low": pytest.approx(20), "high": pytest.approx(40)},
+                                      {"depth": 2, "percent": 40.0, "low": pytest.approx(30), "high": pytest.approx(50)}]}
