@@ -10,7 +10,7 @@ quickstart: $(READY) fonts
 
 test: $(READY) fonts
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest -q --durations=10
+	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile --durations=10
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
