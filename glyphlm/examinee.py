@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glyphlm.answers import first_letter
 from glyphlm.errors import InputError
+from glyphlm.hf import GlyphLMForCausalLM
 from glyphlm.outputs import sha256_file
 from glyphlm.runfolder import load_run
 from glyphlm.tokenizer import Tokenizer
@@ -109,8 +110,8 @@ class Examinee:
     @cached_property
     def plain(self) -> Any:
         """The face of GPT that bits per byte are computed on: hidden, logits, vocab_size, device, config.block_size."""
-        inner = self.model.base_model
-        return inner if hasattr(inner, "hidden") else _Foreign(self.model, self.block_size)
+        ours = isinstance(self.model, GlyphLMForCausalLM)
+        return self.model.gpt if ours else _Foreign(self.model, self.block_size)
 
     def letter_mass(self, p_V: Tensor, labels: Sequence[str]) -> float:
         """The probability of a token that begins with the first letter of a label, as the published protocol reads it."""

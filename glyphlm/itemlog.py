@@ -107,7 +107,7 @@ def _rows_of(log: Log, subject: str) -> Iterator[dict[str, Any]]:
         low, high, interval = found.interval()
         value = float(found.value(found.sums_NS.sum(0)))
         if not math.isfinite(low):  # JSON has no infinity
-            low, high, interval = value, value, f"none: one of {found.over}"
+            low, high, interval = value, value, f"none: a single {found.over.rstrip('s')}"
         row = {"task": log[0]["task"], "protocol": log[0]["protocol"], "scoring": found.scoring, "subject": subject}
         row |= {"metric": found.metric, "value": value, "low": low, "high": high}
         row |= {"interval": interval, found.over: len(log)}

@@ -16,6 +16,8 @@ from glyphlm.corpus import STRICT, passages
 from glyphlm.errors import InputError
 from glyphlm.evaluation import evaluate, keep_results
 from glyphlm.examination import EvalSettings, parse_task
+from glyphlm.fusing import fuse
+from glyphlm.fusionsettings import FusionSettings
 from glyphlm.itemlog import compare_items, read_log, result_rows
 from glyphlm.outputs import read_lines
 from glyphlm.phrasebook import phrases
@@ -57,6 +59,15 @@ def tasks(tmp_path) -> dict[str, str]:
             "bpb": f"bpb={tmp_path}/text.jsonl"}  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["mean_logits", "posterior"])
+def test_a_fused_model_is_examined_like_any_other_and_a_model_fused_with_itself_like_itself(run, tasks, tmp_path, method):
+    other = make_run(tmp_path / "other", Tokenizer.load(run), seed=0)  # the same weights under another name
+    fuse(FusionSettings([str(run), str(other)], method), tmp_path / "fused", "")
+    found = [evaluate([folder], list(tasks.values())).rows for folder in (run, tmp_path / "fused")]
+    for alone, fused in zip(*found, strict=True):
+        assert fused["value"] == pytest.approx(alone["value"], rel=1e-4), alone["task"]
+
+
 def test_every_row_has_a_value_an_interval_and_what_it_is_over(run, tasks, tmp_path):
     found = evaluate([run], list(tasks.values()), tmp_path / "out.jsonl")
     assert found.rows == read_lines(tmp_path / "out.jsonl") and found.comparisons == []
@@ -64,7 +75,7 @@ def test_every_row_has_a_value_an_interval_and_what_it_is_over(run, tasks, tmp_p
     for row in found.rows:
         several = row.get("items", row.get("documents")) > 1 or "Wilson" in row["interval"]
         assert row["low"] <= row["value"] <= row["high"]
-        assert ("95%" if several else "none: one of") in row["interval"]
+        assert ("95%" if several else "none: a single") in row["interval"]
         assert row["protocol"] == "likelihood" and row["source"] and row["made_from"]["model"]
     kinds = {(row["task"], row["scoring"], row["metric"], row["subject"]) for row in found.rows}
     assert {("mmlu", "texts", "accuracy", "virology"), ("squad", "greedy", "f1", "NoAns"), ("en-ru", "greedy", "chrf", ""),
