@@ -54,3 +54,7 @@ def _as_input_errors(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the Hub refuses {repo} ({reason}); check the name, and log in with: hf auth login") from None
+    except (InputError, OSError):
+        raise  # of the folder
+    except Exception as error:  # of the network: each release of the library has other classes for it
+        raise InputError(f"the Hub cannot be reached for {repo} ({' '.join(str(error).split())}); go online") from None

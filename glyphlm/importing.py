@@ -76,6 +76,9 @@ def _import_expert(
         say(f"{out} is done already")
         return read_summary(out)
     mapped = published.experts[number]
+    if published.model_type == "gpt_neox" and mapped.fused and settings.fused != "per_head":
+        raise InputError(f"{published.source}/config.json says gpt_neox, which stores q, k and v head by head, not "
+                         f"{settings.fused}; give --fused per_head")
     model = build_model(published, mapped, settings)
     with build.folder(out) as partial:
         export_model(model, published.tokenizer, partial)

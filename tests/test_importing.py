@@ -20,10 +20,12 @@ from torch import Tensor
 
 from glyphlm.errors import InputError
 from glyphlm.evaluation import evaluate
+from glyphlm.exporting import export_gpt_neox
 from glyphlm.generation import Sampling, generate
 from glyphlm.importing import candidates_text, check, import_checkpoint
 from glyphlm.importmodel import ImportSettings
-from glyphlm.runfolder import load_run
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runfolder import export_model, load_run
 
 V, D, HEADS, LAYERS, BLOCK = 1024, 40, 4, 3, 32
 WIDTH, PLACES = D // HEADS, 10
@@ -593,3 +595,16 @@ def test_damaged_and_hostile_folders_are_refused_and_nothing_runs(tokenizer_fold
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder nor a name of the Hub"):
         import_checkpoint("no/such/thing", tmp_path / "out", ImportSettings())
+
+
+def test_what_we_export_comes_in_again_and_its_order_of_rows_is_never_guessed(tmp_path, tokenizer):
+    model = GPT(ModelConfig(32, 2, 2, 16), Substrate(SubstrateConfig(tokenizer.vocab_size, 32, "learned"), 32)).eval()
+    for values in model.state_dict().values():
+        values.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(values.numel())) / 5)
+    export_model(model, tokenizer, tmp_path / "run")
+    export_gpt_neox(tmp_path / "run", tmp_path / "neox")
+    with pytest.raises(InputError, match="gpt_neox, which stores q, k and v head by head, .* give --fused per_head"):
+        import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings())
+    import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings(fused="per_head"))
+    ids_BT = torch.arange(16)[None]
+    torch.testing.assert_close(load_run(tmp_path / "again")[0](ids_BT).logits, model(ids_BT), atol=1e-5, rtol=1e-4)
