@@ -124,7 +124,6 @@ def run_plan(arguments: Sequence[str]) -> None:
 
 def run_study(arguments: Sequence[str]) -> None:
     """glyphlm study."""
-    from glyphlm.studying import study
     from glyphlm.studyplan import Study
 
     parser = Parser.of(
@@ -150,6 +149,8 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_out("folder of everything", required=True)
     ours, options = _at_dashes(arguments)
     asked, settings = parser.read_recipe(ours, Study, "study")
+    from glyphlm.studying import study  # loads transformers, which --help need not wait for
+
     print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options))
 
 

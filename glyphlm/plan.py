@@ -17,7 +17,7 @@ from glyphlm.model import GPT, Substrate, SubstrateConfig
 from glyphlm.outputs import RECORD, read_build
 from glyphlm.progress import say
 from glyphlm.recipe import GrowthRecipe, Recipe
-from glyphlm.staging import base_depth, check_stages, stage_recipe
+from glyphlm.stages import check_stages, stage_recipe
 from glyphlm.substrate import SubstrateSettings, check_settings, describe
 from glyphlm.tokenizer import Tokenizer
 from glyphlm.trainsettings import TrainSettings, batch_rows, count_steps
@@ -58,7 +58,7 @@ def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, A
     if not recipe.stages:
         return [make_plan(recipe, settings)]
     check_stages(recipe)
-    plans, depth = [], base_depth(recipe)
+    plans, depth = [], _depth_of(recipe.growth.base)
     for number, stage in enumerate(recipe.stages, 1):
         before, depth = depth, depth + stage.layers
         planned = stage_recipe(recipe, stage, f"stage-{number - 1}" if before else None, depth)
@@ -66,6 +66,14 @@ def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, A
         planned = replace(planned, substrate=replace(recipe.substrate, trainable=kept))
         plans.append(make_plan(planned, replace(settings, measure=False), before) | {"stage": number})
     return plans
+
+
+def _depth_of(run: str | None) -> int:
+    if run is None:
+        return 0
+    from glyphlm.runfolder import run_config  # loads transformers
+
+    return run_config(run).num_hidden_layers
 
 
 def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: int = 0) -> dict[str, Any]:

@@ -72,23 +72,23 @@ def _page(runs: list[Run], title: str, commands: Sequence[str], published: Seque
     names = ("cell", "short", "level", "labels", "intervals", "surviving")
     environment.filters.update({name: getattr(bench, name) for name in names})
     template = environment.get_template("report.html.jinja")
-    grown = {chain[-1].label: whole(chain) for chain in chains(runs)}
-    bases = {run.label for chain in chains(runs) for run in chain[:-1]}
+    found = chains(runs)
+    grown = {chain[-1].label: whole(chain) for chain in found}
+    bases = {run.label for chain in found for run in chain[:-1]}
     shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
     arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in shown]
     views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown)}
     labels = dict.fromkeys(run.label for run in (*shown, *runs))
     numbers = {label: number for number, label in enumerate(labels)}  # an arm keeps its colour in every plot
-    views |= {"plots": plots.draw(arms), "growth": _growth(runs), "mark": plots.mark, "numbers": numbers}
+    views |= {"plots": plots.draw(arms), "growth": _growth(found, runs), "mark": plots.mark, "numbers": numbers}
     views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
     told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
     commands = [*commands, *dict.fromkeys(told)]
     return template.render(title=title, runs=shown, all_runs=runs, commands=commands, **views)
 
 
-def _growth(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Tables, curves and depths of what was grown; None where nothing was."""
-    found = chains(runs)
+def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Tables, curves and depths of the chains that were `found`; None where nothing was grown."""
     if not found:
         return None
     others = {chain[-1].label: controls(chain, runs) for chain in found}

@@ -80,6 +80,24 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
 
 
+def run_config(run: str | Path) -> GlyphLMConfig:
+    """config.json of a run folder; weights are not read.
+
+    Raises:
+        InputError: it is no finished run, or the file is damaged.
+    """
+    _check_finished(Path(run))
+    try:
+        return GlyphLMConfig.from_pretrained(run)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{run} cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+def _check_finished(run: Path) -> None:
+    if not (run / "config.json").is_file():
+        raise InputError(f"{run} is no finished run (no config.json); train it to the end with glyphlm train")
+
+
 def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     """Model (in eval mode, float32, CPU) and tokenizer of a run folder; no code of the folder is executed.
 
@@ -89,8 +107,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
         InputError: it is no finished run, a file is damaged, or the tokenizer is not the one trained with.
     """
     run = Path(run)
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run} is no finished run (no config.json); train it to the end with glyphlm train")
+    _check_finished(run)
     try:
         with _quiet():
             model, report = GlyphLMForCausalLM.from_pretrained(run, output_loading_info=True, dtype=torch.float32)

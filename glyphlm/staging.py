@@ -5,20 +5,20 @@ stage, given to `glyphlm train`, makes the stage again.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glyphlm.arm import build_inputs, prepared_data, run_recipe
-from glyphlm.errors import InputError
 from glyphlm.flops import flops_per_token
 from glyphlm.growth import GrowthSettings
 from glyphlm.model import GPT, Substrate, SubstrateConfig
 from glyphlm.parallel import joined
 from glyphlm.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.runfolder import load_run
+from glyphlm.runfolder import run_config
+from glyphlm.stages import check_stages, stage_recipe
 from glyphlm.tokenizer import Tokenizer
 
 
@@ -44,25 +44,6 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     return [*summaries, *controls]
 
 
-def check_stages(recipe: GrowthRecipe) -> None:
-    """Refuse a list of stages that cannot be trained.
-
-    Raises:
-        InputError: with the stage and its value.
-    """
-    if not recipe.stages:
-        raise InputError("the recipe has no stages; give stages: [{layers: 1, steps: 1000}, ..], or use glyphlm train")
-    for number, stage in enumerate(recipe.stages, 1):
-        least = 0 if number > 1 or recipe.growth.base else 1
-        if stage.layers < least:
-            raise InputError(f"stage {number} adds {stage.layers} layers; growth only adds, at least {least} here")
-        if stage.steps is not None and stage.tokens is not None:
-            raise InputError(f"stage {number} has steps {stage.steps} and tokens {stage.tokens:g}; give one of the two")
-    if recipe.controls and (recipe.growth.base or any(stage.data for stage in recipe.stages)):
-        raise InputError("controls train on the data of all stages from nothing; leave them out where the first stage has a "
-                         "base, or a stage data of its own")
-
-
 def with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
     """The recipe with tokenizer, substrate and shards made and named, for all stages to share.
 
@@ -85,45 +66,13 @@ def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path) -> Stage:
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:
     """Each stage's run folder and its whole recipe; what is to be grown further must be there when the next is asked for."""
-    base, depth = recipe.growth.base, base_depth(recipe)
+    base = recipe.growth.base
+    depth = run_config(base).num_hidden_layers if base else 0
     for number, stage in enumerate(recipe.stages, 1):
         depth += stage.layers
         run = out / f"stage-{number}"
         yield run, stage_recipe(recipe, stage, base, depth)
         base = str(run)
-
-
-def base_depth(recipe: GrowthRecipe) -> int:
-    """Number of blocks that the first stage is put on."""
-    return load_run(recipe.growth.base)[0].config.num_hidden_layers if recipe.growth.base else 0
-
-
-def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:
-    """The recipe of one stage: that of all, but for what the stage says."""
-    train = _said(recipe.train, stage)
-    if stage.steps is not None or stage.tokens is not None:
-        train = replace(train, steps=stage.steps, tokens=stage.tokens)
-    growth = replace(_said(recipe.growth, stage), base=base) if base else GrowthSettings()
-    if stage.lora_rank is not None and base:
-        growth = replace(growth, lora=replace(growth.lora, rank=stage.lora_rank))
-    # A table that is trained in the first stage is frozen from then on: the substrate of later ones is that of the base.
-    follows = base and base != recipe.growth.base
-    return Recipe(
-        tokenizer=recipe.tokenizer,
-        substrate=replace(recipe.substrate, path=base) if follows else recipe.substrate,
-        model=replace(recipe.model, n_layer=depth),
-        data=stage.data or recipe.data,
-        validation=recipe.validation,
-        prompts=recipe.prompts,
-        train=replace(train, validate_first=bool(base)),
-        growth=growth,
-    )
-
-
-def _said(settings: Any, stage: Stage) -> Any:
-    """`settings` with the values of the same name that the stage gives."""
-    names = {field.name for field in fields(settings)} - {"steps", "tokens"}
-    return replace(settings, **{name: value for name, value in vars(stage).items() if name in names and value is not None})
 
 
 def control(recipe: GrowthRecipe, kind: str, stages: Sequence[dict[str, Any]]) -> Recipe:

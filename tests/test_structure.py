@@ -15,7 +15,7 @@ cldr phrasebook corpus taskfiles tasks sft ngrams ngramfile ngramcount
 layouts bvv241 spelling pieces tokenizer vocabulary preparation
 fonts glyphs model mixing fusion flops codes substrate growth hiddencache fusionsettings dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
-hf runfolder card fusing generation recipe assembly arm staging plan plantext
+hf runfolder card fusing generation recipe stages assembly arm staging plan plantext
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
 rundata growthview benchview pairview plots inspection comparison separability probetexts probes report quickstart
