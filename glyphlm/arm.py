@@ -34,14 +34,13 @@ from glyphlm.generation import Sampling, generate
 from glyphlm.growth import ADAPTER, adapted, detach_adapters, merge_adapters
 from glyphlm.model import GPT, count_parameters
 from glyphlm.objective import Objective
-from glyphlm.outputs import first_difference, read_lines, sha256_file, to_json, to_lines, write_atomic
+from glyphlm.outputs import first_difference, read_lines, to_json, to_lines, write_atomic
 from glyphlm.parallel import is_sharded, joined
 from glyphlm.preparation import prepare, prepare_examples
 from glyphlm.progress import say
 from glyphlm.recipe import Recipe, read_settings, resolve, settings_text
-from glyphlm.runfolder import export_model, read_summary, write_summary
+from glyphlm.runfolder import describe_model, export_model, read_summary, weights_sha256, write_summary
 from glyphlm.substrate import SHEET, build_substrate
-from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 from glyphlm.training import METRICS, train
 from glyphlm.trainsettings import batch_rows, micro_batch_rows
@@ -173,7 +172,7 @@ def pin_inputs(arm: Arm, out: Path) -> None:
     }
     made_of = [arm.recipe.growth.base] if arm.recipe.growth.base else arm.recipe.fusion.experts
     if made_of:
-        inputs["runs"] = {run: sha256_file(Path(run) / WEIGHTS) for run in made_of}
+        inputs["runs"] = {run: weights_sha256(run) for run in made_of}
     difference = first_difference(json.loads(path.read_text(encoding="utf-8")), inputs) if path.exists() else None
     if difference and has_begun(out):
         raise InputError(f"{out} was begun with other inputs: {difference}; choose another --out or remove {out}")
@@ -237,14 +236,10 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
 
 def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
     """What is known before training: name, sizes, fingerprints, digest of the initial values, versions."""
-    config, settings = arm.model.substrate.config, arm.recipe.train
-    sizes = {"vocab_size": config.vocab_size, **asdict(arm.model.config)}
+    settings = arm.recipe.train
     return {
         "command": command,
-        "substrate": asdict(config),
-        "model": sizes,
-        "parameters": count_parameters(arm.model),
-        "tokenizer": {"vocab_size": arm.tokenizer.vocab_size, "fingerprint": arm.tokenizer.fingerprint},
+        **describe_model(arm.model, arm.tokenizer),
         "init": initial_digest(arm.model),
         "precision": settings.precision,
         "device": settings.device,

@@ -11,12 +11,10 @@ from glyphlm.fusionsettings import TRAINED
 from glyphlm.growth import grow
 from glyphlm.hiddencache import HiddenCache
 from glyphlm.model import GPT, SubstrateConfig
-from glyphlm.outputs import sha256_file
 from glyphlm.parallel import world
 from glyphlm.recipe import Recipe
-from glyphlm.runfolder import load_run, read_summary
+from glyphlm.runfolder import load_run, read_summary, weights_sha256
 from glyphlm.substrate import load_substrate
-from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 
 
@@ -86,7 +84,7 @@ def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> 
     windows = sum(text.tokens // config.block_size for text in training)
     capacity = min(windows, int(growth.cache_gb * 1e9 / (4 * config.block_size * config.d_model)))
     made_from = {
-        "base": sha256_file(Path(growth.base) / WEIGHTS),
+        "base": weights_sha256(growth.base),
         "frozen_blocks": depth,
         "precision": recipe.train.precision,
         "attention": recipe.train.attention,

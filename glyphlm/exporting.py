@@ -16,9 +16,9 @@ from glyphlm.card import RESULTS, write_card
 from glyphlm.codes import chunks
 from glyphlm.errors import InputError
 from glyphlm.model import GPT
-from glyphlm.outputs import Build, sha256_file, to_json
+from glyphlm.outputs import Build, to_json
 from glyphlm.progress import say
-from glyphlm.runfolder import SAMPLING, SUMMARY, load_run, read_summary, special_ids
+from glyphlm.runfolder import SAMPLING, SUMMARY, load_run, read_summary, special_ids, weights_sha256
 from glyphlm.tensors import WEIGHTS, save_tensors
 from glyphlm.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
     Raises:
         InputError: the run is a fusion, or its head has a bias that GPT-NeoX cannot express; or `out` holds other work.
     """
-    build = Build("gpt_neox", {"fold_head_bias": fold_head_bias}, {"weights": sha256_of(run)})
+    build = Build("gpt_neox", {"fold_head_bias": fold_head_bias}, {"weights": weights_sha256(run)})
     if build.is_done(out):
         say(f"{out} is done already")
         return out
@@ -73,17 +73,6 @@ def copy_records(run: Path, out: Path) -> None:
             shutil.copyfile(run / name, out / name)
     if summary := read_summary(out):
         write_card(out, summary)
-
-
-def sha256_of(run: Path) -> str:
-    """What tells a run's weights.
-
-    Raises:
-        InputError: it has none.
-    """
-    if not (run / WEIGHTS).is_file():
-        raise InputError(f"{run} holds no {WEIGHTS}; give the folder of a finished run")
-    return sha256_file(run / WEIGHTS)
 
 
 def open_plain(run: Path, fold_head_bias: bool) -> Plain:

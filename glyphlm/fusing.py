@@ -13,11 +13,10 @@ from glyphlm.card import write_card
 from glyphlm.errors import InputError
 from glyphlm.fusion import Fusion, FusionConfig
 from glyphlm.fusionsettings import TRAINED, FusionSettings, check_settings
-from glyphlm.model import GPT, Substrate, count_parameters
-from glyphlm.outputs import Build, sha256_file, to_json
+from glyphlm.model import GPT, Substrate
+from glyphlm.outputs import Build, to_json
 from glyphlm.progress import say
-from glyphlm.runfolder import export_model, load_run, read_summary, write_summary
-from glyphlm.tensors import WEIGHTS
+from glyphlm.runfolder import describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
 from glyphlm.tokenizer import Tokenizer
 
 
@@ -48,7 +47,7 @@ def fuse(settings: FusionSettings, out: Path, command: str) -> dict[str, Any]:
         raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
                          f"{settings.method}}}) and run glyphlm train")
     check_settings(settings)
-    build = Build("fusion", asdict(settings), {run: _digest(run) for run in settings.experts})
+    build = Build("fusion", asdict(settings), {run: weights_sha256(run) for run in settings.experts})
     if build.is_done(out):
         say(f"{out} is done already")
     else:
@@ -160,19 +159,11 @@ def _told(expert: Expert) -> str:
     return f"{expert.name} has {config.kind} {config.fingerprint[:12]}{trained}"
 
 
-def _digest(run: str) -> str | None:
-    weights = Path(run) / WEIGHTS
-    return sha256_file(weights) if weights.is_file() else None  # load_run says what is wrong with the run
-
-
 def describe(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
     """What the summary of a run tells of a fused model that is not trained further."""
     return {
         "fusion": describe_fusion(model, settings),
-        "substrate": asdict(model.substrate.config),
-        "model": {"vocab_size": model.vocab_size, **asdict(model.config)},
-        "parameters": count_parameters(model),
-        "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
+        **describe_model(model, tokenizer),
         "tokens": 0,
         "steps": 0,
         "bits_per_byte": {"train": None, "validation": None},

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from glyphlm.errors import InputError
-from glyphlm.exporting import Plain, open_plain, sha256_of
+from glyphlm.exporting import Plain, open_plain
 from glyphlm.ggufvocab import Piece, gguf_pieces
 from glyphlm.outputs import Build
 from glyphlm.progress import say
+from glyphlm.runfolder import weights_sha256
 
 Quantization = Literal["f32", "f16", "q8_0"]
 TYPES = {
@@ -45,7 +46,7 @@ def export_gguf(run: Path, out: Path, quantize: Quantization = "f32", fold_head_
             divide for q8_0, or `out` holds other work.
     """
     file = out / f"{run.resolve().name}-{quantize}.gguf"
-    build = Build("gguf", {"quantize": quantize, "fold_head_bias": fold_head_bias}, {"weights": sha256_of(run)})
+    build = Build("gguf", {"quantize": quantize, "fold_head_bias": fold_head_bias}, {"weights": weights_sha256(run)})
     if build.is_done(out):
         say(f"{out} is done already")
         return file

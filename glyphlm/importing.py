@@ -19,10 +19,10 @@ from glyphlm.hub import fetch
 from glyphlm.importfiles import digests, read_config, read_sizes, read_tokenizer, read_weights, weight_files
 from glyphlm.importmap import Mapped, map_experts
 from glyphlm.importmodel import ImportSettings, Published, build_codes, build_model, stored_tables
-from glyphlm.model import GPT, count_parameters
+from glyphlm.model import GPT
 from glyphlm.outputs import Build, to_json
 from glyphlm.progress import say
-from glyphlm.runfolder import export_model, read_summary, write_summary
+from glyphlm.runfolder import describe_model, export_model, read_summary, write_summary
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -95,13 +95,10 @@ def _import_expert(
 
 def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportSettings) -> dict[str, Any]:
     """Of training nothing is known."""
-    config, unknown = model.substrate.config, {"train": None, "validation": None}
+    unknown = {"train": None, "validation": None}
     return {
         "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},
-        "model": {"vocab_size": config.vocab_size, **asdict(model.config)},
-        "substrate": asdict(config),
-        "parameters": count_parameters(model),
-        "tokenizer": {"vocab_size": published.tokenizer.vocab_size, "fingerprint": published.tokenizer.fingerprint},
+        **describe_model(model, published.tokenizer),
         "tokens": None,
         "steps": None,
         "bits_per_byte": unknown,

@@ -24,13 +24,12 @@ from glyphlm.corpus import describe, find_sources
 from glyphlm.errors import InputError
 from glyphlm.inspection import Codes, find_nearest
 from glyphlm.model import GPT, scale_rows
-from glyphlm.outputs import Build, read_lines, sha256_file, to_json, to_lines
+from glyphlm.outputs import Build, read_lines, to_json, to_lines
 from glyphlm.probetexts import ProbeSettings, Texts, find_names, find_texts
 from glyphlm.progress import meter
-from glyphlm.runfolder import load_run
+from glyphlm.runfolder import load_run, weights_sha256
 from glyphlm.separability import class_mean, class_sums, gain, knn_right, linear_right, reciprocal_ranks
 from glyphlm.stats import bootstrap
-from glyphlm.tensors import WEIGHTS
 from glyphlm.tokenizer import Tokenizer
 
 ROWS, PLOT, NEIGHBOURS = "probes.jsonl", "probes.svg", "neighbours.txt"
@@ -56,7 +55,7 @@ def probe(
     names = find_names(settings)
     read = {"pairs": hashlib.sha256(to_json(names).encode()).hexdigest(),
             "text": settings.text and describe(find_sources([settings.text]))}
-    build = Build("probes", asdict(settings) | read, {label: _digest(run) for label, run in labels.items()})
+    build = Build("probes", asdict(settings) | read, {label: weights_sha256(run) for label, run in labels.items()})
     if not build.is_done(out):
         rows = []
         for label, run in labels.items():
@@ -69,13 +68,6 @@ def probe(
         with build.folder(out) as folder:
             _write(folder, rows)
     return read_lines(out / ROWS)
-
-
-def _digest(run: str) -> str:
-    weights = Path(run) / WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"{run} is no finished run (no {WEIGHTS}); give folders that glyphlm train has filled")
-    return sha256_file(weights)
 
 
 def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run: str | None = None) -> Iterator[Row]:

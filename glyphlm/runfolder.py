@@ -21,9 +21,9 @@ from glyphlm.errors import InputError
 from glyphlm.fusion import Fusion
 from glyphlm.growth import ADAPTER, attach_adapters, merge_adapters
 from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.model import GPT
-from glyphlm.outputs import to_json, write_atomic
-from glyphlm.tensors import TENSOR_ERRORS, as_os_errors, share
+from glyphlm.model import GPT, count_parameters
+from glyphlm.outputs import sha256_file, to_json, write_atomic
+from glyphlm.tensors import TENSOR_ERRORS, WEIGHTS, as_os_errors, share
 from glyphlm.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"
@@ -137,6 +137,28 @@ def _quiet() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+
+
+def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What every summary tells of its model: codes, sizes, number of values, vocabulary."""
+    return {
+        "substrate": asdict(model.substrate.config),
+        "model": {"vocab_size": model.vocab_size, **asdict(model.config)},
+        "parameters": count_parameters(model),
+        "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
+    }
+
+
+def weights_sha256(run: str | Path) -> str:
+    """What tells the weights of a run, or of an export of one.
+
+    Raises:
+        InputError: it has none.
+    """
+    path = Path(run) / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{run} is no finished run: it holds no {WEIGHTS}; give a folder that glyphlm train has filled")
+    return sha256_file(path)
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
