@@ -142,7 +142,8 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each arm is trained once with each")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="the arms to make (default: all)")
     parser.add_argument("--evaluate", nargs="+", default=[], metavar="NAME=PATH", help="what glyphlm eval asks all models")
-    parser.add_argument("--data", nargs="+", default=[], metavar="TEXT", help=f"instead of the data of the recipe; {TEXTS}")
+    parser.add_argument("--data", nargs="+", default=[], metavar="TEXT|NAME=PATH",
+                        help=f"instead of the data of the recipe; {TEXTS}, and examples, as NAME=PATH")
     parser.add_argument("--jobs", type=int, default=1, help="stages that run at once; here they share the cores")
     parser.add_argument("--dry_run", action="store_true", help="tell what would run, and why, and run nothing")
     parser.add_argument("--unlock", action="store_true", help="go on where a study was killed, not stopped")

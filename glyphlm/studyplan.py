@@ -18,6 +18,7 @@ from glyphlm.outputs import write_atomic
 from glyphlm.parsing import Parser
 from glyphlm.recipe import GrowthRecipe, Recipe, recipe_text, settings_text
 from glyphlm.substrate import OPTIONS, SubstrateSettings
+from glyphlm.tasks import TASKS
 from glyphlm.vocabulary import TAKEN, TokenizerSettings
 from glyphlm.workflow import Stage
 
@@ -45,7 +46,8 @@ class Study:
         only: Names of the arms to make; by default all.
         compare: The model that the others are compared with; by default the first.
         title: Heading of the results.
-        data: Texts to train on instead of the data of the recipe, each weighted by its size.
+        data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
+            NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
     """
 
     recipe: str | dict[str, Any]
@@ -97,8 +99,12 @@ def arm_recipe(settings: Study, changes: Values, seed: int, values: Values) -> G
         given += [f"--{name}", str(value)]
     recipe = parser.read_recipe(given, GrowthRecipe)[1]
     if settings.data:
-        recipe = replace(recipe, data=[Source(text=text) for text in settings.data])
+        recipe = replace(recipe, data=[_source(given) for given in settings.data])
     return replace(recipe, substrate=_drawn(recipe.substrate, seed))
+
+
+def _source(given: str) -> Source:
+    return Source(sft=[given]) if given.partition("=")[0] in TASKS else Source(text=given)
 
 
 def _drawn(substrate: SubstrateSettings, seed: int) -> SubstrateSettings:
