@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
 from .model import GPT, Cache
+from .together import Together, can_join
 
 Method = Literal[
     "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "gate", "head", "adapter"
@@ -126,6 +127,7 @@ class Fusion(nn.Module):
         for expert in experts:  # which then takes x_BTD for ids, and gives it back
             expert.substrate = expert.head = nn.Identity()
         self.experts = nn.ModuleList(experts)
+        self._together: Together | None = None
         self.requires_grad_(False)
         if fusion.method == "gate":
             self.gates = nn.ModuleList(nn.Linear(width, 1) for width in self._widths)
@@ -210,6 +212,8 @@ class Fusion(nn.Module):
 
     def _run_experts(self, given: Pass) -> list[Tensor]:
         """The state of each expert, x_BTD; zeros of one that no text of the batch needs any more."""
+        if given.cache is not None and self.fusion.top_k is None and self._can_run_as_one():
+            return self._run_as_one(given)
         parts, first, needed = [], self.fusion.records, self._needed(given)
         for number, expert in enumerate(self.experts):
             if number in needed:
@@ -223,6 +227,17 @@ class Fusion(nn.Module):
                 parts.append(self.head.weight.new_zeros(*given.ids_BT.shape, self._widths[number]))
             first += len(expert.blocks)
         return parts
+
+    def _can_run_as_one(self) -> bool:
+        if self._together is None or not self._together.holds():
+            self._together = Together(self.experts) if can_join(self.experts) else None
+        return self._together is not None
+
+    def _run_as_one(self, given: Pass) -> list[Tensor]:
+        """The same of experts of one shape where there is a cache: tokens come one by one, and weights are what counts."""
+        codes = [self.substrates[read](given.ids_BT) for read in self.reads]
+        cache = ExpertCache(given.cache, self.fusion.records, given.past)
+        return self._together.hidden(codes, cache, given.attended_BS, given.positions_BT)
 
     def _needed(self, given: Pass) -> list[int]:
         everyone = list(range(len(self.experts)))

@@ -1,4 +1,4 @@
-"""The model as Hugging Face transformers know it. This file travels inside every run folder, next to model.py, fusion.py."""
+"""The model as Hugging Face transformers know it. This file travels inside every run folder, with those it imports."""
 
 from collections.abc import Callable
 from typing import Any

@@ -13,7 +13,7 @@ ORDER = """
 errors outputs progress processes cluster tensors hub stats answers publishedresults
 cldr phrasebook corpus taskfiles tasks sft ngrams ngramfile ngramcount
 layouts bvv241 spelling pieces tokenizer vocabulary preparation
-fonts glyphs model mixing fusion flops codes substrate growth hiddencache fusionsettings dataset
+fonts glyphs model mixing together fusion flops codes substrate growth hiddencache fusionsettings dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
 hf runfolder card fusing generation recipe stages assembly arm staging plan plantext
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
@@ -45,7 +45,7 @@ OWNERS = {
     "wrapt": {"__init__"},
     "yaml": {"recipe"},
 }
-SHIPPED = {"model", "mixing", "fusion", "hf"}  # copied into every run folder, where glyphlm is not installed
+SHIPPED = {"model", "mixing", "together", "fusion", "hf"}  # copied into every run folder, where glyphlm is not installed
 
 
 def imports(name: str) -> set[str]:
@@ -81,7 +81,7 @@ def test_a_library_is_imported_by_its_owners_alone(library):
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_files_need_only_torch_transformers_and_each_other(name):
-    allowed = {"torch", "transformers", "glyphlm", "collections", "dataclasses", "typing", "math", "zlib"}
+    allowed = {"torch", "transformers", "glyphlm", "collections", "dataclasses", "typing", "copy", "math", "zlib"}
     assert {module.split(".")[0] for module in imports(name)} <= allowed
     assert {module for module in imports(name) if module.startswith("glyphlm.")} <= {f"glyphlm.{n}" for n in SHIPPED}
 
