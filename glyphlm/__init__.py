@@ -53,6 +53,7 @@ _HOMES = {
     "write_card": "card",
     "study": "studying",
     "Study": "studyplan",
+    "Claim": "claims",
     "run_growth": "staging",
     "GrowthRecipe": "recipe",
     "write_report": "report",

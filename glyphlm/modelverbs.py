@@ -152,7 +152,8 @@ def run_study(arguments: Sequence[str]) -> None:
     asked, settings = parser.read_recipe(ours, Study, "study")
     from glyphlm.studying import study  # loads transformers, which --help need not wait for
 
-    print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options))
+    command = f"glyphlm study {shlex.join(ours)}"
+    print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options, command))
 
 
 def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -40,12 +40,13 @@ def write_report(
     commands: Sequence[str] = (),
     published: Sequence[Path] = (),
     logs: Path | None = None,
+    claims: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path that holds no finished run is passed over.
     `commands` are what came before the trainings; each run tells its own. `published` are files of published benchmark
-    lines, `logs` is the folder that glyphlm eval --log-items has filled.
+    lines, `logs` is the folder that glyphlm eval --log-items has filled. `claims` are verdicts of a study, column -> text.
 
     Raises:
         InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
@@ -54,13 +55,20 @@ def write_report(
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
     found = read_runs([Path(run) for run in runs])
-    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs)
+    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs, claims)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
 
 
-def _page(runs: list[Run], title: str, commands: Sequence[str], published: Sequence[Row], logs: Path | None) -> str:
+def _page(
+    runs: list[Run],
+    title: str,
+    commands: Sequence[str],
+    published: Sequence[Row],
+    logs: Path | None,
+    claims: Sequence[Mapping[str, str]],
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -84,7 +92,7 @@ def _page(runs: list[Run], title: str, commands: Sequence[str], published: Seque
     views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
     told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
     commands = [*commands, *dict.fromkeys(told)]
-    return template.render(title=title, runs=shown, all_runs=runs, commands=commands, **views)
+    return template.render(title=title, runs=shown, all_runs=runs, commands=commands, claims=claims, **views)
 
 
 def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] | None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from glyphlm.claims import check_claims
 from glyphlm.errors import InputError
 from glyphlm.progress import say
 from glyphlm.runfolder import read_summary
-from glyphlm.studyplan import Model, Stages, Study, Values
+from glyphlm.studyplan import Model, Stages, Study, Values, model_names
 from glyphlm.studyresults import Choice, write_results
 from glyphlm.workflow import Stage, finished, run_workflow
 
@@ -17,11 +18,18 @@ NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def study(
-    settings: Study, out: Path, jobs: int = 1, dry_run: bool = False, unlock: bool = False, options: Sequence[str] = ()
+    settings: Study,
+    out: Path,
+    jobs: int = 1,
+    dry_run: bool = False,
+    unlock: bool = False,
+    options: Sequence[str] = (),
+    command: str = "glyphlm study",
 ) -> Path:
     """Make what is missing of the study in the folder `out`; its table, `out`/results.md, with what could not be made.
 
-    The same call again goes on after any stop. `jobs` stages run at once; `options` are Snakemake's.
+    The same call again goes on after any stop; where all is done it only writes the results. `jobs` stages run at once;
+    `options` are Snakemake's. `command` is what a reader types to repeat it.
 
     Raises:
         InputError: the study or a recipe of it contradicts itself, or as `workflow.run_workflow`.
@@ -45,7 +53,7 @@ def study(
     if dry_run:
         return out
     every = {stage.name: stage for stage in [*tuning, *stages.ordered]}
-    return write_results(settings.title, settings.compare, choices, stages.models, [*every.values()], out)
+    return write_results(settings, choices, stages.models, [*every.values()], out, command)
 
 
 def check(settings: Study, jobs: int) -> None:
@@ -67,6 +75,8 @@ def check(settings: Study, jobs: int) -> None:
     for name, arms in wanted.items():
         if unknown := [arm for arm in arms if arm not in settings.arms]:
             raise InputError(f"{name} names {', '.join(unknown) or 'no experts'}; the arms are {', '.join(settings.arms)}")
+    if settings.claims:
+        check_claims(settings.claims, model_names(settings))
     if jobs < 1:
         raise InputError(f"--jobs {jobs} is less than 1")
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from glyphlm.claims import Claim
 from glyphlm.corpus import find_sources, is_data_set
 from glyphlm.dataset import Source
 from glyphlm.outputs import write_atomic
@@ -48,6 +49,7 @@ class Study:
         title: Heading of the results.
         data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
             NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
+        claims: What is said of two of the models; the results tell whether it is supported.
     """
 
     recipe: str | dict[str, Any]
@@ -61,6 +63,7 @@ class Study:
     compare: str | None = None
     title: str = "GlyphLM study"
     data: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,8 @@ class Stages:
         name = f"train_{_word(place)}_{seed}"
         verb, made = ("grow", run / "report.html") if grown else ("train", run / "summary.json")
         self._add(name, ["glyphlm", verb, str(file), "--out", str(run)], made, [*inputs, *needs], [file])
-        models = [Model(arm, seed, run, name)]
-        if grown:
-            depths = [f"stage-{number}" for number in range(1, len(recipe.stages) + 1)]
-            models = [Model(f"{arm}.{part}", seed, run / part, name, is_whole=part == depths[-1])
-                      for part in (*depths, *(f"monolithic-{kind}" for kind in recipe.controls))]
+        models = [Model(f"{arm}.{part}", seed, run / part, name, is_whole=part == f"stage-{len(recipe.stages)}")
+                  for part in _parts(recipe)] or [Model(arm, seed, run, name)]
         self.models += models
         return next(model for model in models if model.is_whole)
 
@@ -235,6 +235,30 @@ class Stages:
         self, name: str, command: Sequence[str], makes: Path, needs: Sequence[str] = (), reads: Sequence[Path] = ()
     ) -> None:
         self._all.setdefault(name, Stage(name, tuple(command), makes, tuple(needs), tuple(reads)))
+
+
+def model_names(settings: Study) -> list[str]:
+    """What the models of a study are told as: its arms, those with stages part by part, and its fused models.
+
+    Raises:
+        InputError: as `arm_recipe`.
+    """
+    names = []
+    for arm, changes in settings.arms.items():
+        names += [f"{arm}.{part}" for part in _parts(arm_recipe(settings, changes or {}, 0, {}))] or [arm]
+    return [*names, *settings.fuse]
+
+
+def arms_of(settings: Study, models: Sequence[str]) -> list[str]:
+    """The arms that the models of these names are made of, each once."""
+    arms = [settings.fuse.get(model, {}).get("experts", [model.partition(".")[0]]) for model in models]
+    return [*dict.fromkeys(arm for of_model in arms for arm in of_model)]
+
+
+def _parts(recipe: GrowthRecipe) -> list[str]:
+    """The models of one growth: its stages, and its controls; none without stages."""
+    stages = [f"stage-{number}" for number in range(1, len(recipe.stages) + 1)]
+    return [*stages, *(f"monolithic-{kind}" for kind in recipe.controls)] if stages else []
 
 
 def _texts(recipe: Recipe) -> list[str]:

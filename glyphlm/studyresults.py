@@ -1,27 +1,26 @@
-"""What a study found: rows of every arm, seed and measure, and a table with intervals over seeds against one reference."""
+"""What a study found: rows of every arm, seed and measure, verdicts on claims, tables with intervals over seeds."""
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glyphlm.claims import BITS, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
 from glyphlm.outputs import read_lines, to_lines, write_atomic
 from glyphlm.progress import say
 from glyphlm.report import write_report
 from glyphlm.runfolder import read_summary
-from glyphlm.stats import Z_95, Z_POWER_80, over_seeds
-from glyphlm.studyplan import Model, Values
+from glyphlm.stats import over_seeds
+from glyphlm.studyplan import Model, Study, Values, arms_of
 from glyphlm.workflow import Stage, finished, reason
 
-RESULTS, TABLE, REPORT = "results.jsonl", "results.md", "report.html"
-VALIDATION = "bits per byte, validation"
-COSTS = ("tokens", "values trained", "petaFLOP", "seconds")  # of training
+RESULTS, CLAIMS, TABLE, REPORT = "results.jsonl", "claims.jsonl", "results.md", "report.html"
+VALIDATION = f"{BITS}, validation"
 BESIDE = ("subject", "low", "high", "interval", "items", "chance", "majority")  # what is kept of a result
 DASH = "–"
-Row = dict[str, Any]
-Seeds = dict[int, float]  # seed -> value
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _of_evaluation(path: Path) -> Iterator[Row]:
         name = f"{' '.join(filter(None, told))}, {row['source']}"
         yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
         if row.get("letter_mass") is not None and not row.get("subject"):
-            yield {"measure": f"{row['task']} letter mass, {row['source']}", "value": row["letter_mass"]}
+            yield {"measure": f"{row['task']} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
 
 
 def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
@@ -77,56 +76,79 @@ def _mean(values: Sequence[float], sign: str) -> tuple[str, str]:
     return _number(sum(values) / len(values), sign), f"{low} to {high}" if DASH not in (low, high) else DASH
 
 
-def detectable(differences: Sequence[float]) -> float:
-    """The smallest true difference that as many seeds would find with probability 0.8 at level 0.05, about.
-
-    The half width of Student's interval, widened by the share that the power adds for many seeds (0.43); for 3 seeds it is
-    9% above the exact value, for 10 seeds 2%. One seed finds nothing.
-    """
-    if len(differences) < 2:
-        return math.inf
-    interval = over_seeds(differences)
-    return (interval.high - interval.low) / 2 * (1 + Z_POWER_80 / Z_95)
-
-
 def write_results(
-    title: str,
-    reference: str | None,
+    settings: Study,
     choices: dict[str, Choice],
     models: Sequence[Model],
     stages: Sequence[Stage],
     out: Path,
+    command: str,
 ) -> Path:
-    """Write results.jsonl, results.md and report.html of what is done into `out`; the path of results.md."""
+    """Write results.jsonl, claims.jsonl, results.md and report.html of what is done into `out`; the path of results.md.
+
+    `command` is what made all of it.
+    """
     done = finished(stages, out)
     rows = measured(models, done)
+    verdicts = [row | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
     write_atomic(out / RESULTS, to_lines(rows))
-    runs = [model.run for model in models if model.stage in done]
+    write_atomic(out / CLAIMS, to_lines(verdicts))
+    runs, claims = [model.run for model in models if model.stage in done], [_claim(settings, row) for row in verdicts]
     if runs:
-        write_report(runs, out / REPORT, title, [shlex.join(stage.command) for stage in stages])
-    sections = [f"# {title}\n", *_missing(choices, models, stages, done, out), *_tables(rows, models, reference),
-                *_chosen(choices), *_commands(stages)]
+        write_report(runs, out / REPORT, settings.title, [shlex.join(stage.command) for stage in stages], claims=claims)
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
+                *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(stages)]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
     return out / TABLE
 
 
+def _claims(claims: Sequence[dict[str, str]], verdicts: Sequence[Row], command: str) -> Iterator[str]:
+    if claims:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
+        yield (f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean. "
+               "Supported: the claim holds everywhere in the interval (at least as good: worse by no more than the margin); "
+               "not supported: nowhere in it. Each stands for itself: of 40 gains that are none, one looks like a gain. "
+               f"A row is made again by `{command}` with its last column.\n")
+        yield _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
+
+
+def _claim(settings: Study, row: Row) -> dict[str, str]:
+    """A verdict for the eye, by the heads of its columns."""
+    low, high = _number(row["low"], "+"), _number(row["high"], "+")
+    return {
+        "claim": row["claim"],
+        "source": row["source"] or DASH,
+        "difference of": f"{row['arm']} − {row['against']}",
+        "measure": row["measure"],
+        "difference": _number(row["difference"], "+"),
+        "95%": f"{low} to {high}" if DASH not in (low, high) else DASH,
+        "margin": f"{row['margin']:g}" if row["kind"] == "at_least" else row["kind"],
+        "verdict": ": ".join(filter(None, (row["verdict"], row["reason"]))),
+        "made again by": _only(settings, row),
+    }
+
+
+def _only(settings: Study, row: Row) -> str:
+    """What of the study makes the two models of a verdict."""
+    return f"--only {' '.join(arms_of(settings, (row['arm'], row['against'])))}"
+
+
 def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None) -> Iterator[str]:
     """A table a measure, its arms in the order of the study, and one of all costs."""
     reference = reference or (models[0].arm if models else "")
-    table: dict[str, dict[str, Seeds]] = {}
-    for row in rows:
-        if row.get("subject"):
-            continue  # of MMLU there are 57; they are in results.jsonl
-        table.setdefault(row["measure"], {}).setdefault(row["arm"], {})[row["seed"]] = row["value"]
-    costs = {name: table.pop(name) for name in COSTS if name in table}
+    table = by_measure(rows)
+    costs = {name: table.pop(name).values for name in COSTS if name in table}
     yield (f"Means over seeds with Student's 95% interval; differences from `{reference}` are paired by seed, with the "
            "interval of their mean and the smallest difference that so many seeds would find (4 times of 5, at level "
            "0.05). One seed has no interval.\n")
-    for measure, arms in table.items():
-        against = arms.get(reference, {})
-        cells = [_cells(arm, values, None if arm == reference else against) for arm, values in arms.items()]
-        yield f"## {measure}\n\n{_table(('arm', 'seeds', 'mean', '95%', f'minus {reference}', '95%', 'would find'), cells)}"
+    for measure, found in table.items():
+        against = found.values.get(reference, {})
+        cells = [_cells(arm, values, None if arm == reference else against) for arm, values in found.values.items()]
+        yield f"## {measure}\n"
+        if levels := ", ".join(f"{name} {found.levels[name]:.4f}" for name in LEVELS if name in found.levels):
+            yield f"{levels.capitalize()}.\n"
+        yield _table(("arm", "seeds", "mean", "95%", f"minus {reference}", "95%", "would find"), cells)
     arms = dict.fromkeys(row["arm"] for row in rows)
     cells = [[arm, *(f"{sum(found[arm].values()) / len(found[arm]):,.4g}" for found in costs.values())] for arm in arms]
     yield f"## Cost of one training, mean over seeds\n\n{_table(('arm', *costs), cells)}"
@@ -165,5 +187,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" if math.isfinite(value) else DASH
+def _number(value: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if value is not None and math.isfinite(value) else DASH

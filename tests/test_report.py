@@ -364,6 +364,15 @@ def test_without_logs_the_page_tells_how_to_get_them(asked: Path, tmp_path: Path
     assert not (tmp_path / "other.html").exists()
 
 
+def test_claims_stand_first_and_are_escaped(runs: list[Path], tmp_path: Path) -> None:
+    claims = [{"claim": "<b> helps", "verdict": "supported"}, {"claim": "more", "verdict": "not supported"},
+              {"claim": "less", "verdict": "not decidable: 1 seed"}]  # fmt: skip
+    text = write_report(runs, tmp_path / "report.html", claims=claims).read_text(encoding="utf-8")
+    assert not Elements(text).open and text.index("<h2") == text.index('<h2 id="claims">')
+    assert "&lt;b&gt; helps" in text and '<td class="yes">supported</td>' in text
+    assert '<td class="no">not supported</td>' in text and '<td class="quiet">not decidable: 1 seed</td>' in text
+
+
 def test_pictures_of_benchmarks_bear_what_is_missing_and_are_repeatable() -> None:
     values_SR, signs_SR = np.array([[0.25, math.nan], [0.5, 0.0]]), np.array([[0, 0], [1, -1]])
     rows = [{"name": "$x$", "run": "a", "difference": 1.0, "low": -1.0, "high": 3.0, "mde": None}]

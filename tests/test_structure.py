@@ -19,7 +19,7 @@ hf runfolder card fusing generation recipe stages assembly arm staging plan plan
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
 rundata growthview benchview pairview plots inspection comparison separability probetexts probes report quickstart
-parsing workflow studyplan studyresults studying textverbs modelverbs shareverbs useverbs cli __main__
+parsing workflow claims studyplan studyresults studying textverbs modelverbs shareverbs useverbs cli __main__
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {

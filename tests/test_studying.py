@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from glyphlm.claims import Claim
 from glyphlm.errors import InputError
 from glyphlm.outputs import read_lines
 from glyphlm.parsing import Parser
 from glyphlm.plan import PlanSettings, make_plans
 from glyphlm.recipe import recipe_text
 from glyphlm.studying import check, study
-from glyphlm.studyplan import Stages, Study, arm_recipe
+from glyphlm.studyplan import Stages, Study, arm_recipe, arms_of, model_names
 from glyphlm.workflow import DONE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -124,6 +125,14 @@ def test_a_grown_arm_has_a_model_a_stage_and_its_control():
     assert len(commands(stages, "grow")) == 1
 
 
+def test_the_models_of_a_study_are_known_before_they_are_made():
+    fuse = {"both": {"experts": ["bits", "learned"]}}
+    settings = Study(RECIPE, {"bits": None, "grown": GROWN, "learned": LEARNED}, fuse=fuse)
+    made = planned(1, **settings.arms)
+    assert model_names(settings) == [*(model.arm for model in made.models), "both"]
+    assert arms_of(settings, ("grown.stage-2", "both", "bits")) == ["grown", "bits", "learned"]
+
+
 def test_experts_are_fused_seed_by_seed_after_their_training():
     stages = planned(1, 2, one=None, two=LEARNED)
     for seed in (1, 2):
@@ -155,6 +164,8 @@ def test_every_model_is_asked_the_same():
         ({"fuse": {"bits": {"experts": ["bits", "bits"]}}}, "names an arm and a fused model"),
         ({"only": ["glyph"]}, "only names glyph; the arms are bits"),
         ({"fuse": {"both": {"experts": ["bits", "other"]}}}, "fuse both names other; the arms are bits"),
+        ({"claims": [Claim("it grows", "grown.stage-3", "bits")], "arms": {"bits": None, "grown": GROWN}},
+         "'it grows' names grown.stage-3; the models are bits, grown.stage-1, grown.stage-2, grown.monolithic-tokens"),
     ],
 )
 def test_a_study_that_cannot_be_made_is_refused(change, message):
@@ -230,8 +241,11 @@ def test_a_study_is_made_after_a_kill_without_an_arm_that_fails_and_found_done()
     assert "missing.npy does not exist; name a file that does" in text and "Not trained: broken 1.\n" in text
     assert "| learned | 1 | " in text and "# Three arms" in text and Path("out/report.html").is_file()
 
-    study(Study(**settings), Path("out"))
+    asked = {"claims": [Claim("bits do", "bits", "learned")], "title": "Other words", "compare": "learned"}
+    text = study(Study(**settings | asked), Path("out"), command="glyphlm study s.yaml").read_text()
     assert flags() == made
+    assert text.startswith("# Other words\n\n## Claims\n") and "minus learned" in text
+    assert "not decidable: 1 seed | --only bits learned |" in text and "`glyphlm study s.yaml`" in text
 
 
 def test_tuning_chooses_by_validation(monkeypatch):

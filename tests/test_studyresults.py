@@ -1,14 +1,14 @@
 """The numbers of a study: rows of what was measured, means over seeds, paired differences, what they would find."""
 
 import json
-import math
 
 import pytest
 
-from glyphlm.outputs import to_lines, write_atomic
+from glyphlm.claims import Claim, detectable
+from glyphlm.outputs import read_lines, to_lines, write_atomic
 from glyphlm.stats import over_seeds
-from glyphlm.studyplan import Model
-from glyphlm.studyresults import VALIDATION, Choice, detectable, measured, write_results
+from glyphlm.studyplan import Model, Study
+from glyphlm.studyresults import VALIDATION, Choice, measured, write_results
 from glyphlm.workflow import DONE, LOGS, Stage
 
 BITS = {
@@ -33,7 +33,7 @@ def add_run(place, arm, seed, bits):
     }
     write_atomic(run / "summary.json", json.dumps(summary))
     scored = {"task": "boolq", "scoring": "letters", "metric": "accuracy", "subject": "", "source": "boolq.jsonl",
-              "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "letter_mass": 0.25}
+              "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "chance": 0.5, "majority": 0.625, "letter_mass": 0.25}
     subject = scored | {"task": "mmlu", "subject": "anatomy"}
     write_atomic(rows, to_lines([scored, subject]))
     model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, asked=f"eval_{arm}_{seed}")
@@ -53,6 +53,12 @@ def found(tmp_path):
     return models, stages
 
 
+def write(found, out, choices=None, **asked):
+    """The text of results.md of a study that asks so."""
+    settings = Study({}, dict.fromkeys(("frozen", "trained")), title="Title", **asked)
+    return write_results(settings, choices or {}, *found, out, "glyphlm study s.yaml --out out").read_text()
+
+
 def test_every_arm_seed_and_measure_is_a_row(found):
     models, stages = found
     rows = measured(models, {stage.name for stage in stages})
@@ -63,52 +69,61 @@ def test_every_arm_seed_and_measure_is_a_row(found):
 
 
 def test_the_table_has_means_and_paired_differences(found, tmp_path):
-    models, stages = found
-    text = write_results("Title", None, {"frozen": Choice({}), "trained": Choice({})}, models, stages, tmp_path).read_text()
+    text = write(found, tmp_path, {"frozen": Choice({}), "trained": Choice({})})
     paired = over_seeds([0.3, 0.4, 0.4])
     assert text.startswith("# Title\n") and "## Missing" not in text
     assert "| frozen | 3 | 2.1000 |" in text
     assert f"| +0.3667 | {paired.low:+.4f} to {paired.high:+.4f} | {detectable([0.3, 0.4, 0.4]):.4f} |" in text
-    assert "boolq letters accuracy" in text and "anatomy" not in text
+    assert "## boolq letters accuracy, boolq.jsonl\n\nChance 0.5000, majority 0.6250.\n\n| arm |" in text
+    assert "anatomy" not in text
     assert "anatomy" in (tmp_path / "results.jsonl").read_text()
     assert "| trained | 768 | 1,000 | 4 | 2 |" in text and (tmp_path / "report.html").is_file()
 
 
 def test_another_arm_can_be_the_reference(found, tmp_path):
-    models, stages = found
-    text = write_results("Title", "trained", {}, models, stages, tmp_path).read_text()
+    text = write(found, tmp_path, compare="trained")
     assert "| arm | seeds | mean | 95% | minus trained |" in text and "| -0.3667 |" in text
 
 
+def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
+    claims = [Claim("frozen | is as good", "frozen", "trained", "a paper", margin=0.02),
+              Claim("more is known", "trained", "both", measures=["boolq"], kind="better")]
+    text = write(found, tmp_path, claims=claims, fuse={"both": {"experts": ["frozen", "trained"]}})
+    low, high = over_seeds([-0.3, -0.4, -0.4])[:2]
+    assert text.startswith("# Title\n\n## Claims\n\n1 supported, 1 not decidable. ")
+    assert "is made again by `glyphlm study s.yaml --out out` with its last column." in text
+    assert ("| frozen \\| is as good | a paper | frozen − trained | bits per byte, validation | -0.3667 "
+            f"| {low:+.4f} to {high:+.4f} | 0.02 | supported | --only frozen trained |\n") in text
+    assert ("| more is known | – | trained − both | boolq | – | – | better | not decidable: arm both was not made "
+            "| --only trained frozen |\n") in text
+    rows = read_lines(tmp_path / "claims.jsonl")
+    assert [row["verdict"] for row in rows] == ["supported", "not decidable"]
+    assert rows[0]["command"] == "glyphlm study s.yaml --out out --only frozen trained"
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("<h2") == page.index('<h2 id="claims">') and '<td class="yes">supported</td>' in page
+
+
+def test_without_claims_nothing_is_said_of_them(found, tmp_path):
+    assert "## Claims" not in write(found, tmp_path)
+    assert not read_lines(tmp_path / "claims.jsonl") and 'id="claims"' not in (tmp_path / "report.html").read_text()
+
+
 def test_what_failed_is_told_with_its_reason_and_not_measured(found, tmp_path):
-    models, stages = found
     (tmp_path / DONE / "train_trained_2").unlink()
     write_atomic(tmp_path / LOGS / "train_trained_2.txt", "step 3\nglyphlm: the loss is | no number\n\n")
-    text = write_results("Title", None, {}, models, stages, tmp_path).read_text()
+    text = write(found, tmp_path)
     assert "| train_trained_2 | glyphlm: the loss is \\| no number | glyphlm train_trained_2 |" in text
     assert "Not trained: trained 2.\n" in text and "eval_trained_2 |" not in text
     assert "| trained | 2 | 2.4000 |" in text
 
 
 def test_what_was_tuned_is_told(found, tmp_path):
-    models, stages = found
     choice = Choice({"train.lr": 0.01}, (({"train.lr": 0.01}, 2.0), ({"train.lr": 0.1}, None)))
-    text = write_results("Title", None, {"frozen": choice, "trained": Choice(None)}, models, stages, tmp_path).read_text()
+    text = write(found, tmp_path, {"frozen": choice, "trained": Choice(None)})
     assert "| frozen | train.lr 0.01 | 2.0000 | chosen |\n| frozen | train.lr 0.1 | failed |" in text
 
 
 def test_one_seed_has_no_interval(found, tmp_path):
     models, stages = found
-    text = write_results("Title", None, {}, [models[0], models[3]], stages, tmp_path).read_text()
+    text = write(([models[0], models[3]], stages), tmp_path)
     assert "| trained | 1 | 2.3000 | – | +0.3000 | – | – |" in text
-    assert detectable([0.3]) == math.inf
-
-
-@pytest.mark.parametrize(("seeds", "exact"), [(3, 5.65), (5, 3.76), (10, 3.16)])
-def test_the_detectable_difference_is_near_the_exact_one(seeds, exact):
-    """Exact: noncentrality that gives the two-sided t-test a power of 0.8, in standard errors."""
-    differences = [1.0, *[-1 / (seeds - 1)] * (seeds - 1)]
-    error = over_seeds(differences)
-    standard = (sum(d * d for d in differences) / (seeds - 1) / seeds) ** 0.5
-    assert error.high > standard
-    assert exact <= detectable(differences) / standard < 1.1 * exact
