@@ -18,7 +18,7 @@ class Sampling:
 
     Args:
         max_new_tokens: Length of the continuation; a document that ends sooner stops there.
-        temperature: Above 0; below 1 sharpens the distribution. 0 takes the likeliest token always.
+        temperature: 0 takes the likeliest token always; below 1 sharpens the distribution, above 1 flattens it.
         top_k: Choose among the k likeliest tokens; 0 for all.
         top_p: Choose among the likeliest tokens that together have this probability.
         seed: Same seed, same text.

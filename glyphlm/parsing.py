@@ -11,7 +11,7 @@ from glyphlm.cluster import EXECUTORS, Engine
 from glyphlm.corpus import Reading
 from glyphlm.errors import InputError
 
-TEXTS = "texts: .txt, .jsonl, .parquet (.gz, .zst), folders of these, or hf:NAME[:CONFIG][:SPLIT]"
+TEXTS = "texts: .txt, .jsonl, .parquet (.gz, .zst), folders of these, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

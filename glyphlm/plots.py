@@ -186,8 +186,8 @@ def _to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def draw_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> str:
-    """Held-out bits per byte over all tokens or operations so far, as SVG; a dotted line where a stage begins."""
+def draw_held_out(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> str:
+    """Held-out bits per byte over tokens or operations so far, as SVG; a dotted line where a stage of growth begins."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
         axes = figure.add_subplot(xlabel=NAMES[x], ylabel=NAMES["bits_per_byte"])
@@ -195,7 +195,7 @@ def draw_growth(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> st
             across, up = _columns(rows, x, "bits_per_byte")
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
             axes.plot(across, up, marker=MARKERS[number % len(MARKERS)][0], **look, **HOLLOW)
-            starts = [row[x] for before, row in zip(rows, rows[1:]) if before["stage"] != row["stage"]]
+            starts = [row[x] for before, row in zip(rows, rows[1:]) if before.get("stage") != row.get("stage")]
             for start in starts:
                 axes.axvline(start, color=look["color"], linestyle=":", linewidth=0.8)
         _dress(figure, axes, list(curves))

@@ -105,7 +105,7 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] |
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
-        "over": {x: plots.draw_growth(curves, x) for x in ("tokens", "flops")} if len(found) <= MOST_CURVES else {},
+        "over": {x: plots.draw_held_out(curves, x) for x in ("tokens", "flops")} if len(found) <= MOST_CURVES else {},
         "depth": plots.draw_depth(depth_points(runs)),
         "unit": operations_unit([run for chain in found for run in chain]),
     }

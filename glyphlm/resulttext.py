@@ -30,10 +30,16 @@ def comparison_line(row: dict[str, Any]) -> str:
     """The difference of two models on the same items, its interval, p, and the smallest that would be found."""
     difference, low, high = (shown(row["metric"], row[key], "+") for key in ("difference", "low", "high"))
     corrected = f", Holm {row['p_holm']:.2g}" if row["subject"] else ""
-    mde = "not known" if row["mde"] is None else shown(row["metric"], row["mde"])
     names = f"{Path(row['b']).name} - {Path(row['a']).name}"
     return (f"{names} {_title(row)}: {difference} [{low}, {high}] ({row['interval']}), "
-            f"p {row['p']:.2g} ({row['test']}{corrected}), detectable: {mde}")
+            f"p {row['p']:.2g} ({row['test']}{corrected}), detectable: {_detectable(row)}")
+
+
+def _detectable(row: dict[str, Any]) -> str:
+    if row["mde"] is None:
+        return "not known"
+    none = row["metric"] in PERCENT and row["mde"] > 1  # so few items that not even all against none is significant
+    return "none with so few items" if none else shown(row["metric"], row["mde"])
 
 
 def shown(metric: str, value: float, sign: str = "") -> str:
@@ -47,7 +53,8 @@ def shown(metric: str, value: float, sign: str = "") -> str:
 
 def _title(row: dict[str, Any]) -> str:
     subject = f" [{row['subject']}]" if row["subject"] else ""
-    return " ".join(filter(None, (f"{row['task']}{subject}", row["scoring"], row["metric"].replace("_", " "))))
+    text = Path(row["source"]).name if row["task"] == "bpb" else ""  # several are asked at once
+    return " ".join(filter(None, (f"{row['task']}{subject}", text, row["scoring"], row["metric"].replace("_", " "))))
 
 
 def _beside(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A run folder IS a Hugging Face folder: weights, config, tokenizer and the three files of code that read them.
+"""A run folder IS a Hugging Face folder: weights, config, tokenizer and the files of code that read them.
 
 It loads with AutoModelForCausalLM.from_pretrained(run, trust_remote_code=True) where glyphlm is not installed, and
 without remote code after `import glyphlm`.

@@ -10,6 +10,7 @@ from typing import Any
 
 from glyphlm.claims import BITS, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
 from glyphlm.outputs import read_lines, to_lines, write_atomic
+from glyphlm.plots import draw_held_out
 from glyphlm.progress import say
 from glyphlm.report import write_report
 from glyphlm.runfolder import read_summary
@@ -17,7 +18,7 @@ from glyphlm.stats import over_seeds
 from glyphlm.studyplan import Model, Study, Values, arms_of
 from glyphlm.workflow import Stage, finished, reason
 
-RESULTS, CLAIMS, TABLE, REPORT = "results.jsonl", "claims.jsonl", "results.md", "report.html"
+RESULTS, CLAIMS, TABLE, CURVES, REPORT = "results.jsonl", "claims.jsonl", "results.md", "curves.svg", "report.html"
 VALIDATION = f"{BITS}, validation"
 BESIDE = ("subject", "low", "high", "interval", "items", "chance", "majority")  # what is kept of a result
 DASH = "–"
@@ -84,7 +85,7 @@ def write_results(
     out: Path,
     command: str,
 ) -> Path:
-    """Write results.jsonl, claims.jsonl, results.md and report.html of what is done into `out`; the path of results.md.
+    """Write what is done into `out`: results.jsonl, claims.jsonl, results.md, curves.svg, report.html; the path of results.md.
 
     `command` is what made all of it.
     """
@@ -97,7 +98,8 @@ def write_results(
     if runs:
         write_report(runs, out / REPORT, settings.title, [shlex.join(stage.command) for stage in stages], claims=claims)
     sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
-                *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(stages)]
+                *_tables(rows, models, settings.compare), *_curves(models, done, out), *_chosen(choices),
+                *_commands(stages)]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
     return out / TABLE
@@ -152,6 +154,21 @@ def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None)
     arms = dict.fromkeys(row["arm"] for row in rows)
     cells = [[arm, *(f"{sum(found[arm].values()) / len(found[arm]):,.4g}" for found in costs.values())] for arm in arms]
     yield f"## Cost of one training, mean over seeds\n\n{_table(('arm', *costs), cells)}"
+
+
+def _curves(models: Sequence[Model], done: set[str], out: Path) -> Iterator[str]:
+    """Means over the seeds that got so far, drawn into curves.svg; of the stages of growth report.html has them."""
+    logged: dict[str, dict[int, list[float]]] = {}
+    for model in models:
+        if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
+            for row in read_lines(model.run / "metrics.jsonl"):
+                if row["split"] == "validation":
+                    logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
+    if logged:
+        curves = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
+                  for arm, found in logged.items()}
+        write_atomic(out / CURVES, draw_held_out(curves, "tokens"))
+        yield f"## Curves\n\n![{VALIDATION}, over tokens, mean over seeds]({CURVES})\n"
 
 
 def _missing(

@@ -38,6 +38,7 @@ def run_eval(arguments: Sequence[str]) -> None:
         "glyphlm eval runs/mine runs/twin --tasks mmlu=mmlu/test boolq=boolq.jsonl bpb=held_out.txt --out results.jsonl\n"
         "  glyphlm eval runs/mine --tasks mmlu=hf: --protocol sampled",
     )
+    parser.usage = "glyphlm eval RUN [RUN ...] --tasks NAME=PATH [NAME=PATH ...] [options]"
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="run folders, other folders that transformers read without remote code, or hf:NAME")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=PATH",
@@ -72,6 +73,7 @@ def run_probe(arguments: Sequence[str]) -> None:
         "glyphlm probe runs/frozen runs/twin --words Germany 国 --out probes/\n"
         "  glyphlm probe runs/* --pairs words.tsv --text held_out.txt --out probes/",
     )
+    parser.usage = "glyphlm probe RUN [RUN ...] [options] --out FOLDER"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, side by side in the plot")
     names = parser.add_class_arguments(ProbeSettings, skip={"words"})
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
@@ -94,6 +96,7 @@ def run_report(arguments: Sequence[str]) -> None:
         "glyphlm report runs/* --out report.html\n"
         "  glyphlm report runs/frozen runs/twin --logs logs --published published/*.txt --out report.html",
     )
+    parser.usage = "glyphlm report RUN [RUN ...] [options] --out FILE"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; other paths are passed over")
     parser.add_argument("--title", default="GlyphLM report", help="heading of the page")
     parser.add_argument("--published", nargs="*", type=Path, default=[], metavar="FILE",

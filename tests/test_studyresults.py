@@ -80,6 +80,18 @@ def test_the_table_has_means_and_paired_differences(found, tmp_path):
     assert "| trained | 768 | 1,000 | 4 | 2 |" in text and (tmp_path / "report.html").is_file()
 
 
+def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("glyphlm.studyresults.draw_held_out", lambda curves, x: drawn.update(curves) or "<svg/>")
+    assert "curves.svg" not in write(found, tmp_path)
+    for seed, values in enumerate(([3.0, 2.0], [4.0, 2.5], [5.0]), 1):
+        rows = [{"split": split, "step": step, "tokens": 100 * step, "seconds": 1.0, "loss": 5.0, "bits_per_byte": bits}
+                for step, bits in enumerate(values, 1) for split in ("train", "validation")]
+        write_atomic(tmp_path / f"runs/frozen-{seed}/metrics.jsonl", to_lines(rows))
+    assert "(curves.svg)" in write(found, tmp_path) and (tmp_path / "curves.svg").read_text() == "<svg/>"
+    assert drawn == {"frozen": [{"tokens": 100, "bits_per_byte": 4.0}, {"tokens": 200, "bits_per_byte": 2.25}]}
+
+
 def test_another_arm_can_be_the_reference(found, tmp_path):
     text = write(found, tmp_path, compare="trained")
     assert "| arm | seeds | mean | 95% | minus trained |" in text and "| -0.3667 |" in text
