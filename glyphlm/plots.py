@@ -23,6 +23,7 @@ LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 HATCHES = ("", "///", "...")
 LEGEND = 60  # characters that fit beside each other over a plot, five of them for each line and marker
+LEGEND_LINE = 0.2  # inches
 POINTS = 200  # per curve and plot: a long run must not make the page heavy
 NAMES = {
     "tokens": "training tokens",
@@ -163,6 +164,9 @@ def _dress(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
 
 
 def _name(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """The legend above the plot; one of many lines makes the figure higher, not the plot lower."""
+    lines = math.ceil(len(names) / columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 2))
     legend = figure.legend(handles, names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in a name is a dollar sign

@@ -41,12 +41,14 @@ def write_report(
     published: Sequence[Path] = (),
     logs: Path | None = None,
     claims: Sequence[Mapping[str, str]] = (),
+    curves: str | None = None,
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path that holds no finished run is passed over.
     `commands` are what came before the trainings; each run tells its own. `published` are files of published benchmark
-    lines, `logs` is the folder that glyphlm eval --log-items has filled. `claims` are verdicts of a study, column -> text.
+    lines, `logs` is the folder that glyphlm eval --log-items has filled. Of a study `claims` are verdicts, column -> text,
+    and `curves` the SVG of its means over seeds, which stands in place of the curves and sentences of single runs.
 
     Raises:
         InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
@@ -55,7 +57,7 @@ def write_report(
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
     found = read_runs([Path(run) for run in runs])
-    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs, claims)
+    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs, claims, curves)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
@@ -68,6 +70,7 @@ def _page(
     published: Sequence[Row],
     logs: Path | None,
     claims: Sequence[Mapping[str, str]],
+    curves: str | None,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -88,7 +91,8 @@ def _page(
     views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown)}
     labels = dict.fromkeys(run.label for run in (*shown, *runs))
     numbers = {label: number for number, label in enumerate(labels)}  # an arm keeps its colour in every plot
-    views |= {"plots": plots.draw(arms), "growth": _growth(found, runs), "mark": plots.mark, "numbers": numbers}
+    views |= {"plots": {} if curves else plots.draw(arms), "curves": curves}
+    views |= {"growth": _growth(found, runs), "mark": plots.mark, "numbers": numbers}
     views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
     told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
     commands = [*commands, *dict.fromkeys(told)]

@@ -85,7 +85,7 @@ def write_results(
     out: Path,
     command: str,
 ) -> Path:
-    """Write what is done into `out`: results.jsonl, claims.jsonl, results.md, curves.svg, report.html; the path of results.md.
+    """Write what is done into `out`: results.md and the rows, curves and page beside it; the path of results.md.
 
     `command` is what made all of it.
     """
@@ -95,10 +95,15 @@ def write_results(
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
     runs, claims = [model.run for model in models if model.stage in done], [_claim(settings, row) for row in verdicts]
+    curves = _curves(models, done)
+    if curves:
+        write_atomic(out / CURVES, curves)
     if runs:
-        write_report(runs, out / REPORT, settings.title, [shlex.join(stage.command) for stage in stages], claims=claims)
-    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
-                *_tables(rows, models, settings.compare), *_curves(models, done, out), *_chosen(choices),
+        commands = [shlex.join(stage.command) for stage in stages]
+        write_report(runs, out / REPORT, settings.title, commands, claims=claims, curves=curves)
+    figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
+    sections = [f"# {settings.title}\n", *figure, *_claims(claims, verdicts, command),
+                *_missing(choices, models, stages, done, out), *_tables(rows, models, settings.compare), *_chosen(choices),
                 *_commands(stages)]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
@@ -156,19 +161,17 @@ def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None)
     yield f"## Cost of one training, mean over seeds\n\n{_table(('arm', *costs), cells)}"
 
 
-def _curves(models: Sequence[Model], done: set[str], out: Path) -> Iterator[str]:
-    """Means over the seeds that got so far, drawn into curves.svg; of the stages of growth report.html has them."""
+def _curves(models: Sequence[Model], done: set[str]) -> str | None:
+    """Held-out bits per byte over tokens as SVG, means over the seeds; the stages of growth have curves of their own."""
     logged: dict[str, dict[int, list[float]]] = {}
     for model in models:
         if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
             for row in read_lines(model.run / "metrics.jsonl"):
                 if row["split"] == "validation":
                     logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
-    if logged:
-        curves = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
-                  for arm, found in logged.items()}
-        write_atomic(out / CURVES, draw_held_out(curves, "tokens"))
-        yield f"## Curves\n\n![{VALIDATION}, over tokens, mean over seeds]({CURVES})\n"
+    means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
+             for arm, found in logged.items()}
+    return draw_held_out(means, "tokens") if means else None
 
 
 def _missing(
