@@ -40,6 +40,7 @@ from glyphlm.preparation import prepare, prepare_examples
 from glyphlm.progress import say
 from glyphlm.recipe import Recipe, read_settings, resolve, settings_text
 from glyphlm.runfolder import describe_model, export_model, read_summary, weights_sha256, write_summary
+from glyphlm.stages import base_shape, with_parts_of_base
 from glyphlm.substrate import SHEET, build_substrate
 from glyphlm.tokenizer import Tokenizer
 from glyphlm.training import METRICS, train
@@ -202,7 +203,13 @@ def open_arm(recipe: Recipe, out: Path) -> Arm:
 
 
 def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
-    """The tokenizer, and the recipe with every path filled in; a fused model has those of its experts."""
+    """The tokenizer, and the recipe with every path filled in; a grown model has its base's, a fused one its experts'.
+
+    Raises:
+        InputError: as `stages.base_shape`, before any text is read, or text is bad.
+    """
+    base_shape(recipe)
+    recipe = with_parts_of_base(recipe)
     if recipe.fusion.experts:
         tokenizer = Tokenizer.load(recipe.tokenizer.path or recipe.fusion.experts[0])
         return tokenizer, replace(recipe, data=prepared_data(recipe.data, tokenizer, inputs))

@@ -7,13 +7,14 @@ from glyphlm.dataset import Batches, TokenText
 from glyphlm.errors import InputError
 from glyphlm.fusing import build_fusion
 from glyphlm.fusion import Fusion
-from glyphlm.fusionsettings import TRAINED
+from glyphlm.fusionsettings import TRAINED, FusionSettings
 from glyphlm.growth import grow
 from glyphlm.hiddencache import HiddenCache
 from glyphlm.model import GPT, SubstrateConfig
 from glyphlm.parallel import world
 from glyphlm.recipe import Recipe
 from glyphlm.runfolder import load_run, read_summary, weights_sha256
+from glyphlm.stages import base_shape
 from glyphlm.substrate import load_substrate
 from glyphlm.tokenizer import Tokenizer
 
@@ -36,6 +37,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
 
 
 def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> GPT:
+    base_shape(recipe)  # refuses a fused run
     growth, (base, vocabulary) = recipe.growth, load_run(recipe.growth.base)
     if vocabulary.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{growth.base} has tokenizer {vocabulary.fingerprint[:12]}, the recipe "
@@ -48,18 +50,35 @@ def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> 
 
 
 def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:
-    settings = recipe.fusion
+    check_trained(recipe.fusion)
+    model, vocabulary = build_fusion(recipe.fusion, recipe.train.seed)
+    if vocabulary.fingerprint != tokenizer.fingerprint:
+        raise InputError(f"the experts have tokenizer {vocabulary.fingerprint[:12]}, the recipe "
+                         f"{tokenizer.fingerprint[:12]}; leave tokenizer out, or give an expert as tokenizer.path")
+    check_context(model, recipe.model.block_size)
+    return model.train()
+
+
+def check_trained(settings: FusionSettings) -> None:
+    """Refuse a method that trains nothing.
+
+    Raises:
+        InputError: with those that do.
+    """
     if settings.method not in TRAINED:
         raise InputError(f"method {settings.method} has nothing to train; glyphlm fuse makes that model, or choose "
                          f"{', '.join(TRAINED)}")
-    model, vocabulary = build_fusion(settings, recipe.train.seed)
-    if vocabulary.fingerprint != tokenizer.fingerprint:
-        raise InputError(f"the experts have tokenizer {vocabulary.fingerprint[:12]}, the recipe "
-                         f"{tokenizer.fingerprint[:12]}; leave tokenizer out, or give {settings.experts[0]} as its path")
-    if model.config.block_size != recipe.model.block_size:
-        raise InputError(f"the experts read {model.config.block_size} tokens at once, the recipe {recipe.model.block_size}; "
+
+
+def check_context(model: Fusion, block_size: int) -> None:
+    """Refuse another context than that of the experts.
+
+    Raises:
+        InputError: with both.
+    """
+    if model.config.block_size != block_size:
+        raise InputError(f"the experts read {model.config.block_size} tokens at once, the recipe {block_size}; "
                          f"set model.block_size to {model.config.block_size}")
-    return model.train()
 
 
 def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], batches: Batches) -> None:

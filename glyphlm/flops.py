@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from glyphlm.model import GPT, Substrate
+from glyphlm.fusion import Fusion
+from glyphlm.model import GPT, Substrate, count_parameters
 
 PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "mixing", "head")
 MATRICES = ("lift_ED", "affine_NE")  # buffers that codes are multiplied with
@@ -36,7 +37,7 @@ def part_of(name: str) -> str:
     return next((part for part in ("substrate", "attention", "mlp", "head") if part in name), "mixing")
 
 
-def parameters_by_part(model: GPT) -> dict[str, dict[str, int]]:
+def parameters_by_part(model: GPT | Fusion) -> dict[str, dict[str, int]]:
     """Numbers of `trained` and `frozen` values of each part; together they are those of `count_parameters`."""
     parts = [part for part in PARTS if part not in ("frozen", "scores")]
     counts: dict[str, dict[str, int]] = {part: {"trained": 0, "frozen": 0} for part in parts}
@@ -46,7 +47,13 @@ def parameters_by_part(model: GPT) -> dict[str, dict[str, int]]:
     return counts
 
 
-def flops_per_token(model: GPT, *, causal: bool = True, recompute: bool = False) -> dict[str, Flops]:
+def parameters_in_copies(model: Fusion) -> int:
+    """Number of values of the experts as whole models, each with the codes that it reads, as published sizes count them."""
+    parts = [model.head, *model.experts, *(model.substrates[read] for read in model.reads)]
+    return sum(count_parameters(part)["total"] for part in parts)
+
+
+def flops_per_token(model: GPT | Fusion, *, causal: bool = True, recompute: bool = False) -> dict[str, Flops]:
     """Operations that training on one token takes, by part, in a context of `block_size` tokens.
 
     A weight that is frozen gets no gradient, and no gradient goes further down than the lowest value that trains. The part
@@ -63,7 +70,7 @@ def flops_per_token(model: GPT, *, causal: bool = True, recompute: bool = False)
     return flops
 
 
-def _count(model: GPT, scores: int) -> tuple[Counter[str], Counter[str]]:
+def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]]:
     forward, backward = Counter(), Counter()
     below = False  # whether anything trains here or below: its gradient has to come through
     frozen = {module for block in model.blocks[: model.frozen_depth] for module in block.modules()}
@@ -75,13 +82,20 @@ def _count(model: GPT, scores: int) -> tuple[Counter[str], Counter[str]]:
         if isinstance(module, nn.Linear):
             part, products = "frozen" if module in frozen else part_of(name), 2 * module.weight.numel()
             forward[part] += products
-            backward[part] += products * (below + _is_trained(module, name))
+            # A gate reads the state of a frozen expert, not what the gate before it gave.
+            backward[part] += products * ((below and not name.startswith("gates.")) + _is_trained(module, name))
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
-            products = {name: 2 * values.numel() for name, values in module.named_buffers() if name in MATRICES}
+            twice = 2 * _readers(model, module)
+            products = {name: twice * values.numel() for name, values in module.named_buffers() if name in MATRICES}
             forward["substrate"] += sum(products.values())
             backward["substrate"] += products.get("lift_ED", 0) * below
     return forward, backward
+
+
+def _readers(model: GPT | Fusion, substrate: Substrate) -> int:
+    """How often a token is looked up in it: experts that share it do so one after the other."""
+    return sum(model.substrates[read] is substrate for read in model.reads) if isinstance(model, Fusion) else 1
 
 
 def _is_trained(matrix: nn.Linear, name: str) -> bool:

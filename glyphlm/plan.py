@@ -2,26 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from glyphlm.bvv241 import LAYOUTS
 from glyphlm.errors import InputError
-from glyphlm.flops import Flops, flops_per_token, parameters_by_part
-from glyphlm.growth import choose_trained, places_of_old
+from glyphlm.flops import Flops, flops_per_token, parameters_by_part, parameters_in_copies
+from glyphlm.fusion import Fusion
+from glyphlm.growth import check_growth, choose_trained, places_of_old
 from glyphlm.machines import Machine, Pace, choose_machine
 from glyphlm.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
-from glyphlm.model import GPT, Substrate, SubstrateConfig
-from glyphlm.outputs import RECORD, read_build
-from glyphlm.progress import say
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.planmodel import planned_model
 from glyphlm.recipe import GrowthRecipe, Recipe
-from glyphlm.stages import check_stages, stage_recipe
-from glyphlm.substrate import SubstrateSettings, check_settings, describe
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
 from glyphlm.trainsettings import TrainSettings, batch_rows, count_steps
-from glyphlm.vocabulary import COMPACT_SIZE, TokenizerSettings
 
 # Bytes beside tensors: Python with its libraries (measured), and CUDA's context with its own (assumed).
 ON_CPU, ON_GPU = 500_000_000, 1_000_000_000
@@ -38,7 +33,7 @@ class PlanSettings:
         parallel: How, ddp or fsdp2; by default as the recipe says.
         mfu: Share of the peak rate of matrix products that training reaches, where time is computed, not measured.
         price_per_hour: Of one GPU, in any currency; without it no cost is told.
-        measure: Time training steps, where it is planned for this machine.
+        measure: Time training steps, where it is planned for this machine; of a grown or fused model time is computed.
     """
 
     gpu: str | None = None
@@ -50,53 +45,50 @@ class PlanSettings:
 
 
 def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, Any]]:
-    """The plan of each stage, or of the one training of a recipe without stages. Times of stages are computed.
+    """The plan of each stage, or of the one training of a recipe without stages.
 
     Raises:
         InputError: as `make_plan` and `check_stages`.
     """
+    recipe, before, plans = with_parts_of_base(recipe), base_shape(recipe), []
     if not recipe.stages:
-        return [make_plan(recipe, settings)]
+        return [make_plan(recipe, settings, before)]
     check_stages(recipe)
-    plans, depth = [], _depth_of(recipe.growth.base)
     for number, stage in enumerate(recipe.stages, 1):
-        before, depth = depth, depth + stage.layers
+        depth = stage.layers + (before.n_layer if before else 0)
         planned = stage_recipe(recipe, stage, f"stage-{number - 1}" if before else None, depth)
         kept = recipe.substrate.trainable and (not before or planned.growth.blocks == "all")
         planned = replace(planned, substrate=replace(recipe.substrate, trainable=kept))
         plans.append(make_plan(planned, replace(settings, measure=False), before) | {"stage": number})
+        before = planned.model
     return plans
 
 
-def _depth_of(run: str | None) -> int:
-    if run is None:
-        return 0
-    from glyphlm.runfolder import run_config  # loads transformers
-
-    return run_config(run).num_hidden_layers
-
-
-def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: int = 0) -> dict[str, Any]:
+def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: ModelConfig | None = None) -> dict[str, Any]:
     """The plan of a recipe, as JSON has it; in bytes, seconds and operations. Nothing is allocated but what is measured.
 
-    `before` is the number of blocks of the model that it is grown out of.
+    `before` is the shape of the model that it is grown out of.
 
     Raises:
-        InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used.
+        InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used; and as
+            `planned_model` and `check_growth`.
     """
     settings = settings or PlanSettings()
     _check(recipe, settings)
     model = planned_model(recipe)
     if before:
-        old = places_of_old(before, recipe.model.n_layer, recipe.growth.place)
+        settings = replace(settings, measure=False)
+        check_growth(before, recipe.model, recipe.growth)
+        old = places_of_old(before.n_layer, recipe.model.n_layer, recipe.growth.place)
         choose_trained(model, old, recipe.growth, recipe.train.seed)
     train = replace(recipe.train, parallel=settings.parallel or recipe.train.parallel)
-    machine, train = choose_machine(train, recipe.model.d_model, settings.gpu, settings.gpus)
+    machine, train = choose_machine(train, model.substrate.d_model, settings.gpu, settings.gpus)
     load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
     flops = flops_per_token(model, recompute=load.recompute)
     return {
         "model": asdict(model.config) | {"vocab_size": model.vocab_size},
-        "substrate": asdict(model.substrate.config),
+        "substrate": asdict(model.substrate.config) | {"trainable": _trains(model.substrate)},
+        "fusion": _describe_fusion(model) if isinstance(model, Fusion) else None,
         "train": {"steps": count_steps(train), "batch_tokens": train.batch_tokens, **asdict(load)},
         "machine": asdict(machine),
         "parameters": parameters_by_part(model),
@@ -116,58 +108,20 @@ def _check(recipe: Recipe, settings: PlanSettings) -> None:
         raise InputError(f"--mfu {settings.mfu} is not a share between 0 and 1")
 
 
-def planned_model(recipe: Recipe) -> GPT:
-    """The recipe's model on the meta device: shapes without values.
-
-    Raises:
-        InputError: the vocabulary is not known, or widths do not fit.
-    """
-    config = _substrate_config(recipe.substrate, recipe.tokenizer)
-    try:
-        with torch.device("meta"):
-            return GPT(recipe.model, Substrate(config, recipe.model.d_model))
-    except ValueError as error:
-        raise InputError(str(error)) from None
+def _trains(substrate: Substrate) -> bool:
+    return any(values.requires_grad for values in substrate.parameters())
 
 
-def _substrate_config(settings: SubstrateSettings, tokenizer: TokenizerSettings) -> SubstrateConfig:
-    if settings.path and Path(settings.path).exists():
-        return SubstrateConfig(**_built(settings.path, "substrate")["config"])
-    if settings.path:
-        say(f"{settings.path} does not exist yet: planned as kind {settings.kind}, width {settings.n_embed}")
-    config = describe(settings, vocabulary_size(tokenizer))
-    check_settings(settings, config)
-    return config
+def _describe_fusion(model: Fusion) -> dict[str, Any]:
+    return {
+        "method": model.fusion.method,
+        "experts": [asdict(expert.config) for expert in model.experts],
+        "substrates": len(model.substrates),
+        "parameters_in_copies": parameters_in_copies(model),
+    }
 
 
-def _built(folder: str, made: str) -> dict[str, Any]:
-    build = read_build(folder)
-    if build.made != made:
-        raise InputError(f"{folder} holds a {build.made}, not a {made}")
-    return build.result
-
-
-def vocabulary_size(settings: TokenizerSettings) -> int:
-    """Number of ids of the tokenizer folder, or of the layout where it is not built yet.
-
-    Raises:
-        InputError: neither tells it.
-    """
-    if settings.path and (Path(settings.path) / RECORD).is_file():
-        return _built(settings.path, "tokenizer")["vocab_size"]
-    for folder in (settings.path, settings.base):
-        if folder and Path(folder).exists():
-            return Tokenizer.load(folder).vocab_size
-    size = {name: layout.vocab_size for name, layout in LAYOUTS.items()} | {"compact": settings.vocab_size or COMPACT_SIZE}
-    if settings.layout not in size:
-        raise InputError(f"layout {settings.layout} has the ids of another tokenizer, and {settings.base} does not exist; "
-                         "give tokenizer.base a folder that does")
-    if settings.path:
-        say(f"{settings.path} does not exist yet: planned with the {size[settings.layout]:,} ids of {settings.layout}")
-    return size[settings.layout]
-
-
-def _memory(model: GPT, load: Load, machine: Machine) -> dict[str, Any]:
+def _memory(model: GPT | Fusion, load: Load, machine: Machine) -> dict[str, Any]:
     overhead = ON_CPU if machine.name == "cpu" else ON_GPU
     return {
         "parts": memory_by_part(model, load) | {"beside tensors": overhead},
@@ -179,12 +133,13 @@ def _memory(model: GPT, load: Load, machine: Machine) -> dict[str, Any]:
 
 
 def forecast(
-    model: GPT, train: TrainSettings, machine: Machine, flops: dict[str, Flops], settings: PlanSettings
+    model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: dict[str, Flops], settings: PlanSettings
 ) -> dict[str, Any]:
     """Seconds of a step, of training and of validation (at most: held-out text may be shorter); GPU-hours and cost."""
     total, forward = sum(part.total for part in flops.values()), sum(part.forward for part in flops.values())
     reached = machine.rate * settings.mfu
-    pace = _measured(model, train, machine, flops, reached) if settings.measure and machine.here else None
+    measurable = settings.measure and machine.here and isinstance(model, GPT)
+    pace = _measured(model, train, machine, flops, reached) if measurable else None
     pace = pace or Pace(train.batch_tokens * total / reached / machine.count, 0.0, _told(machine, settings))
     steps, of_token = count_steps(train), (pace.step - pace.update) / train.batch_tokens * machine.count
     validations = -(-steps // train.validate_every)
@@ -215,7 +170,7 @@ def _told(machine: Machine, settings: PlanSettings) -> str:
     return f"computed: {settings.mfu:.0%} of {peak}, {machine.rate / 1e12:,.3g} TFLOP/s"
 
 
-def savings(model: GPT, load: Load) -> Iterator[dict[str, Any]]:
+def savings(model: GPT | Fusion, load: Load) -> Iterator[dict[str, Any]]:
     """What each option that is not used yet would save: bytes on one device, and operations a token (below 0: costs)."""
     peak, flops = peak_bytes(model, load), _operations(model, load)
     for option, other_model, other_load in _options(model, load):
@@ -226,21 +181,23 @@ def savings(model: GPT, load: Load) -> Iterator[dict[str, Any]]:
         }
 
 
-def _operations(model: GPT, load: Load) -> int:
+def _operations(model: GPT | Fusion, load: Load) -> int:
     return sum(part.total for part in flops_per_token(model, recompute=load.recompute).values())
 
 
-def _options(model: GPT, load: Load) -> Iterator[tuple[str, GPT, Load]]:
+def _options(model: GPT | Fusion, load: Load) -> Iterator[tuple[str, GPT | Fusion, Load]]:
     substrate, gpus = model.substrate.config, load.gpus if load.gpus > 1 else 8
     if not load.bf16:
         yield "--train.precision bf16", model, replace(load, bf16=True)
-    if not load.recompute:
+    if not load.recompute and model.frozen_depth < len(model.blocks):
         yield "--train.recompute true", model, replace(load, recompute=True)
     if load.rows > 1:
         halved = replace(load, rows=load.rows // 2, passes=2 * load.passes)
         yield f"--train.micro_batch_tokens {halved.rows * model.config.block_size}", model, halved
     if not (load.sharded or load.heap):
         yield f"--train.parallel fsdp2 on {gpus} GPUs", model, replace(load, gpus=gpus, parallel="fsdp2")
+    if isinstance(model, Fusion):
+        return
     if substrate.trainable:
         yield "--substrate.trainable false", _with(model, replace(substrate, trainable=False)), load
     if not substrate.is_rule and substrate.places <= model.config.d_model:

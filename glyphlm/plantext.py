@@ -1,5 +1,6 @@
 """A plan as text for the eye: aligned tables, numbers with units."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,8 +48,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
     split = f"{train['passes']} x {micro:,} tokens a pass{' and GPU' if train['gpus'] > 1 else ''}"
     many = f"{machine['count']} x {machine['name']}, {train['parallel']}" if machine["count"] > 1 else machine["name"]
     return [
-        f"model      d_model {model['d_model']}, {model['n_layer']} layers, {model['n_head']} heads, context of "
-        f"{model['block_size']} tokens, {model['vocab_size']:,} ids",
+        f"model      {_shapes(plan)}, context of {model['block_size']} tokens, {model['vocab_size']:,} ids",
         f"substrate  {substrate['kind']}, width {substrate['n_embed']}, {'trained' if substrate['trainable'] else 'frozen'}",
         f"training   {tokens:,} tokens: {train['steps']:,} steps of {train['batch_tokens']:,}; {split}; "
         f"{'bf16' if train['bf16'] else 'fp32'}{', blocks recomputed' if train['recompute'] else ''}",
@@ -56,11 +56,25 @@ def _head(plan: dict[str, Any]) -> list[str]:
     ]
 
 
+def _shapes(plan: dict[str, Any]) -> str:
+    fusion = plan["fusion"]
+    shapes = Counter(f"d_model {shape['d_model']}, {shape['n_layer']} layers, {shape['n_head']} heads"
+                     for shape in (fusion["experts"] if fusion else [plan["model"]]))
+    if not fusion:
+        return next(iter(shapes))
+    told = " and ".join(f"{count} of {shape}" for shape, count in shapes.items())
+    return f"{fusion['method']} over {len(fusion['experts'])} frozen experts ({told})"
+
+
 def _parameters(plan: dict[str, Any]) -> list[str]:
     counts = [(part, found["trained"], found["frozen"]) for part, found in plan["parameters"].items()]
     counts.append(("total", sum(trained for _, trained, _ in counts), sum(frozen for *_, frozen in counts)))
     rows = [(part, f"{trained:,}", f"{frozen:,}", f"{trained + frozen:,}") for part, trained, frozen in counts]
-    return _table([("parameters", "trained", "frozen", "total"), *rows])
+    lines = _table([("parameters", "trained", "frozen", "total"), *rows])
+    if fusion := plan["fusion"]:
+        experts, whole = len(fusion["experts"]), fusion["parameters_in_copies"]
+        lines.append(f"{experts} experts as whole models: {whole:,} parameters; a substrate that they share is stored once")
+    return lines
 
 
 def _memory(plan: dict[str, Any]) -> list[str]:
@@ -72,7 +86,7 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     most = f"the largest micro-batch that does: {largest:,} tokens" if largest else "no micro-batch does"
     lines.append(f"{fits} in {scaled(memory['limit'], 'B')}; {most}")
     if train["gpus"] > 1:
-        lines.append(f"each GPU sends {scaled(memory['sent_per_step'], 'B')} a step (nothing of what is frozen)")
+        lines.append(f"each GPU sends {scaled(memory['sent_per_step'], 'B')} a step (never of frozen codes)")
     return lines
 
 

@@ -1,10 +1,12 @@
-"""A recipe with stages -> the whole recipe of each stage."""
+"""A recipe with stages -> the whole recipe of each stage; and what a recipe is grown out of."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from glyphlm.errors import InputError
 from glyphlm.growth import GrowthSettings
+from glyphlm.model import ModelConfig
 from glyphlm.recipe import GrowthRecipe, Recipe, Stage
 
 
@@ -16,6 +18,7 @@ def check_stages(recipe: GrowthRecipe) -> None:
     """
     if not recipe.stages:
         raise InputError("the recipe has no stages; give stages: [{layers: 1, steps: 1000}, ..], or use glyphlm train")
+    base_shape(recipe)  # refuses what cannot be grown
     for number, stage in enumerate(recipe.stages, 1):
         least = 0 if number > 1 or recipe.growth.base else 1
         if stage.layers < least:
@@ -25,6 +28,38 @@ def check_stages(recipe: GrowthRecipe) -> None:
     if recipe.controls and (recipe.growth.base or any(stage.data for stage in recipe.stages)):
         raise InputError("controls train on the data of all stages from nothing; leave them out where the first stage has a "
                          "base, or a stage data of its own")
+
+
+def base_shape(recipe: Recipe) -> ModelConfig | None:
+    """The shape of the run that the recipe is grown out of; None where it begins at nothing.
+
+    Raises:
+        InputError: that run is not finished or is fused, or the recipe fuses runs itself.
+    """
+    base, fused = recipe.growth.base, recipe.fusion.experts
+    if fused and (base or isinstance(recipe, GrowthRecipe) and recipe.stages):
+        raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {fused}, or growth.base {base} and "
+                         "stages")
+    if base is None:
+        return None
+    from glyphlm.runfolder import read_summary, run_config  # loads transformers
+
+    config = run_config(base)
+    if config.fusion is not None:
+        experts = ((read_summary(Path(base)) or {}).get("fusion") or {}).get("experts", [])
+        named = f": {', '.join(experts)}" if experts else ""
+        raise InputError(f"growth.base {base} is fused of {len(config.experts)} experts, and growth adds blocks to a single "
+                         f"model; name one of its experts{named}")
+    return ModelConfig(**config.model)
+
+
+def with_parts_of_base(recipe: Recipe) -> Recipe:
+    """A base brings its own tokenizer and substrate, where the recipe does not describe them."""
+    base, parts = recipe.growth.base, (recipe.tokenizer, recipe.substrate)
+    if base is None:
+        return recipe
+    tokenizer, substrate = (replace(part, path=base) if part == type(part)() else part for part in parts)
+    return replace(recipe, tokenizer=tokenizer, substrate=substrate)
 
 
 def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:

@@ -17,8 +17,7 @@ from glyphlm.growth import GrowthSettings
 from glyphlm.model import GPT, Substrate, SubstrateConfig
 from glyphlm.parallel import joined
 from glyphlm.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.runfolder import run_config
-from glyphlm.stages import check_stages, stage_recipe
+from glyphlm.stages import base_shape, check_stages, stage_recipe
 from glyphlm.tokenizer import Tokenizer
 
 
@@ -45,14 +44,7 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
 
 
 def with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
-    """The recipe with tokenizer, substrate and shards made and named, for all stages to share.
-
-    A base brings its own tokenizer and substrate, where the recipe does not describe them.
-    """
-    if base := recipe.growth.base:
-        tokenizer, substrate = (replace(part, path=base) if part == type(part)() else part
-                                for part in (recipe.tokenizer, recipe.substrate))
-        recipe = replace(recipe, tokenizer=tokenizer, substrate=substrate)
+    """The recipe with tokenizer, substrate and shards made and named, for all stages to share."""
     inputs = out / "inputs"
     tokenizer, recipe = build_inputs(recipe, inputs)
     path = recipe.tokenizer.path or str(inputs / "tokenizer")
@@ -66,8 +58,8 @@ def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path) -> Stage:
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:
     """Each stage's run folder and its whole recipe; what is to be grown further must be there when the next is asked for."""
-    base = recipe.growth.base
-    depth = run_config(base).num_hidden_layers if base else 0
+    base, shape = recipe.growth.base, base_shape(recipe)
+    depth = shape.n_layer if shape else 0
     for number, stage in enumerate(recipe.stages, 1):
         depth += stage.layers
         run = out / f"stage-{number}"

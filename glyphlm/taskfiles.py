@@ -45,7 +45,7 @@ class Row:
         """
         text = self.get(str, *keys)
         if not text.strip():
-            raise self.fault(f"an empty {_name(keys)}")
+            raise self.fault(f"an empty {_name(keys).removeprefix('the ')}")
         if re.search("[\ud800-\udfff]", text):
             raise self.fault(f"half of a character pair (a lone surrogate) in {_name(keys)}")
         return text

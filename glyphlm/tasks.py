@@ -2,18 +2,20 @@
 
 The prompts are to the letter those of the published benchmark code (github AVBochkov/PGT, _models_benchmarking.py): no
 space after the last colon, the labels of the file (some of ARC are 1-4), texts as the file has them. What it does not
-have (T:/Q:/A: blocks, instructions) follows its form, in any language with the same English words.
+have (T:/Q:/A: blocks, instructions, open questions) follows its form, in any language with the same English words.
 """
 
 import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from glyphlm.errors import InputError
+from glyphlm.items import Item, question_prompt, reading_prompt
+from glyphlm.openqa import hotpotqa, hotpotqa_row, nq_open, nq_open_row, triviaqa, triviaqa_row
 from glyphlm.outputs import sha256_file
 from glyphlm.taskfiles import Row, aligned_rows, block_rows, csv_rows, hub_rows, json_file, json_lines, tsv_rows
 
@@ -24,27 +26,6 @@ TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
 BETWEEN = ""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question.
-
-    `answers` are all right ones, the first is the one to train on; none where the passage does not tell (SQuAD v2).
-    `labels` are what can follow the prompt where there are options, `choices` the texts that they stand for.
-    """
-
-    task: str
-    prompt: str
-    answers: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    subject: str = ""  # of MMLU
-
-    @property
-    def correct(self) -> int | None:
-        """Index of the right one of `labels`; None where there are no options."""
-        return self.labels.index(self.answers[0]) if self.labels else None
 
 
 class Task(NamedTuple):
@@ -184,16 +165,12 @@ def _squad(task: str, files: Sequence[Path]) -> Iterator[Item]:
                 answers = tuple(dict.fromkeys(answer.text("text") for answer in row.rows("answers")))
                 if row.get(bool, "is_impossible") == bool(answers):
                     raise row.fault(f"is_impossible is {row.value['is_impossible']} with {len(answers)} answers")
-                yield Item(task, _about(context, row.text("question")), answers)
+                yield Item(task, reading_prompt(context, row.text("question")), answers)
 
 
 def _hub_squad(task: str, row: Row) -> Item:
     answers = tuple(dict.fromkeys(answer.text() for answer in row.rows("answers", "text")))
-    return Item(task, _about(row.text("context"), row.text("question")), answers)
-
-
-def _about(context: str, question: str, ask: str = "Answer:") -> str:
-    return f"Context: {context}\nQuestion: {question}\n{ask}"
+    return Item(task, reading_prompt(row.text("context"), row.text("question")), answers)
 
 
 def _boolq(task: str, files: Sequence[Path]) -> Iterator[Item]:
@@ -202,7 +179,7 @@ def _boolq(task: str, files: Sequence[Path]) -> Iterator[Item]:
 
 def _boolq_item(task: str, row: Row) -> Item:
     context, question, truth = _stored_boolq(row) if "target_new" in row.get(dict) else _plain_boolq(row)
-    prompt = _about(context, question, "Answer (True/False):")
+    prompt = reading_prompt(context, question, "Answer (True/False):")
     return _choice(row, task, prompt, TRUTH, TRUTH, truth)
 
 
@@ -222,16 +199,16 @@ def _stored_boolq(row: Row) -> tuple[str, str, str]:
 
 def _blocks(task: str, files: Sequence[Path]) -> Iterator[Item]:
     for row in block_rows(files[0], ("T", "Q", "A")):
-        yield Item(task, _about(row.text("T"), row.text("Q")), (row.text("A"),))
+        yield Item(task, reading_prompt(row.text("T"), row.text("Q")), (row.text("A"),))
 
 
 def _instructions(task: str, files: Sequence[Path]) -> Iterator[Item]:
     """A conversation is one prompt: earlier questions with their answers, then the last question."""
     for row in json_file(files[0]).rows():
-        asked = row.text("instruction") + (f"\n{row.text('input')}" if row.get(str, "input") else "")
+        question = row.text("instruction") + (f"\n{row.text('input')}" if row.get(str, "input") else "")
         turns = [_turn(turn) for turn in row.rows("history")]
-        prompt = "".join(f"Question: {question}\nAnswer:{BETWEEN}{answer}\n" for question, answer in turns)
-        yield Item(task, f"{prompt}Question: {asked}\nAnswer:", (row.text("output"),))
+        before = "".join(f"{question_prompt(earlier)}{BETWEEN}{answer}\n" for earlier, answer in turns)
+        yield Item(task, before + question_prompt(question), (row.text("output"),))
 
 
 def _turn(row: Row) -> tuple[str, str]:
@@ -247,8 +224,8 @@ def _translation(task: str, files: Sequence[Path]) -> Iterator[Item]:
 
 def _pair_item(task: str, row: Row) -> Item:
     source, target = task.split("-")
-    asked = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
-    return Item(task, asked, (row.text(target),))
+    prompt = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
+    return Item(task, prompt, (row.text(target),))
 
 
 def _hub_pair(task: str, row: Row) -> Item:
@@ -266,6 +243,7 @@ def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
 
 
 SCIENCE = "a .jsonl file in the layout of its makers or of the Hub"
+MAKERS = "a .json file in the layout of its makers"
 PAIRS = "two files SOURCE,TARGET with a sentence a line, or, with English, one of English TAB other TAB attribution"
 ARC = "hf:allenai/ai2_arc:{}:validation"
 OPUS = "hf:Helsinki-NLP/opus-100:{}:validation"
@@ -280,6 +258,11 @@ TASKS = {
     "boolq": Task(
         "a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq,
         "hf:google/boolq::validation", _boolq_item),
+    "triviaqa": Task(MAKERS, triviaqa, "hf:mandarjoshi/trivia_qa:rc.nocontext:validation", triviaqa_row),
+    "hotpotqa": Task(MAKERS, hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation", hotpotqa_row),
+    "nq_open": Task(
+        "a .jsonl file of {question, answer}, answer a list", nq_open,
+        "hf:google-research-datasets/nq_open::validation", nq_open_row),
     "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer", _blocks),
     "instructions": Task("a .json file, a list of {instruction, input, output, history}", _instructions),
     "ru-zh": Task(PAIRS, _translation),

@@ -98,6 +98,14 @@ def test_the_run_folder_loads_as_what_was_trained(experts, shards, tmp_path):
     assert model.generate(ids_BT, max_new_tokens=4, do_sample=False).shape[1] == ids_BT.shape[1] + 4
 
 
+def test_a_fused_run_is_not_grown(experts, tokenizer_folder, substrates, shards, tmp_path, capsys):
+    fuse(FusionSettings(experts), tmp_path / "moe", "")
+    given = recipe(tokenizer_folder, substrates["token_bits"], shards, growth={"base": str(tmp_path / "moe")})
+    assert train(given, tmp_path / "run") == 2
+    told = f"glyphlm: growth.base {tmp_path / 'moe'} is fused of 2 experts, and growth adds blocks to a single model; name "
+    assert capsys.readouterr().err.splitlines()[-1] == told + f"one of its experts: {', '.join(experts)}"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphlm.flops import flops_per_token, parameters_by_part
+from glyphlm.flops import flops_per_token, parameters_by_part, parameters_in_copies
+from glyphlm.fusion import Fusion, FusionConfig
 from glyphlm.loss import head_loss
 from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
 
@@ -35,7 +36,15 @@ def small(substrate: SubstrateConfig, frozen: tuple[str, ...] = ()) -> GPT:
     return model
 
 
-def counted(model: GPT, train: bool) -> FlopCounterMode:
+def fuse(substrate: SubstrateConfig, method: str = "head", shared: bool = True) -> Fusion:
+    """Three experts that look at one substrate, or each at its own."""
+    experts = [small(substrate) for _ in range(3)]
+    for expert in experts if shared else []:
+        expert.substrate = experts[0].substrate
+    return Fusion(FusionConfig(method, rank=4), experts).train()
+
+
+def counted(model: GPT | Fusion, train: bool) -> FlopCounterMode:
     """What torch counts on three sequences, attention in plain matrix products."""
     ids_BT = torch.randint(V, (3, T))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(train):
@@ -52,6 +61,25 @@ def test_training_costs_what_torch_counts(kind, frozen):
     model = small(SUBSTRATES[kind], FROZEN[frozen])
     flops = flops_per_token(model, causal=False)
     assert sum(part.total for part in flops.values()) * 3 * T == counted(model, train=True).get_total_flops()
+
+
+@pytest.mark.parametrize("method", ["head", "gate", "adapter"])
+@pytest.mark.parametrize("kind", SUBSTRATES)
+def test_training_on_frozen_experts_costs_what_torch_counts(kind, method):
+    model = fuse(SUBSTRATES[kind], method)
+    flops = flops_per_token(model, causal=False)
+    assert sum(part.total for part in flops.values()) * 3 * T == counted(model, train=True).get_total_flops()
+    assert flops["frozen"].forward > 0 == flops["frozen"].backward
+    assert all(flops[part].total == 0 for part in ("attention", "scores", "mlp"))
+
+
+def test_whole_copies_of_experts_have_the_substrate_as_often_as_it_is_read():
+    table = SUBSTRATES["frozen table"]
+    single = count_parameters(small(table))["total"]
+    for shared in (True, False):
+        model = fuse(table, shared=shared)
+        assert parameters_in_copies(model) == 3 * single
+        assert count_parameters(model)["total"] == 3 * single - 2 * shared * V * 16
 
 
 def test_each_part_costs_forward_what_torch_counts():

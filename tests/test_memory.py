@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glyphlm.fusion import Fusion, FusionConfig
 from glyphlm.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.objective import Objective
@@ -52,7 +53,17 @@ def make(vocab_size: int = 256, d_model: int = 64, n_layer: int = 3, trainable: 
     return GPT(config, Substrate(substrate, d_model))
 
 
-def held(model: GPT, load: Load) -> int:
+def fuse(method: str, experts: int = 2, **sizes) -> Fusion:
+    """A fused model as it is trained: its experts look at one frozen table."""
+    models = [make(**sizes) for _ in range(experts)]
+    for model in models:
+        model.substrate = models[0].substrate
+    fusion = Fusion(FusionConfig(method, rank=4), models).train()
+    fusion.init_weights(1)
+    return fusion
+
+
+def held(model: GPT | Fusion, load: Load) -> int:
     """The most bytes that the second training step holds at one time."""
     model.recompute = load.recompute
     objective = Objective(model, torch.bfloat16 if load.bf16 else torch.float32, 1 if load.documents else None)
@@ -122,6 +133,27 @@ def test_weights_moments_and_frozen_values_are_counted_exactly():
         assert trained[part] - frozen[part] == share * table
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("method", ["head", "gate", "adapter"])
+@pytest.mark.parametrize(("sizes", "load"), [
+    ({}, Load(16)),  # the blocks that run are the most
+    ({"vocab_size": 4096}, Load(8)),  # the head is
+    ({"experts": 3}, Load(16, passes=2)),
+    ({"n_layer": 1}, Load(4, documents=True)),
+])  # fmt: skip
+def test_peak_is_what_training_on_frozen_experts_holds(method, sizes, load, bf16):
+    model, load = fuse(method, **sizes), replace(load, bf16=bf16)
+    assert peak_bytes(model, load) == pytest.approx(held(model, load), rel=0.1)
+
+
+def test_a_head_that_is_frozen_has_no_gradient():
+    model, load = make(vocab_size=4096), Load(8)
+    whole = held(model, load)
+    model.head.requires_grad_(False)
+    assert peak_bytes(model, load) == pytest.approx(held(model, load), rel=0.1)
+    assert peak_bytes(model, load) < 0.9 * whole
+
+
 @pytest.mark.parametrize("limit", [10_000_000, 40_000_000, 123_456_789])
 def test_the_largest_micro_batch_fits_and_the_next_does_not(limit):
     model = make()
@@ -139,6 +171,15 @@ def test_devices_of_fsdp2_hold_their_share_of_what_trains_and_all_that_is_frozen
     assert shared["weights"] * 4 == alone["weights"] and shared["gradients"] * 4 == alone["gradients"]
     assert shared["moments of AdamW"] * 4 == alone["moments of AdamW"]
     assert shared["frozen"] == alone["frozen"] and shared["weights gathered"] > 0 == alone["weights gathered"]
+
+
+def test_devices_of_fsdp2_share_what_is_frozen_but_the_codes_and_gather_it_for_the_forward_pass():
+    model, table = fuse("head"), 4 * 256 * 32
+    alone, shared = (Load(4, passes=2, gpus=gpus, parallel="fsdp2") for gpus in (1, 4))
+    frozen = memory_by_part(model, alone)["frozen"] - table
+    assert memory_by_part(model, shared)["frozen"] == frozen // 4 + table
+    head = 4 * model.head.weight.numel()
+    assert traffic_bytes(model, shared) == (5 * head + 2 * frozen) * 3 // 4
 
 
 def test_traffic_is_that_of_what_trains():

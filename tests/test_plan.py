@@ -2,15 +2,22 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from glyphlm.cli import main
 from glyphlm.errors import InputError
-from glyphlm.model import ModelConfig
-from glyphlm.plan import PlanSettings, make_plan, planned_model, vocabulary_size
+from glyphlm.flops import parameters_by_part
+from glyphlm.fusing import build_fusion, fuse
+from glyphlm.fusionsettings import FusionSettings
+from glyphlm.growth import GrowthSettings
+from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.plan import PlanSettings, make_plan, make_plans
+from glyphlm.planmodel import planned_model, vocabulary_size
 from glyphlm.plantext import duration, plan_text, scaled
-from glyphlm.recipe import Recipe
+from glyphlm.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.runfolder import export_model
 from glyphlm.substrate import SubstrateSettings
 from glyphlm.trainsettings import TrainSettings
 from glyphlm.vocabulary import TokenizerSettings
@@ -197,3 +204,108 @@ def test_each_stage_of_growth_is_planned_with_what_it_freezes(tmp_path, capsys):
     assert first["flops_per_token"]["frozen"]["forward"] == 0 < second["flops_per_token"]["frozen"]["forward"]
     assert third["flops_per_token"]["frozen"]["forward"] == 0  # adapters train in the lowest block
     assert capsys.readouterr().out.count("stage ") == 3
+
+
+# Fused and grown models
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+EXPERTS = {"narrow": (32, 2, {}), "wide": (64, 1, {}), "again": (32, 2, {}), "other": (32, 2, {"fingerprint": "0" * 64})}
+
+
+@pytest.fixture(scope="module")
+def runs(tokenizer, tmp_path_factory) -> dict[str, str]:
+    """Run folders of experts, of which one has codes of its own, and of two of them fused."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, (d_model, n_layer, codes) in EXPERTS.items():
+        config = SubstrateConfig(tokenizer.vocab_size, 16, **{"fingerprint": "f" * 64} | codes)
+        model = GPT(replace(SMALL, d_model=d_model, n_layer=n_layer), Substrate(config, d_model))
+        model.init_weights(1)
+        model.substrate.table_VE += len(codes)
+        export_model(model, tokenizer, folder / name)
+    fuse(FusionSettings([str(folder / "narrow"), str(folder / "wide")]), folder / "fused", "")
+    return {name: str(folder / name) for name in [*EXPERTS, "fused"]}
+
+
+def total(plan) -> int:
+    return sum(sum(counts.values()) for counts in plan["parameters"].values())
+
+
+def test_the_fused_recipe_is_planned_with_all_experts_and_one_substrate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where no expert is trained
+    assert main(["plan", str(RECIPES / "best_bvv_moe.yaml"), "--gpu", "h200", "--out", "plan.json"]) == 0
+    plan, told = json.loads(Path("plan.json").read_text()), capsys.readouterr()
+    assert (total(plan), plan["fusion"]["parameters_in_copies"]) == (805_867_520, 940_085_248)
+    assert [part for part, counts in plan["parameters"].items() if counts["trained"]] == ["head"]
+    assert plan["flops_per_token"]["frozen"] == {"forward": 2 * 16 * (24 * 1024**2 + 2 * 1024 * 1024), "backward": 0}
+    assert "total       268,697,600  537,169,920  805,867,520\n2 experts as whole models: 940,085,248 param" in told.out
+    assert "model      head over 2 frozen experts (2 of d_model 1024, 16 layers, 32 heads), context of 1024" in told.out
+    assert "runs/best_bvv_ru, runs/best_bvv_zh: no finished run yet; planned with model and substrate of the" in told.err
+
+
+@pytest.mark.parametrize("method", ["head", "gate", "adapter"])
+@pytest.mark.parametrize("names", [["narrow", "again"], ["narrow", "wide"], ["narrow", "other"], ["fused", "narrow"]])
+def test_experts_that_are_trained_are_planned_as_they_are_fused(runs, names, method):
+    settings = FusionSettings([runs[name] for name in names], method, allow_different_substrates=True)
+    plan = make_plan(Recipe(fusion=settings, model=ModelConfig(block_size=32), train=TRAIN), H200)
+    model, _ = build_fusion(settings)
+    assert plan["parameters"] == parameters_by_part(model)
+    assert plan["fusion"]["substrates"] == len(model.substrates)
+    assert plan["fusion"]["experts"] == [vars(expert.config) for expert in model.experts]
+    assert {saving["option"] for saving in plan["savings"]} == {
+        "--train.precision bf16", "--train.micro_batch_tokens 64", "--train.parallel fsdp2 on 8 GPUs"
+    }  # fmt: skip
+
+
+def test_an_expert_that_is_not_trained_yet_is_planned_as_described_beside_one_that_is(runs, tokenizer_folder):
+    there, away = Recipe(TokenizerSettings(str(tokenizer_folder)), model=SMALL, train=TRAIN), "runs/away"
+    for n_embed, substrates in ((16, 1), (8, 2)):
+        fusion = FusionSettings([runs["narrow"], away], "head")
+        plan = make_plan(replace(there, fusion=fusion, substrate=SubstrateSettings(n_embed=n_embed)), H200)
+        assert plan["fusion"]["substrates"] == substrates
+
+
+def test_time_of_a_fused_model_is_computed(runs):
+    fusion = FusionSettings([runs["narrow"], runs["wide"]], "gate")
+    forecast = make_plan(Recipe(fusion=fusion, model=ModelConfig(block_size=32), train=TRAIN))["forecast"]
+    assert forecast["how"].startswith("computed: 40% of the rate of matrix products here")
+
+
+def test_a_run_that_is_grown_is_planned_with_what_it_freezes(runs):
+    growth = GrowthSettings(runs["narrow"])
+    (plan,) = make_plans(GrowthRecipe(model=replace(SMALL, n_layer=3), growth=growth, train=TRAIN), H200)
+    staged = GrowthRecipe(model=SMALL, growth=growth, stages=[Stage(layers=1)], train=TRAIN)
+    assert plan["parameters"] == make_plans(staged, H200)[0]["parameters"]
+    blocks = count_parameters(planned_model(small()).blocks)["total"]
+    frozen = sum(counts["frozen"] for counts in plan["parameters"].values())
+    assert frozen == 1024 * 16 + blocks  # the codes of the run, not those of a recipe that names none
+
+
+@pytest.mark.parametrize(
+    ("fusion", "growth", "said"),
+    [
+        ({"method": "mean_logits"}, None, "method mean_logits has nothing to train; glyphlm fuse makes that model"),
+        ({"method": "gate", "rank": 0}, None, "rank 0 .* must be at least 1"),
+        ({"method": "gate", "experts": ["narrow"]}, None, "1 expert .* is nothing to fuse"),
+        ({"method": "gate", "experts": ["narrow", "away"]}, None, "narrow has 1,024 ids, .*away has 2,048 ids; fuse"),
+        ({"method": "gate"}, "narrow", "a model is fused or grown, not both"),
+        (None, "fused", "fused is fused of 2 experts, .*; name one of its experts: .*narrow, .*wide$"),
+        (None, "away", "away is no finished run"),
+        (None, "wide", "the base has d_model 64, the recipe 32; growth changes the depth only: set model.d_model to 64"),
+    ],
+)
+def test_what_cannot_be_fused_or_grown_is_refused(runs, tmp_path, fusion, growth, said):
+    runs = runs | {"away": str(tmp_path / "away")}
+    described = TokenizerSettings(vocab_size=2048), SubstrateSettings(n_embed=16)
+    recipe = GrowthRecipe(*described, SMALL, train=TRAIN)
+    if fusion:
+        fusion = {"experts": ["narrow", "wide"]} | fusion
+        recipe.fusion = FusionSettings(**fusion | {"experts": [runs[name] for name in fusion["experts"]]})
+    recipe.growth = GrowthSettings(runs[growth] if growth else None)
+    with pytest.raises(InputError, match=said):
+        make_plans(recipe, H200)
+
+
+def test_a_context_other_than_that_of_the_experts_is_refused(runs):
+    fusion = FusionSettings([runs["narrow"], runs["wide"]], "gate")
+    with pytest.raises(InputError, match="the experts read 32 tokens at once, the recipe 64; set model.block_size to 32"):
+        make_plan(Recipe(fusion=fusion, model=ModelConfig(block_size=64), train=TRAIN), H200)

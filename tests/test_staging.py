@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from glyphlm.arm import run_recipe
 from glyphlm.cli import main
 from glyphlm.errors import InputError
+from glyphlm.fusing import fuse
+from glyphlm.fusionsettings import FusionSettings
 from glyphlm.growth import GrowthSettings
 from glyphlm.model import ModelConfig
 from glyphlm.recipe import Recipe
@@ -195,9 +197,20 @@ def test_kept_hidden_states_change_nothing_but_the_work(tokenizer_folder, substr
     assert runs["kept"]["cost"]["flops"]["frozen"] < runs["tight"]["cost"]["flops"]["frozen"]
 
 
+@pytest.fixture(scope="module")
+def fused(grown, tmp_path_factory) -> str:
+    """A run that two stages were fused into."""
+    folder = tmp_path_factory.mktemp("fused") / "moe"
+    fuse(FusionSettings([str(grown / "stage-2"), str(grown / "stage-3")], allow_different_substrates=True), folder, "")
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"growth": {"base": "FUSED"}, "controls": []},
+         "moe is fused of 2 experts, and growth adds blocks .*; name one of its experts: .*stage-2, .*stage-3$"),
+        ({"fusion": {"experts": ["RUN", "RUN"], "method": "head"}, "controls": []}, "fused or grown, not both"),
         ({"stages": []}, "has no stages"),
         ({"stages": [{"layers": 1}, {"layers": -1}]}, "stage 2 adds -1 layers"),
         ({"stages": [{"layers": 0}]}, "stage 1 adds 0 layers; growth only adds, at least 1 here"),
@@ -213,8 +226,8 @@ def test_kept_hidden_states_change_nothing_but_the_work(tokenizer_folder, substr
          "growth.cache memory has nothing to keep"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_grown_is_refused_in_one_line(given, grown, substrates, tmp_path, capsys, changes, message):
-    names = {"RUN": str(grown / "stage-1"), "OTHER": str(substrates["token_bits"])}
+def test_what_cannot_be_grown_is_refused_in_one_line(given, grown, fused, substrates, tmp_path, capsys, changes, message):
+    names = {"RUN": str(grown / "stage-1"), "OTHER": str(substrates["token_bits"]), "FUSED": fused}
     asked = json.dumps(given | changes)
     for name, folder in names.items():
         asked = asked.replace(f'"{name}"', json.dumps(folder))

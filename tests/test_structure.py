@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "glyphlm"
 # The way of the data; each file imports only files above it.
 ORDER = """
 errors outputs progress processes cluster tensors hub stats answers publishedresults
-cldr phrasebook corpus taskfiles tasks sft ngrams ngramfile ngramcount
+cldr phrasebook corpus taskfiles items openqa tasks sft ngrams ngramfile ngramcount
 layouts bvv241 spelling pieces tokenizer vocabulary preparation
 fonts glyphs model mixing together fusion flops codes substrate growth hiddencache fusionsettings dataset
 parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
-hf runfolder card fusing generation recipe stages assembly arm staging plan plantext
+hf runfolder card fusing generation recipe stages assembly arm staging planmodel plan plantext
 importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
 examinee decoding likelihood sampled itemlog examination resulttext evaluation
 rundata growthview benchview pairview plots inspection comparison separability probetexts probes report quickstart
