@@ -102,9 +102,8 @@ def write_results(
         commands = [shlex.join(stage.command) for stage in stages]
         write_report(runs, out / REPORT, settings.title, commands, claims=claims, curves=curves)
     figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
-    sections = [f"# {settings.title}\n", *figure, *_claims(claims, verdicts, command),
-                *_missing(choices, models, stages, done, out), *_tables(rows, models, settings.compare), *_chosen(choices),
-                *_commands(stages)]
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
+                *figure, *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(stages)]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
     return out / TABLE
