@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_tasks import ONE_FILE, damaged
 
 from glyphlm.errors import InputError
 from glyphlm.itemlog import measures
@@ -93,7 +94,7 @@ def test_what_is_damaged_is_named_by_its_place(tmp_path, task, changes, what):
     assert refusal(task, path) == f"{path}:{what}; mend or remove it"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@ONE_FILE
 @given(data=st.data(), task=st.sampled_from(sorted(WHOLE)))
 def test_any_json_gives_items_or_one_line_that_names_the_file(tmp_path, data, task):
     path = write(tmp_path / "a", damaged(WHOLE[task], data))
@@ -101,17 +102,6 @@ def test_any_json_gives_items_or_one_line_that_names_the_file(tmp_path, data, ta
         assert all(isinstance(item, Item) for item in read_task(task, path))
     except InputError as error:
         assert str(path) in str(error) and "\n" not in str(error)
-
-
-def damaged(value, data):
-    """`value` with something else at one place of it, drawn level by level."""
-    children = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    place = data.draw(st.sampled_from([None, *children]))
-    if place is None:
-        return data.draw(st.none() | st.integers() | st.text() | st.lists(st.text(), max_size=2))
-    copy = value.copy()
-    copy[place] = damaged(value[place], data)
-    return copy
 
 
 def test_answers_are_scored_by_the_rules_of_squad():
