@@ -1,6 +1,7 @@
 """The report page: one file, complete, escaped, repeatable, and clear about bad input."""
 
 import html
+import base64
 import json
 import math
 import re
@@ -208,6 +209,16 @@ def test_summary_alone_is_enough(tmp_path: Path) -> None:
     assert "多语言 $x$" in text and "Learning curves" not in text and "Same comparison" not in text
     write_lines(folder / "metrics.jsonl", metrics(0.9, 40))
     assert "Learning curves" in write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_study_shows_means_over_seeds_in_place_of_each_run(runs, tmp_path):
+    text = write_report(runs, tmp_path / "report.html", curves="<svg/>").read_text(encoding="utf-8")
+    lead = " ".join(text[text.index('<p class="lead">') : text.index("</p>")].split())
+    assert "3 models, of which those of one seed are compared. They reached 0.900 to 0.987 bits per byte" in lead
+    assert ". Fewer bits per byte are better." in lead and "The arm" not in lead
+    assert base64.b64encode(b"<svg/>").decode() in text and "Loss over training tokens." not in text
+    assert Elements(text).open == []
+
 
 
 def test_long_and_diverged_run_stays_small(tmp_path: Path) -> None:
