@@ -1,7 +1,7 @@
 """The report page: one file, complete, escaped, repeatable, and clear about bad input."""
 
-import html
 import base64
+import html
 import json
 import math
 import re
