@@ -208,8 +208,10 @@ class _Trainer:
         state.cached += self._hits()
         state.seconds = time.monotonic() - self._started
         speed = state.tokens / max(state.seconds, 1e-9)
-        mfu = speed * self._use_of_token
-        bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s  {mfu:.0%} MFU")
+        use = speed * self._use_of_token
+        mfu = use if use <= 1 else None  # above, something else had the machine while its rate was measured
+        told = "" if mfu is None else f"  {mfu:.0%} MFU"
+        bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{told}")
         if state.step % self._settings.log_every == 0:
             self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte,
                        "lr": lr, "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu})

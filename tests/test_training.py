@@ -133,6 +133,14 @@ def test_logged_loss_is_that_of_the_steps_since_the_last_row(shards, tmp_path, s
     assert each[0] == pytest.approx(math.log(1024), rel=0.02)  # untrained, every token is as likely
 
 
+@pytest.mark.parametrize("rate, is_told", [(1e15, True), (1.0, False)])
+def test_a_use_above_100_percent_is_not_told(shards, tmp_path, monkeypatch, rate, is_told):
+    monkeypatch.setattr("glyphlm.training.matrix_rate", lambda *shape: rate)
+    Arm(shards).train(tmp_path, settings(steps=2))
+    use = json.loads((tmp_path / METRICS).read_text(encoding="utf-8").splitlines()[0])["mfu"]
+    assert (use is not None and 0 < use <= 1) == is_told
+
+
 def test_run_that_was_stopped_ends_as_if_it_had_not(shards, stopped, straight):
     assert [state.name for state in list_states(stopped)] == ["step-00000004"]
     arm = Arm(shards, seed=1)
