@@ -14,7 +14,6 @@ from glyphlm.model import GPT, SubstrateConfig
 from glyphlm.parallel import world
 from glyphlm.recipe import Recipe
 from glyphlm.runfolder import load_run, read_summary, weights_sha256
-from glyphlm.stages import base_shape
 from glyphlm.substrate import load_substrate
 from glyphlm.tokenizer import Tokenizer
 
@@ -37,7 +36,6 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
 
 
 def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> GPT:
-    base_shape(recipe)  # refuses a fused run
     growth, (base, vocabulary) = recipe.growth, load_run(recipe.growth.base)
     if vocabulary.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{growth.base} has tokenizer {vocabulary.fingerprint[:12]}, the recipe "
