@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from glyphlm.decoding import candidates
-from glyphlm.devices import resolve_device
-from glyphlm.examinee import DTYPES, Examinee, load_examinee
-from glyphlm.generation import Sampling
-from glyphlm.likelihood import choose_options
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.phrasebook import write_phrasebook
-from glyphlm.runfolder import export_model
-from glyphlm.sampled import draw_answers, steps_of
-from glyphlm.tasks import LETTERS, Item
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.base.devices import resolve_device
+from glyphlm.corpus.phrasebook import write_phrasebook
+from glyphlm.corpus.tasks import LETTERS, Item
+from glyphlm.evaluation.decoding import candidates
+from glyphlm.evaluation.likelihood import choose_options
+from glyphlm.evaluation.model import DTYPES, Examinee, load_examinee
+from glyphlm.evaluation.sampled import draw_answers, steps_of
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model
+from glyphlm.runs.generate import Sampling
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 
 WORDS = "what which of the following is best described by a river city number colour animal between under north".split()
 SAMPLING = Sampling()

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphlm.fusion import Fusion, FusionConfig
-from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import config_fields
+from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import config_fields
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 

@@ -20,15 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from training import RandomText, unsaved
 
-from glyphlm.dataset import Batches
-from glyphlm.devices import local_device, resolve_device
-from glyphlm.flops import flops_per_token
-from glyphlm.growth import GrowthSettings, grow
-from glyphlm.hiddencache import HiddenCache
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.objective import Objective
-from glyphlm.training import train
-from glyphlm.trainsettings import TrainSettings
+from glyphlm.base.devices import local_device, resolve_device
+from glyphlm.composition.growth import GrowthSettings, grow
+from glyphlm.composition.hidden_cache import HiddenCache
+from glyphlm.data.batches import Batches
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.training.flops import flops_per_token
+from glyphlm.training.loop import train
+from glyphlm.training.objective import Objective
+from glyphlm.training.settings import TrainSettings
 
 LAYERS, NEW, EPOCH = 9, 3, 4  # steps of an epoch, so that it comes again
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.loss import head_loss
+from glyphlm.training.loss import head_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
@@ -29,7 +29,7 @@ def plain(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype) -> T
 
 
 def ours(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """glyphlm.loss.head_loss."""
+    """glyphlm.training.loss.head_loss."""
     return head_loss(x_ND, weight_VD, None, y_N, dtype)
 
 

@@ -26,14 +26,14 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
-from glyphlm.comparison import MB, Timed, limited, tell_apart
-from glyphlm.corpus import Passage, passages
-from glyphlm.errors import InputError
-from glyphlm.outputs import to_lines
-from glyphlm.phrasebook import phrases
-from glyphlm.spelling import spell_byte_level
-from glyphlm.tokenizer import Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.analysis.tokenizers import MB, Timed, limited, tell_apart
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import to_lines
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.corpus.reading import Passage, passages
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.spelling import spell_byte_level
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 PEERS = ("encode", "encode_batch_fast")
 BATCH = 256  # documents of one call of encode_batch_fast: its results are held together, 30 times the text

@@ -21,11 +21,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from glyphlm.dataset import Batches
-from glyphlm.devices import local_device, resolve_device
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.training import train
-from glyphlm.trainsettings import TrainSettings
+from glyphlm.base.devices import local_device, resolve_device
+from glyphlm.data.batches import Batches
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.training.loop import train
+from glyphlm.training.settings import TrainSettings
 
 WHOLE_HEAD = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 BETAS, LR, DECAY, CLIP = (0.9, 0.95), 1e-4, 0.1, 1.0
@@ -72,7 +72,7 @@ def ours(shape: argparse.Namespace, precision: str, trainable: bool = True) -> C
 @contextlib.contextmanager
 def unsaved() -> Iterator[None]:
     """train() ends with a checkpoint; it is no part of a step."""
-    from glyphlm import training
+    from glyphlm.training import loop as training
 
     saved, training.save_state = training.save_state, lambda *given: None
     try:

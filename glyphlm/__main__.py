@@ -2,7 +2,7 @@
 
 import sys
 
-from glyphlm.cli import main
+from glyphlm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

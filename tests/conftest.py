@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from glyphlm import preparation
-from glyphlm.phrasebook import phrases
-from glyphlm.preparation import prepare
-from glyphlm.substrate import SubstrateSettings, build_substrate
-from glyphlm.tokenizer import Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.data import shards as preparation
+from glyphlm.data.shards import prepare
+from glyphlm.substrate.build import SubstrateSettings, build_substrate
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 VOCAB_SIZE = 1024
 VALIDATION_SHARE = 0.05

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import export_model
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
 def make_run(folder: Path, tokenizer: Tokenizer, block_size: int = 256, seed: int = 0) -> Path:

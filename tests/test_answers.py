@@ -5,7 +5,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm.answers import first_letter, normalised, sentence_bleu, squad_scores, translation_measures
+from glyphlm.evaluation.answers import first_letter, normalised, sentence_bleu, squad_scores, translation_measures
 
 words = st.lists(st.sampled_from("the cat sat on a mat it did not".split()), min_size=1, max_size=9).map(" ".join)
 OUTPUTS = ["the cat is on the mat .", "a dog", "你好世界", ""]

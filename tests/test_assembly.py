@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from glyphlm.cli import main
-from glyphlm.fusing import fuse
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.runfolder import load_run
-from glyphlm.tensors import load_tensors
+from glyphlm.base.tensors import load_tensors
+from glyphlm.cli.main import main
+from glyphlm.composition.fuse import fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.runs.folder import load_run
 
 BLOCK = 32
 
@@ -80,10 +80,10 @@ def test_a_fused_training_goes_on_after_a_stop_with_the_same_bits(experts, shard
             raise KeyboardInterrupt
         saved.append(save(*arguments))
 
-    import glyphlm.training
+    import glyphlm.training.loop
 
-    save = glyphlm.training.save_state
-    monkeypatch.setattr(glyphlm.training, "save_state", save_and_leave)
+    save = glyphlm.training.loop.save_state
+    monkeypatch.setattr(glyphlm.training.loop, "save_state", save_and_leave)
     assert train(given, tmp_path / "run") == 130
     monkeypatch.undo()
     assert train(given, tmp_path / "run") == 0

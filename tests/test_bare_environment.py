@@ -16,11 +16,11 @@ from examinees import make_run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from glyphlm.cli import main
-from glyphlm.fusing import fuse
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.generation import Sampling, continue_text
-from glyphlm.runfolder import load_run
+from glyphlm.cli.main import main
+from glyphlm.composition.fuse import fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.runs.folder import load_run
+from glyphlm.runs.generate import Sampling, continue_text
 
 INSTALLED = ("torch", "transformers")
 OURS = ("glyphlm", "accelerate", "babel", "datasets", "fontTools", "jsonargparse", "matplotlib", "peft", "scipy", "wrapt")

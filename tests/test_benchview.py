@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from glyphlm.benchview import (
+from glyphlm.analysis.results_view import (
     Line,
     bench_lines,
     bits_lines,
@@ -25,8 +25,8 @@ from glyphlm.benchview import (
     surviving,
     table,
 )
-from glyphlm.errors import InputError
-from glyphlm.rundata import Run, read_runs
+from glyphlm.analysis.run_data import Run, read_runs
+from glyphlm.base.errors import InputError
 
 
 def row(value: float = 0.5, half: float = 0.1, **more: Any) -> dict[str, Any]:

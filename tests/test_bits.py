@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glyphlm import bits
-from glyphlm.bits import Score, document_scores, score_batches, score_documents
-from glyphlm.dataset import Batch
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.objective import Objective
-from glyphlm.tokenizer import Piece
+from glyphlm.data.batches import Batch
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.tokenizer.tokenizer import Piece
+from glyphlm.training import bits_per_byte as bits
+from glyphlm.training.bits_per_byte import Score, document_scores, score_batches, score_documents
+from glyphlm.training.objective import Objective
 
 V, END, BLOCK = 40, 2, 16
 BYTES_V = np.array([0, 0, 0, *range(1, V - 2)], dtype=np.uint16)

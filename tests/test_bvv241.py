@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm.bvv241 import (
+from glyphlm.base.errors import InputError
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.bvv241 import (
     FALLBACK_BYTES,
     KNOWN_NAMES,
     LAYOUTS,
@@ -20,10 +22,8 @@ from glyphlm.bvv241 import (
     read_shared_strings,
     read_special_names,
 )
-from glyphlm.errors import InputError
-from glyphlm.ngramfile import LanguageNgrams, write_ngrams
-from glyphlm.tokenizer import Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.ngram_stats import LanguageNgrams, write_ngrams
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 HELLO = "hello the test"
 PUBLISHED = {

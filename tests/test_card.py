@@ -6,9 +6,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from glyphlm.card import CardSettings, write_card
-from glyphlm.errors import InputError
-from glyphlm.outputs import sha256_file, to_lines
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import sha256_file, to_lines
+from glyphlm.runs.card import CardSettings, write_card
 
 SUMMARY = {
     "name": "mine",

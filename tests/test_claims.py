@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm.claims import Claim, check_claims, detectable, fewer_is_better, judge
-from glyphlm.errors import InputError
-from glyphlm.stats import over_seeds
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.stats import over_seeds
+from glyphlm.studies.claims import Claim, check_claims, detectable, fewer_is_better, judge
 
 BPB, EASY = "bpb bits per byte, notes.txt", "arc_easy texts accuracy, easy.jsonl"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glyphlm.cli import VERBS, main
-from glyphlm.outputs import to_json
+from glyphlm.base.outputs import to_json
+from glyphlm.cli.main import VERBS, main
 
 RECIPE = """
 tokenizer: {path: TOKENIZER}
@@ -55,7 +55,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from glyphlm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from glyphlm.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -166,7 +166,9 @@ def test_a_run_that_was_refused_before_its_first_step_does_not_stand_in_the_way(
 def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     found = iter(["fp32", "bf16"])
-    monkeypatch.setattr("glyphlm.recipe.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked)
+    monkeypatch.setattr(
+        "glyphlm.experiments.recipe.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked
+    )
     assert main(["train", recipe, "--out", str(out)]) == main(["train", recipe, "--out", str(out)]) == 0
     assert "is done already" in capsys.readouterr().err
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm import preparation
-from glyphlm.cli import main
-from glyphlm.cluster import Engine, Share, Submitted
-from glyphlm.errors import InputError
-from glyphlm.ngramcount import NgramSettings, count_ngrams
-from glyphlm.phrasebook import phrases
-from glyphlm.preparation import prepare
+from glyphlm.base.cluster import Engine, Share, Submitted
+from glyphlm.base.errors import InputError
+from glyphlm.cli.main import main
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.data import shards as preparation
+from glyphlm.data.shards import prepare
+from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
 
 DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
 QUEUE = {"partition": "cpu", "time": "1:00:00", "cpus_per_task": 2}

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm import codes
-from glyphlm.codes import (
+from glyphlm.base.errors import InputError
+from glyphlm.modeling.model import SubstrateConfig
+from glyphlm.substrate import codes
+from glyphlm.substrate.codes import (
     all_codes,
     are_independent,
     centred,
@@ -29,8 +31,6 @@ from glyphlm.codes import (
     scale_table,
     shuffled_ids,
 )
-from glyphlm.errors import InputError
-from glyphlm.model import SubstrateConfig
 
 RULES = {
     "token_bits": SubstrateConfig(300, 16, "token_bits"),

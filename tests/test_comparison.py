@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from glyphlm.cli import main
-from glyphlm.comparison import PLOT, ROWS, Documents, Timed, compare, limited, measure, table, tell_apart
-from glyphlm.corpus import Passage
-from glyphlm.errors import InputError
-from glyphlm.layouts import SPECIALS, bpe_backend
-from glyphlm.plots import draw_bars
-from glyphlm.tokenizer import Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.analysis.plots import draw_bars
+from glyphlm.analysis.tokenizers import PLOT, ROWS, Documents, Timed, compare, limited, measure, table, tell_apart
+from glyphlm.base.errors import InputError
+from glyphlm.cli.main import main
+from glyphlm.corpus.reading import Passage
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.layouts import SPECIALS, bpe_backend
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SENTENCES = ["The euro is the currency there.", "Валюта — евро.", "货币是欧元。", " \n two  spaces\t"]
 PASSAGES = st.lists(st.builds(Passage, st.text("ab\n é中", max_size=30), st.booleans()), max_size=12)
@@ -265,7 +265,7 @@ def test_bars_are_repeatable_and_take_any_name():
 
 def test_every_group_has_a_bar_of_every_series(monkeypatch):
     figures = []
-    monkeypatch.setattr("glyphlm.plots._to_svg", lambda figure: figures.append(figure) or "")
+    monkeypatch.setattr("glyphlm.analysis.plots._to_svg", lambda figure: figures.append(figure) or "")
     draw_bars({"x": {"en": 1.0, "ru": 2.0}, "y": {"en": 3.0, "ru": 4.0}}, "heights")
     (axes,) = figures[0].axes
     assert [bar.get_height() for bar in axes.patches] == [1.0, 2.0, 3.0, 4.0]

@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from glyphlm import corpus
-from glyphlm.corpus import PASSAGE_CHARS, Passage, Reading, describe, find_sources, passages
-from glyphlm.errors import InputError
-from glyphlm.phrasebook import chosen
+from glyphlm.base.errors import InputError
+from glyphlm.corpus import reading as corpus
+from glyphlm.corpus.phrasebook import chosen
+from glyphlm.corpus.reading import PASSAGE_CHARS, Passage, Reading, describe, find_sources, passages
 
 DOCUMENTS = ["First.\r\nSecond line.", "Второй", "第三\u2028个 😀", "a\x00b"]
 REPLACE = Reading(errors="replace")

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm.dataset import (
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.data.batches import (
     IGNORED,
     Batch,
     Batches,
@@ -20,12 +22,10 @@ from glyphlm.dataset import (
     unigram_bits_per_byte,
     validation_batches,
 )
-from glyphlm.errors import InputError
-from glyphlm.layouts import compact_backend
-from glyphlm.ngrams import TextCounts
-from glyphlm.phrasebook import phrases
-from glyphlm.preparation import prepare_examples
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.data.shards import prepare_examples
+from glyphlm.tokenizer.layouts import compact_backend
+from glyphlm.tokenizer.ngrams import TextCounts
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
 class Numbers:

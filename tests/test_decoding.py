@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from glyphlm.decoding import GREEDY, Candidates, batches, candidates, chances, continue_prompts
-from glyphlm.examinee import Examinee, load_examinee
-from glyphlm.generation import Sampling
+from glyphlm.evaluation.decoding import GREEDY, Candidates, batches, candidates, chances, continue_prompts
+from glyphlm.evaluation.model import Examinee, load_examinee
+from glyphlm.runs.generate import Sampling
 
 PROMPTS = [[300, 301, 302, 303, 304], [400, 401], [500, 501, 502]]
 SAMPLINGS = [Sampling(), Sampling(temperature=1.5, top_k=0, top_p=0.7), Sampling(temperature=0.5, top_k=3, top_p=1.0)]

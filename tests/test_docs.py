@@ -13,18 +13,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from glyphlm.card import PAPERS
-from glyphlm.claims import Claim
-from glyphlm.cli import VERBS, main
-from glyphlm.dataset import Source
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.growth import GrowthSettings, LoraSettings
-from glyphlm.model import ModelConfig
-from glyphlm.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.studyplan import Study
-from glyphlm.substrate import SubstrateSettings
-from glyphlm.trainsettings import TrainSettings
-from glyphlm.vocabulary import TokenizerSettings
+from glyphlm.cli.main import VERBS, main
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.growth import GrowthSettings, LoraSettings
+from glyphlm.data.batches import Source
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.modeling.model import ModelConfig
+from glyphlm.runs.card import PAPERS
+from glyphlm.studies.claims import Claim
+from glyphlm.studies.commands import Study
+from glyphlm.substrate.build import SubstrateSettings
+from glyphlm.tokenizer.build import TokenizerSettings
+from glyphlm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,18 +10,18 @@ import tokenizers
 import torch
 from examinees import make_foreign, make_run
 
-from glyphlm import evaluation
-from glyphlm.bits import score_documents
-from glyphlm.corpus import STRICT, passages
-from glyphlm.errors import InputError
-from glyphlm.evaluation import evaluate, keep_results
-from glyphlm.examination import EvalSettings, parse_task
-from glyphlm.fusing import fuse
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.itemlog import compare_items, read_log, result_rows
-from glyphlm.outputs import read_lines
-from glyphlm.phrasebook import phrases
-from glyphlm.tokenizer import HF_CONFIG, Tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import read_lines
+from glyphlm.composition.fuse import fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.corpus.reading import STRICT, passages
+from glyphlm.evaluation import evaluate as evaluation
+from glyphlm.evaluation.evaluate import evaluate, keep_results
+from glyphlm.evaluation.examination import EvalSettings, parse_task
+from glyphlm.evaluation.item_log import compare_items, read_log, result_rows
+from glyphlm.tokenizer.tokenizer import HF_CONFIG, Tokenizer
+from glyphlm.training.bits_per_byte import score_documents
 
 SAMPLED = EvalSettings(protocol="sampled", runs_per_item=3)
 MATTERS = ["limit", "seed", "precision"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from examinees import make_foreign, make_run
 
-from glyphlm.errors import InputError
-from glyphlm.examinee import Examinee, load_examinee
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.model import Examinee, load_examinee
 
 PROMPTS = [[300, 301, 302, 303, 304], [400, 401], [500, 501, 502]]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from glyphlm.errors import InputError
-from glyphlm.exporting import export_gpt_neox
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import export_model, load_run
+from glyphlm.base.errors import InputError
+from glyphlm.interop.export_neox import export_gpt_neox
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model, load_run
 
 SUBSTRATES = {
     "table": {"kind": "glyph", "n_embed": 16},

@@ -5,10 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphlm.flops import flops_per_token, parameters_by_part, parameters_in_copies
-from glyphlm.fusion import Fusion, FusionConfig
-from glyphlm.loss import head_loss
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.training.flops import flops_per_token, parameters_by_part, parameters_in_copies
+from glyphlm.training.loss import head_loss
 
 V, T = 96, 8
 SUBSTRATES = {

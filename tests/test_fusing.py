@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from glyphlm.errors import InputError
-from glyphlm.fusing import build_fusion, fuse
-from glyphlm.fusion import Fusion
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.generation import Sampling, generate
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.outputs import read_build
-from glyphlm.runfolder import export_model, load_run, read_summary
-from glyphlm.tokenizer import Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import read_build
+from glyphlm.composition.fuse import build_fusion, fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model, load_run, read_summary
+from glyphlm.runs.generate import Sampling, generate
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 # name: seed, shape, substrate; equal fingerprints mean equal tables unless those were trained
 EXPERTS = {

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glyphlm.fusion import OF_PROBABILITIES, Fusion, FusionConfig, Method
-from glyphlm.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig, count_parameters
-from glyphlm.objective import Objective
+from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion, FusionConfig, Method
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.training.objective import Objective
 
 VOCAB = 60
 METHODS = list(Method.__args__)

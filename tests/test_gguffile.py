@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_exporting import GREEDY, SUBSTRATES, make_run
 
-from glyphlm.errors import InputError
-from glyphlm.gguffile import export_gguf
-from glyphlm.runfolder import load_run
+from glyphlm.base.errors import InputError
+from glyphlm.interop.gguf import export_gguf
+from glyphlm.runs.folder import load_run
 
 TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", "\u2581 a\u2581b", "nul\0x", "<s> <0x41>",
          " the  end "]

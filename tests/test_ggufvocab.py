@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from glyphlm.bvv241 import LAYOUTS, published_backend
-from glyphlm.errors import InputError
-from glyphlm.ggufvocab import BYTE_KIND, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, gguf_pieces, spm_ids
-from glyphlm.layouts import BYTES, SPECIALS, bpe_backend
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.interop.ggufvocab import BYTE_KIND, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, gguf_pieces, spm_ids
+from glyphlm.tokenizer.bvv241 import LAYOUTS, published_backend
+from glyphlm.tokenizer.layouts import BYTES, SPECIALS, bpe_backend
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 # Overlaps, repetitions and splits of several lengths, in an order that joins long ones late.
 NGRAMS = ["aa", "ab", "ba", "aab", "bb", "aaa", "abab", "bab", "baa", "aaaa"]

@@ -14,10 +14,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 
-from glyphlm import fonts as fonts_module
-from glyphlm.errors import InputError
-from glyphlm.fonts import draw_characters, load_fonts
-from glyphlm.glyphs import draw_tokens, glyph_sheet, polar_order
+from glyphlm.base.errors import InputError
+from glyphlm.substrate import fonts as fonts_module
+from glyphlm.substrate.fonts import draw_characters, load_fonts
+from glyphlm.substrate.glyphs import draw_tokens, glyph_sheet, polar_order
 
 FIXTURES = Path(os.environ.get("GLYPHLM_FIXTURES") or Path(__file__).parents[2] / "shared" / "fixtures")
 AUGMENT = {"2-3": "published-2-3", "max": "published-max", "abs": "published-max", "nemo": "published-max"}
@@ -267,7 +267,7 @@ def test_rows_do_not_depend_on_their_company(tiny):
 def test_pieces_of_long_lists_join_up(tiny, monkeypatch):
     tokens = ["IO", "OI", "MO", "OO", "IM"]
     whole = pictures(tokens, [tiny])
-    monkeypatch.setattr("glyphlm.glyphs.STRIP_BYTES", 2 * 2 * 32 * 32)
+    monkeypatch.setattr("glyphlm.substrate.glyphs.STRIP_BYTES", 2 * 2 * 32 * 32)
     assert np.array_equal(pictures(tokens, [tiny]), whole)
 
 

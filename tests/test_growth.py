@@ -7,12 +7,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from glyphlm.errors import InputError
-from glyphlm.flops import flops_per_token
-from glyphlm.growth import GrowthSettings, LoraSettings, adapted, grow, merge_adapters, places_of_old
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.objective import Objective
-from glyphlm.optim import make_adamw
+from glyphlm.base.errors import InputError
+from glyphlm.composition.growth import GrowthSettings, LoraSettings, grow, places_of_old
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.adapters import adapted, merge_adapters
+from glyphlm.training.flops import flops_per_token
+from glyphlm.training.objective import Objective
+from glyphlm.training.optim import make_adamw
 
 V, T = 96, 8
 CONFIG = ModelConfig(d_model=32, n_layer=2, n_head=2, block_size=T, head_bias=True)

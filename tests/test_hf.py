@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.errors import InputError
-from glyphlm.fusion import Fusion, FusionConfig
-from glyphlm.generation import Sampling, continue_text, generate
-from glyphlm.hf import GlyphLMForCausalLM
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import export_model, load_run
+from glyphlm.base.errors import InputError
+from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model, load_run
+from glyphlm.runs.generate import Sampling, continue_text, generate
 
 TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
 SUBSTRATES = {

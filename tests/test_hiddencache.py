@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glyphlm.errors import InputError
-from glyphlm.hiddencache import KEYS, ROWS, HiddenCache
+from glyphlm.base.errors import InputError
+from glyphlm.composition.hidden_cache import KEYS, ROWS, HiddenCache
 
 T, D = 4, 6
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm import hub
-from glyphlm.errors import InputError
-from glyphlm.hub import fetch, push
+from glyphlm.base import hub
+from glyphlm.base.errors import InputError
+from glyphlm.base.hub import fetch, push
 
 FILES = ["README.md", "config.json", "model.safetensors", "hf.py"]
 KEPT = ["state/step-1/model.safetensors", "inputs/tokenizer/tokenizer.json", ".partial"]

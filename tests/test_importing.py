@@ -18,14 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from glyphlm.errors import InputError
+from glyphlm.base.errors import InputError
 from glyphlm.evaluation import evaluate
-from glyphlm.exporting import export_gpt_neox
-from glyphlm.generation import Sampling, generate
-from glyphlm.importing import candidates_text, check, import_checkpoint
-from glyphlm.importmodel import ImportSettings
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import export_model, load_run
+from glyphlm.interop.export_neox import export_gpt_neox
+from glyphlm.interop.import_model import ImportSettings
+from glyphlm.interop.importing import candidates_text, check, import_checkpoint
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model, load_run
+from glyphlm.runs.generate import Sampling, generate
 
 V, D, HEADS, LAYERS, BLOCK = 1024, 40, 4, 3, 32
 WIDTH, PLACES = D // HEADS, 10

@@ -9,11 +9,8 @@ import torch
 from PIL import Image
 from test_glyphs import box, make_font
 
-from glyphlm import codes, inspection
-from glyphlm.cli import main
-from glyphlm.errors import InputError
-from glyphlm.fonts import load_fonts
-from glyphlm.inspection import (
+from glyphlm.analysis import codes as inspection
+from glyphlm.analysis.codes import (
     Codes,
     find_nearest,
     find_sharing,
@@ -25,12 +22,15 @@ from glyphlm.inspection import (
     script,
     told,
 )
-from glyphlm.model import GPT, ModelConfig, SubstrateConfig
-from glyphlm.outputs import sha256_file
-from glyphlm.runfolder import export_model
-from glyphlm.substrate import SubstrateSettings, build_substrate, load_substrate
-from glyphlm.tensors import load_tensors, save_tensors
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import sha256_file
+from glyphlm.base.tensors import load_tensors, save_tensors
+from glyphlm.cli.main import main
+from glyphlm.modeling.model import GPT, ModelConfig, SubstrateConfig
+from glyphlm.runs.folder import export_model
+from glyphlm.substrate.build import SubstrateSettings, build_substrate, codes, load_substrate
+from glyphlm.substrate.fonts import load_fonts
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 
 
 @pytest.fixture(params=[3, 4096])

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from glyphlm.errors import InputError
-from glyphlm.itemlog import compare_items, read_log, result_rows
-from glyphlm.stats import holm, mcnemar, wilson
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.item_log import compare_items, read_log, result_rows
+from glyphlm.evaluation.stats import holm, mcnemar, wilson
 
 
 def entry(number, **fields):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from examinees import make_run
 
-from glyphlm.examinee import Examinee, load_examinee
-from glyphlm.itemlog import chosen_text
-from glyphlm.likelihood import choose_options, split, write_answers
-from glyphlm.tasks import Item
+from glyphlm.corpus.tasks import Item
+from glyphlm.evaluation.item_log import chosen_text
+from glyphlm.evaluation.likelihood import choose_options, split, write_answers
+from glyphlm.evaluation.model import Examinee, load_examinee
 
 WORDS = ["мир", "good evening", "rain", "два", "thank you", "谢谢", "no", "a longer answer than the others"]
 # Scores a task with lm-eval: the folder by its name, and objects in memory.
@@ -89,7 +89,7 @@ def test_options_are_scored_as_whole_texts(examinee, between):
 
 def test_a_batch_of_items_is_scored_as_each_alone(examinee, monkeypatch):
     alone = ask(examinee, some_items(9))
-    monkeypatch.setattr("glyphlm.likelihood.READ_TOKENS", {"cpu": 4000})
+    monkeypatch.setattr("glyphlm.evaluation.likelihood.READ_TOKENS", {"cpu": 4000})
     for one, other in zip(alone, ask(examinee, some_items(9))):
         assert one["letters"] + one["texts"] == pytest.approx(other["letters"] + other["texts"], abs=1e-4)
         assert one["letter_mass"] == pytest.approx(other["letter_mass"], abs=1e-6)

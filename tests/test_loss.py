@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm import loss
-from glyphlm.loss import chunks, has_liger, head_loss, target_nats
+from glyphlm.training import loss
+from glyphlm.training.loss import chunks, has_liger, head_loss, target_nats
 
 N, D, V = 11, 8, 23
 LIGER = "liger_kernel.ops.fused_linear_cross_entropy"
 # The library itself: on a GPU, and without one in Triton's interpreter, which must be asked for before triton is loaded.
 WITH_LIBRARY = """
 import torch
-from glyphlm import loss
+from glyphlm.training import loss
 
 device, N, D, V = "cuda" if torch.cuda.is_available() else "cpu", 37, 16, 101
 torch.manual_seed(1)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from glyphlm.errors import InputError
-from glyphlm.machines import GPUS, choose_machine, matrix_rate
-from glyphlm.trainsettings import TrainSettings
+from glyphlm.base.devices import matrix_rate
+from glyphlm.base.errors import InputError
+from glyphlm.planning.machines import GPUS, choose_machine
+from glyphlm.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -30,5 +31,5 @@ def test_an_unknown_gpu_and_gpus_without_a_kind_are_refused_with_those_that_are_
 
 def test_rate_counts_the_operations_of_the_product(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr("glyphlm.machines.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("glyphlm.base.devices.time.perf_counter", lambda: next(clock))
     assert matrix_rate(8, "bf16", "cpu") == 2 * 256 * 8 * 32

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glyphlm.fusion import Fusion, FusionConfig
-from glyphlm.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.objective import Objective
-from glyphlm.optim import make_adamw
-from glyphlm.trainsettings import TrainSettings
+from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
+from glyphlm.training.objective import Objective
+from glyphlm.training.optim import make_adamw
+from glyphlm.training.settings import TrainSettings
 
 T = 64
 

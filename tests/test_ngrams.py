@@ -14,14 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm import ngramcount, ngramfile, ngrams, processes
-from glyphlm.cldr import language_name
-from glyphlm.cli import main
-from glyphlm.corpus import passages
-from glyphlm.errors import InputError
-from glyphlm.ngramcount import NgramSettings, count_ngrams
-from glyphlm.ngramfile import LanguageNgrams, parse_literal, read_ngrams, write_ngrams
-from glyphlm.ngrams import RULES, NgramCounts, any_words, published_words
+from glyphlm.base import processes
+from glyphlm.base.errors import InputError
+from glyphlm.cli.main import main
+from glyphlm.corpus.cldr import language_name
+from glyphlm.corpus.reading import passages
+from glyphlm.tokenizer import ngram_stats as ngramfile
+from glyphlm.tokenizer import ngramcount, ngrams
+from glyphlm.tokenizer.ngram_stats import LanguageNgrams, parse_literal, read_ngrams, write_ngrams
+from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
+from glyphlm.tokenizer.ngrams import RULES, NgramCounts, any_words, published_words
 
 PUBLISHED = ("_n-gramms-2-3.txt", "_n-gramms-2-3-4-5.txt")
 SMALL = [LanguageNgrams("fr", "French", {2: [("l'", 7), ('"a', 1)], 3: [("l'a", 2), ("\\\n'", 1)]})]

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glyphlm.dataset import IGNORED
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.objective import Objective
+from glyphlm.data.batches import IGNORED
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.training.objective import Objective
 
 V, END = 40, 0
 

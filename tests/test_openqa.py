@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tasks import ONE_FILE, damaged
 
-from glyphlm.errors import InputError
-from glyphlm.itemlog import measures
-from glyphlm.items import Item
-from glyphlm.sft import examples
-from glyphlm.taskfiles import Row
-from glyphlm.tasks import TASKS, read_task
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.items import Item
+from glyphlm.corpus.task_files import Row
+from glyphlm.corpus.tasks import TASKS, read_task
+from glyphlm.data.sft import examples
+from glyphlm.evaluation.item_log import measures
 
 TRIVIA = {"Question": "Which bird hoots?", "QuestionId": "qz_1", "SearchResults": [],
           "Answer": {"Value": "Owl", "Aliases": ["Owls", "Owl", "Strigiformes", " "], "NormalizedAliases": ["owl"]}}

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.optim import make_adamw, make_schedule
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.training.optim import make_adamw, make_schedule
 
 PEAK = 0.4
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from glyphlm.errors import InputError
-from glyphlm.outputs import RECORD, Build, read_build, sha256_file, to_json, write_atomic
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import RECORD, Build, read_build, sha256_file, to_json, write_atomic
 
 
 @pytest.fixture

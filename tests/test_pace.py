@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm import pace
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.pace import LONGEST, affordable_rows, measure, replicate, time_step, update_seconds
-from glyphlm.trainsettings import TrainSettings
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.planning import timing as pace
+from glyphlm.planning.timing import LONGEST, affordable_rows, measure, replicate, time_step, update_seconds
+from glyphlm.training.settings import TrainSettings
 
 T = 16
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from examinees import make_run
 
-from glyphlm import pairview
-from glyphlm.errors import InputError
+from glyphlm.analysis import pairview
+from glyphlm.analysis.pairview import differences
+from glyphlm.analysis.run_data import Run, read_runs
+from glyphlm.base.errors import InputError
 from glyphlm.evaluation import evaluate
-from glyphlm.pairview import differences
-from glyphlm.rundata import Run, read_runs
 
 
 @pytest.fixture(scope="module")

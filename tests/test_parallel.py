@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from glyphlm.checkpoint import list_states
-from glyphlm.tensors import load_tensors
+from glyphlm.base.tensors import load_tensors
+from glyphlm.training.checkpoint import list_states
 
 BLOCK, STEPS = 32, 12
 CLOCK = {"seconds", "tokens_per_second", "mfu"}  # the only values that differ between equal runs
@@ -23,8 +23,8 @@ CLOCK = {"seconds", "tokens_per_second", "mfu"}  # the only values that differ b
 def recipe(tokenizer_folder, shards, substrates, tmp_path_factory) -> Path:
     """A model of two layers over a frozen table: 2 rows a process and step, in two micro-batches."""
     frozen = tmp_path_factory.mktemp("frozen") / "table"
-    from glyphlm.substrate import SubstrateSettings, build_substrate
-    from glyphlm.tokenizer import Tokenizer
+    from glyphlm.substrate.build import SubstrateSettings, build_substrate
+    from glyphlm.tokenizer.tokenizer import Tokenizer
 
     build_substrate(Tokenizer.load(tokenizer_folder), SubstrateSettings(kind="learned", n_embed=16), frozen)
     settings = {

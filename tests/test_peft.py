@@ -6,8 +6,8 @@ from examinees import make_run
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from glyphlm.hf import GlyphLMForCausalLM
-from glyphlm.runfolder import load_run
+from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.runs.folder import load_run
 
 # peft 0.21 asks transformers 5.23 by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.cldr import subjects
-from glyphlm.errors import InputError
-from glyphlm.phrasebook import Claim, Phrase, chosen, documents, phrases, write_phrasebook
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.cldr import subjects
+from glyphlm.corpus.phrasebook import Claim, Phrase, chosen, documents, phrases, write_phrasebook
 
 Documents = list[tuple[Phrase, tuple[Claim, ...]]]
 PRINT_DIGEST = (
-    "import hashlib; from glyphlm.phrasebook import phrases; "
+    "import hashlib; from glyphlm.corpus.phrasebook import phrases; "
     "print(hashlib.sha256(repr(phrases()).encode()).hexdigest())"
 )
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm import pieces
-from glyphlm.layouts import BYTES, SPECIALS, bpe_backend
-from glyphlm.pieces import PieceEncoder
+from glyphlm.tokenizer import piece_encoder as pieces
+from glyphlm.tokenizer.layouts import BYTES, SPECIALS, bpe_backend
+from glyphlm.tokenizer.piece_encoder import PieceEncoder
 
 CHARACTERS = [*"ab\n <é中", "\U00020bb7"]
 TEXT = st.text("".join([*CHARACTERS, "x", "\U0001f600"]), max_size=40)

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.cli import main
-from glyphlm.errors import InputError
-from glyphlm.flops import parameters_by_part
-from glyphlm.fusing import build_fusion, fuse
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.growth import GrowthSettings
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
-from glyphlm.plan import PlanSettings, make_plan, make_plans
-from glyphlm.planmodel import planned_model, vocabulary_size
-from glyphlm.plantext import duration, plan_text, scaled
-from glyphlm.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.runfolder import export_model
-from glyphlm.substrate import SubstrateSettings
-from glyphlm.trainsettings import TrainSettings
-from glyphlm.vocabulary import TokenizerSettings
+from glyphlm.base.errors import InputError
+from glyphlm.cli.main import main
+from glyphlm.composition.fuse import build_fusion, fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.growth import GrowthSettings
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.planning.plan import PlanSettings, make_plan, make_plans
+from glyphlm.planning.planmodel import planned_model, vocabulary_size
+from glyphlm.planning.text import duration, plan_text, scaled
+from glyphlm.runs.folder import export_model
+from glyphlm.substrate.build import SubstrateSettings
+from glyphlm.tokenizer.build import TokenizerSettings
+from glyphlm.training.flops import parameters_by_part
+from glyphlm.training.settings import TrainSettings
 
 H200 = PlanSettings(gpu="h200")
 SMALL = ModelConfig(d_model=32, n_layer=2, n_head=2, block_size=32)

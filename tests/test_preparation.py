@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glyphlm import preparation
-from glyphlm.dataset import TokenText
-from glyphlm.errors import InputError
-from glyphlm.phrasebook import phrases
-from glyphlm.preparation import part_name, prepare
-from glyphlm.tokenizer import Piece
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.data import shards as preparation
+from glyphlm.data.batches import TokenText
+from glyphlm.data.shards import part_name, prepare
+from glyphlm.tokenizer.tokenizer import Piece
 
 DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
 

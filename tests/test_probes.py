@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glyphlm import probes
-from glyphlm.comparison import named
-from glyphlm.errors import InputError
-from glyphlm.model import GPT, ModelConfig
-from glyphlm.plots import draw_layers
-from glyphlm.probes import layer_states, neighbours_text, probe, probe_model, table, untrained
-from glyphlm.probetexts import ProbeSettings, Texts, find_texts
-from glyphlm.runfolder import export_model
-from glyphlm.substrate import load_substrate
+from glyphlm.analysis import probes
+from glyphlm.analysis.plots import draw_layers
+from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_texts
+from glyphlm.analysis.probes import layer_states, neighbours_text, probe, probe_model, table, untrained
+from glyphlm.analysis.tokenizers import named
+from glyphlm.base.errors import InputError
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.runs.folder import export_model
+from glyphlm.substrate.build import load_substrate
 
 PAIRS = "en\tru\nGermany\tГермания\nFrance\tФранция\nChina\tКитай\n"
 LAYERS = 4  # of models of two blocks

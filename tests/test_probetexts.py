@@ -4,8 +4,16 @@ import unicodedata
 
 import pytest
 
-from glyphlm.errors import InputError
-from glyphlm.probetexts import FEWEST, MOST_CLASSES, ProbeSettings, find_names, find_texts, token_classes, whole_tokens
+from glyphlm.analysis.probe_texts import (
+    FEWEST,
+    MOST_CLASSES,
+    ProbeSettings,
+    find_names,
+    find_texts,
+    token_classes,
+    whole_tokens,
+)
+from glyphlm.base.errors import InputError
 
 NAMES = {"en": ["one", "two"], "ru": ["один", "два"]}
 

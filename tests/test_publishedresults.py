@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glyphlm.errors import InputError
-from glyphlm.publishedresults import published_line, read_published
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.published import published_line, read_published
 
 LINES = """best_bvv_ru Total parameters:     0.5B
 best_bvv_ru MMLU [virology]: 21.30% ± 1.22% (σ=1.98%)

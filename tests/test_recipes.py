@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.arm import run_recipe
-from glyphlm.corpus import EMBEDDED
-from glyphlm.parsing import Parser
-from glyphlm.plan import PlanSettings, make_plans
-from glyphlm.recipe import GrowthRecipe, Recipe
-from glyphlm.staging import run_growth
+from glyphlm.cli.parser import Parser
+from glyphlm.corpus.reading import EMBEDDED
+from glyphlm.experiments.grow_recipe import run_growth
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe
+from glyphlm.experiments.train_recipe import run_recipe
+from glyphlm.planning.plan import PlanSettings, make_plans
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ABS = [1_275_244_544, 1_476_608_000, 1_677_971_456, 1_879_334_912, 2_080_698_368, 2_282_061_824]

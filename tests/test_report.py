@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glyphlm import plots, rundata
-from glyphlm.errors import InputError
-from glyphlm.itemlog import log_name, result_rows
-from glyphlm.report import write_report
+from glyphlm.analysis import plots
+from glyphlm.analysis import run_data as rundata
+from glyphlm.analysis.report import write_report
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.item_log import log_name, result_rows
 
 SUBSTRATES = {"glyph": ("glyph", False), "bits": ("token_bits", False), "learned": ("learned", True)}
 

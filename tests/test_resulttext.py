@@ -1,7 +1,7 @@
 """Lines say what a number is, and what to hold it against."""
 
-from glyphlm.publishedresults import read_published
-from glyphlm.resulttext import beside_line, comparison_line, result_line
+from glyphlm.evaluation.published import read_published
+from glyphlm.evaluation.text import beside_line, comparison_line, result_line
 
 ROW = {
     "run": "runs/mine", "task": "mmlu", "protocol": "likelihood", "scoring": "letters", "subject": "virology",

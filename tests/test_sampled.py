@@ -4,11 +4,11 @@ import pytest
 import torch
 from examinees import make_run
 
-from glyphlm.decoding import candidates
-from glyphlm.examinee import Examinee, load_examinee
-from glyphlm.generation import Sampling
-from glyphlm.sampled import asked, draw_answers, some, steps_of, worth
-from glyphlm.tasks import Item
+from glyphlm.corpus.tasks import Item
+from glyphlm.evaluation.decoding import candidates
+from glyphlm.evaluation.model import Examinee, load_examinee
+from glyphlm.evaluation.sampled import asked, draw_answers, some, steps_of, worth
+from glyphlm.runs.generate import Sampling
 
 LABELS = ("A", "B", "C", "D")
 
@@ -65,7 +65,7 @@ def test_draws_depend_on_the_seed_and_nothing_else(examinee, monkeypatch):
     items = [choice("arc_easy", f"Question: {'why ' * number}\nAnswer:") for number in range(1, 6)]
     first = draw(examinee, items)
     assert draw(examinee, items) == first != draw(examinee, items, seed=2)
-    monkeypatch.setattr("glyphlm.sampled.READ_TOKENS", {"cpu": 10000})
+    monkeypatch.setattr("glyphlm.evaluation.sampled.READ_TOKENS", {"cpu": 10000})
     assert [log["outputs"] for log in draw(examinee, items)] == [log["outputs"] for log in first]
 
 

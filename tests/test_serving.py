@@ -13,13 +13,22 @@ from threading import Timer
 import pytest
 from examinees import make_run
 
-from glyphlm import serving
-from glyphlm.errors import InputError
-from glyphlm.generation import Sampling, continue_text
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.runfolder import export_model, load_run
-from glyphlm.serving import EXPORT, NEEDED, ServeSettings, check_address, check_installed, servable, serve, server_command
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.interop import serve as serving
+from glyphlm.interop.serve import (
+    EXPORT,
+    NEEDED,
+    ServeSettings,
+    check_address,
+    check_installed,
+    servable,
+    serve,
+    server_command,
+)
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.runs.folder import export_model, load_run
+from glyphlm.runs.generate import Sampling, continue_text
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 LOCAL = ServeSettings("127.0.0.1", 0)
 SECONDS = 120  # after which a server that does not start is ended

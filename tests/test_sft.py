@@ -6,10 +6,10 @@ import io
 import pytest
 from rich.console import Console
 
-from glyphlm import progress
-from glyphlm.errors import InputError
-from glyphlm.sft import Example, describe_examples, examples, split_specs
-from glyphlm.tasks import read_task
+from glyphlm.base import progress
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.tasks import read_task
+from glyphlm.data.sft import Example, describe_examples, examples, split_specs
 
 SQUAD = """{"data": [{"paragraphs": [{"context": "Owls fly.", "qas": [
   {"question": "Who swims?", "answers": [], "is_impossible": true}%s]}]}]}"""

@@ -16,21 +16,21 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from glyphlm.arm import run_recipe
-from glyphlm.cli import main
-from glyphlm.errors import InputError
-from glyphlm.fusing import fuse
-from glyphlm.fusionsettings import FusionSettings
-from glyphlm.growth import GrowthSettings
-from glyphlm.model import ModelConfig
-from glyphlm.recipe import Recipe
-from glyphlm.runfolder import load_run
-from glyphlm.tensors import load_tensors
+from glyphlm.base.errors import InputError
+from glyphlm.base.tensors import load_tensors
+from glyphlm.cli.main import main
+from glyphlm.composition.fuse import fuse
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.growth import GrowthSettings
+from glyphlm.experiments.recipe import Recipe
+from glyphlm.experiments.train_recipe import run_recipe
+from glyphlm.modeling.model import ModelConfig
+from glyphlm.runs.folder import load_run
 
 BLOCK = 32
 STAGES = [{"layers": 1, "steps": 12}, {"layers": 1, "steps": 12}, {"layers": 2, "steps": 12, "start": "random"}]
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.staging", "glyphlm.modelverbs", "glyphlm.report"])
+processes.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.analysis.report"])
 
 
 def settings(tokenizer_folder, substrate, shards, **changes) -> dict:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from glyphlm.stats import (
+from glyphlm.evaluation.stats import (
     bootstrap,
     chance_level,
     holm,

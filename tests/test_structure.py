@@ -1,6 +1,7 @@
-"""The house: which file may import which, who owns which library, and what travels with checkpoints."""
+"""The house: which package may import which, who owns which library, and what is copied into run folders."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,93 +9,113 @@ import pytest
 import glyphlm
 
 PACKAGE = Path(__file__).parents[1] / "glyphlm"
-# The way of the data; each file imports only files above it.
-ORDER = """
-errors outputs progress processes cluster tensors hub stats answers publishedresults
-cldr phrasebook corpus taskfiles items openqa tasks sft ngrams ngramfile ngramcount
-layouts bvv241 spelling pieces tokenizer vocabulary preparation
-fonts glyphs model mixing together fusion flops codes substrate growth hiddencache fusionsettings dataset
-parallel devices loss optim bits checkpoint trackers trainsettings machines memory objective training pace
-hf runfolder card fusing generation recipe stages assembly arm staging planmodel plan plantext
-importfiles importblock importmap importmodel importing exporting serving ggufvocab gguffile
-examinee decoding likelihood sampled itemlog examination resulttext evaluation
-rundata growthview benchview pairview plots inspection comparison separability probetexts probes report quickstart
-parsing workflow claims studyplan studyresults studying textverbs modelverbs shareverbs useverbs cli __main__
+# In the order of the data; a package imports only itself and packages to the left.
+PACKAGES = """
+base modeling corpus tokenizer substrate data training runs composition experiments planning evaluation analysis interop
+studies cli
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {
-    "babel": {"cldr"},
-    "datasets": {"corpus", "taskfiles"},
-    "datatrove": {"cluster"},
-    "fontTools": {"fonts"},
-    "gguf": {"gguffile"},
-    "huggingface_hub": {"hub", "card"},
-    "jinja2": {"report"},
-    "jsonargparse": {"parsing"},
-    "matplotlib": {"plots"},
-    "peft": {"growth"},
-    "PIL": {"fonts", "glyphs"},
-    "pyarrow": {"corpus"},
-    "regex": {"ngrams"},
-    "rich": {"progress"},
-    "sacrebleu": {"answers"},
-    "safetensors": {"tensors"},
-    "scipy": {"stats"},
-    "tokenizers": {"layouts", "bvv241", "spelling", "pieces", "tokenizer", "vocabulary"},
-    "transformers": {"hf", "runfolder", "examinee"},
+    "babel": {"corpus.cldr"},
+    "datasets": {"corpus.reading", "corpus.task_files"},
+    "datatrove": {"base.cluster"},
+    "fontTools": {"substrate.fonts"},
+    "gguf": {"interop.gguf"},
+    "huggingface_hub": {"base.hub", "runs.card"},
+    "jinja2": {"analysis.report"},
+    "jsonargparse": {"cli.parser", "experiments.recipe"},
+    "matplotlib": {"analysis.plots"},
+    "peft": {"runs.adapters"},
+    "PIL": {"substrate.fonts", "substrate.glyphs"},
+    "pyarrow": {"corpus.reading"},
+    "regex": {"tokenizer.ngrams"},
+    "rich": {"base.progress"},
+    "sacrebleu": {"evaluation.answers"},
+    "safetensors": {"base.tensors"},
+    "scipy": {"evaluation.stats"},
+    "tokenizers": {
+        "tokenizer.build", "tokenizer.bvv241", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.spelling",
+        "tokenizer.tokenizer",
+    },
+    "transformers": {"evaluation.model", "modeling.hf", "runs.folder"},
     "wrapt": {"__init__"},
-    "yaml": {"recipe"},
+    "yaml": {"experiments.recipe"},
 }
-SHIPPED = {"model", "mixing", "together", "fusion", "hf"}  # copied into every run folder, where glyphlm is not installed
+# Copied into every run folder, where glyphlm is not installed.
+SHIPPED = {"modeling.fusion", "modeling.hf", "modeling.mixing", "modeling.model", "modeling.together"}
+MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 
-def imports(name: str) -> set[str]:
-    """Every module that a file imports, at its top or inside functions; ours as `glyphlm.x`."""
+def read(module: str) -> str:
+    """The source of a module, named from inside glyphlm."""
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a file imports, at its top or inside functions; ours as `glyphlm.x.y`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(read(module))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            found.add(f"glyphlm.{node.module}")
-        elif isinstance(node, ast.ImportFrom) and node.module == "glyphlm":
-            found |= {f"glyphlm.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
+            start = f"glyphlm.{module.rpartition('.')[0]}.{node.module}" if node.level else node.module
+            names = {f"{start}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name.removeprefix("glyphlm.") in MODULES} or {start}
     return found
 
 
-def test_every_file_has_its_place():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == sorted([*ORDER, "__init__"])
+def ours(module: str) -> set[str]:
+    """What a file imports of glyphlm, named from inside it."""
+    return {name.removeprefix("glyphlm.") for name in imports(module) if name.startswith("glyphlm.")}
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_file_imports_only_files_above_it(name):
-    ours = {module.removeprefix("glyphlm.") for module in imports(name) if module.startswith("glyphlm.")}
-    assert ours <= set(ORDER[: ORDER.index(name)])
+def test_every_file_is_in_a_package():
+    assert {module.split(".")[0] for module in MODULES} == {*PACKAGES, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_packages_before_it(package):
+    allowed = PACKAGES[: PACKAGES.index(package) + 1]
+    upward = {(module, name) for module in MODULES if module.startswith(f"{package}.") for name in ours(module)
+              if name.split(".")[0] not in allowed}
+    assert not upward
+
+
+def test_no_module_imports_itself_in_a_circle():
+    list(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_doors_and_nothing_else(package):
+    """A package's __init__ holds a docstring, so that importing one file of it loads nothing more."""
+    body = ast.parse(read(f"{package}.__init__")).body
+    assert [type(node) for node in body] == [ast.Expr]
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_library_is_imported_by_its_owners_alone(library):
-    users = {name for name in [*ORDER, "__init__"] if library in {module.split(".")[0] for module in imports(name)}}
+    users = {module for module in MODULES if library in {name.split(".")[0] for name in imports(module)}}
     assert users == OWNERS[library]
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_shipped_files_need_only_torch_transformers_and_each_other(name):
+@pytest.mark.parametrize("module", sorted(SHIPPED))
+def test_shipped_files_need_only_torch_transformers_and_each_other(module):
     allowed = {"torch", "transformers", "glyphlm", "collections", "dataclasses", "typing", "copy", "math", "zlib"}
-    assert {module.split(".")[0] for module in imports(name)} <= allowed
-    assert {module for module in imports(name) if module.startswith("glyphlm.")} <= {f"glyphlm.{n}" for n in SHIPPED}
+    assert {name.split(".")[0] for name in imports(module)} <= allowed
+    assert ours(module) <= SHIPPED
+    assert {m for m in MODULES if m.startswith("modeling.") and not m.endswith("__init__")} == SHIPPED
 
 
 def test_no_pickle_anywhere():
     """Foreign files are read in one place, where nothing of them is run."""
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
+    sources = {module: read(module) for module in MODULES}
     for safe in (', map_location="cpu", weights_only=True)', ", allow_pickle=False)"):
-        assert sources["tensors"].count(safe) == 1
-    sources["tensors"] = sources["tensors"].replace("torch.load(path, map", "").replace(", allow_pickle=False)", "")
+        assert sources["base.tensors"].count(safe) == 1
+    kept = sources["base.tensors"].replace("torch.load(path, map", "").replace(", allow_pickle=False)", "")
+    sources["base.tensors"] = kept
     assert not [name for name, text in sources.items() if "pickle" in text or "torch.load(" in text or "torch.save(" in text]
 
 
 def test_public_names_stay_what_they_are_when_asked_for_twice():
     assert all(getattr(glyphlm, name) is getattr(glyphlm, name) for name in glyphlm.__all__)
-    assert not {name for name in glyphlm.__all__ if name in ORDER}  # a module of the same name would take its place
+    assert not {*glyphlm.__all__} & {*PACKAGES}  # a package of the same name would take its place

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.claims import Claim
-from glyphlm.errors import InputError
-from glyphlm.outputs import read_lines
-from glyphlm.parsing import Parser
-from glyphlm.plan import PlanSettings, make_plans
-from glyphlm.recipe import recipe_text
-from glyphlm.studying import check, study
-from glyphlm.studyplan import Stages, Study, arm_recipe, arms_of, model_names
-from glyphlm.workflow import DONE
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import read_lines
+from glyphlm.cli.parser import Parser
+from glyphlm.experiments.recipe import recipe_text
+from glyphlm.planning.plan import PlanSettings, make_plans
+from glyphlm.studies.claims import Claim
+from glyphlm.studies.commands import Stages, Study, arm_recipe, arms_of, model_names
+from glyphlm.studies.study import check, study
+from glyphlm.studies.workflow import DONE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STUDIES = sorted(path.stem for path in RECIPES.glob("study_*.yaml"))
@@ -209,8 +209,8 @@ def test_the_central_study_crosses_freezing_content_and_scale():
 BEGUN = """
 import json, sys
 from pathlib import Path
-from glyphlm.studying import study
-from glyphlm.studyplan import Study
+from glyphlm.studies.study import study
+from glyphlm.studies.commands import Study
 study(Study(**json.load(open("study.json"))), Path("out"))
 """
 
@@ -264,7 +264,7 @@ def test_tuning_chooses_by_validation(monkeypatch):
                            "parameters": {"trained": 1}, "bits_per_byte": {"validation": reached[lr]}}
                 stage.makes.write_text(json.dumps(summary))
 
-    monkeypatch.setattr("glyphlm.studying.run_workflow", stand_in)
+    monkeypatch.setattr("glyphlm.studies.study.run_workflow", stand_in)
     text = study(Study(RECIPE, {"bits": None}, tune={"train.lr": [0.1, 0.01]}), Path("out")).read_text()
     assert [len(names) for names in ran] == [2, 3] and ran[0][1] == ran[1][0]
     assert "| bits | train.lr 0.1 | 2.0000 |  |\n| bits | train.lr 0.01 | 1.5000 | chosen |" in text

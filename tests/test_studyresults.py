@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from glyphlm.claims import Claim, detectable
-from glyphlm.outputs import read_lines, to_lines, write_atomic
-from glyphlm.stats import over_seeds
-from glyphlm.studyplan import Model, Study
-from glyphlm.studyresults import VALIDATION, Choice, measured, write_results
-from glyphlm.workflow import DONE, LOGS, Stage
+from glyphlm.base.outputs import read_lines, to_lines, write_atomic
+from glyphlm.evaluation.stats import over_seeds
+from glyphlm.studies.claims import Claim, detectable
+from glyphlm.studies.commands import Model, Study
+from glyphlm.studies.results import VALIDATION, Choice, measured, write_results
+from glyphlm.studies.workflow import DONE, LOGS, Stage
 
 BITS = {
     **{("frozen", seed): bits for seed, bits in enumerate((2.0, 2.2, 2.1), 1)},
@@ -82,7 +82,7 @@ def test_the_table_has_means_and_paired_differences(found, tmp_path):
 
 def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("glyphlm.studyresults.draw_held_out", lambda curves, x: drawn.update(curves) or "<svg/>")
+    monkeypatch.setattr("glyphlm.studies.results.draw_held_out", lambda curves, x: drawn.update(curves) or "<svg/>")
     assert "curves.svg" not in write(found, tmp_path)
     for seed, values in enumerate(([3.0, 2.0], [4.0, 2.5], [5.0]), 1):
         rows = [{"split": split, "step": step, "tokens": 100 * step, "seconds": 1.0, "loss": 5.0, "bits_per_byte": bits}

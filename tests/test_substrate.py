@@ -12,16 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from test_glyphs import box, make_font
 
-from glyphlm import substrate
-from glyphlm.codes import orthonormal_rows, principal_components, random_bits
-from glyphlm.errors import InputError
-from glyphlm.fonts import load_fonts
-from glyphlm.glyphs import draw_tokens, polar_order
-from glyphlm.layouts import compact_backend
-from glyphlm.model import SubstrateConfig, scale_rows
-from glyphlm.ngrams import TextCounts
-from glyphlm.outputs import read_build
-from glyphlm.substrate import (
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import read_build
+from glyphlm.base.tensors import load_tensors, save_tensors
+from glyphlm.modeling.model import SubstrateConfig, scale_rows
+from glyphlm.substrate import build as substrate
+from glyphlm.substrate.build import (
     SubstrateSettings,
     blank_ids,
     build_substrate,
@@ -29,8 +25,12 @@ from glyphlm.substrate import (
     load_substrate,
     sheet_ids,
 )
-from glyphlm.tensors import load_tensors, save_tensors
-from glyphlm.tokenizer import Tokenizer
+from glyphlm.substrate.codes import orthonormal_rows, principal_components, random_bits
+from glyphlm.substrate.fonts import load_fonts
+from glyphlm.substrate.glyphs import draw_tokens, polar_order
+from glyphlm.tokenizer.layouts import compact_backend
+from glyphlm.tokenizer.ngrams import TextCounts
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 LEARNED = SubstrateSettings(kind="learned", n_embed=32)
 BITS = SubstrateSettings(kind="token_bits", n_embed=16)

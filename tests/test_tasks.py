@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glyphlm.errors import InputError
-from glyphlm.tasks import TASKS, Item, describe_task, read_task, task_files
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.tasks import TASKS, Item, describe_task, read_task, task_files
 
 MAKERS = {
     "id": "x1",

@@ -7,11 +7,11 @@ import torch
 from test_fusion import METHODS, VOCAB, fuse, make_expert, step_by_step, with_gates
 from torch import Tensor, nn
 
-from glyphlm.fusion import Fusion
-from glyphlm.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.model import GPT
-from glyphlm.runfolder import config_fields
-from glyphlm.together import can_join
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.together import can_join
+from glyphlm.runs.folder import config_fields
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_transformers_generates_the_same(options, experts, tmp_path, monkeypatch
     found = model.generate(prompt_BT, **given)
     assert joined(model.gpt)
     model.save_pretrained(tmp_path)  # weights that are views of one another's storage
-    monkeypatch.setattr("glyphlm.fusion.can_join", lambda experts: False)
+    monkeypatch.setattr("glyphlm.modeling.fusion.can_join", lambda experts: False)
     again = GlyphLMForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again.generate(prompt_BT, **given), found)
     assert not joined(again.gpt)

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm.corpus import Passage
-from glyphlm.errors import InputError
-from glyphlm.layouts import BYTES, SPECIALS, choose_characters, compact_backend, repeated
-from glyphlm.ngrams import LONG_RUN, TextCounts, count_text
-from glyphlm.phrasebook import phrases
-from glyphlm.tokenizer import MAX_UNCUT, PIECE_CHARS, Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.corpus.reading import Passage
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.layouts import BYTES, SPECIALS, choose_characters, compact_backend, repeated
+from glyphlm.tokenizer.ngrams import LONG_RUN, TextCounts, count_text
+from glyphlm.tokenizer.tokenizer import MAX_UNCUT, PIECE_CHARS, Tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 PHRASES = [phrase.text for phrase in phrases()[:60]]
@@ -211,14 +211,14 @@ def test_long_runs_of_letters_are_counted_in_parts():
 
 
 def test_the_rare_half_of_too_many_words_is_forgotten(monkeypatch):
-    monkeypatch.setattr("glyphlm.ngrams.MAX_WORDS", 4)
+    monkeypatch.setattr("glyphlm.tokenizer.ngrams.MAX_WORDS", 4)
     found = TextCounts()
     found.add("a a b b c d e")
     assert found.words == Counter({"a": 2, "b": 2})
 
 
 def test_counts_are_divided_where_there_are_too_many_words(monkeypatch):
-    monkeypatch.setattr("glyphlm.layouts.MAX_WORDS_LEARNED", 10)
+    monkeypatch.setattr("glyphlm.tokenizer.layouts.MAX_WORDS_LEARNED", 10)
     assert list(repeated(Counter({"b": 15, "a": 8, "c": 1}))) == ["a a", "b b b b b"]
 
 
@@ -226,7 +226,7 @@ def test_counts_are_divided_where_there_are_too_many_words(monkeypatch):
 
 
 BUILD = (
-    "import sys; from pathlib import Path; from glyphlm.vocabulary import TokenizerSettings, build_tokenizer; "
+    "import sys; from pathlib import Path; from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer; "
     "build_tokenizer(sys.argv[2:], TokenizerSettings(vocab_size=1024), Path(sys.argv[1]))"
 )
 

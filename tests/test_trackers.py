@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from glyphlm.errors import InputError
-from glyphlm.trackers import Trackers
+from glyphlm.base.errors import InputError
+from glyphlm.training.trackers import Trackers
 
 ROW = {"step": 7, "tokens": 70, "seconds": 1.5, "split": "train", "loss": 2.5}
 VALUES = {"train/step": 7, "train/tokens": 70, "train/seconds": 1.5, "train/loss": 2.5}

@@ -16,18 +16,18 @@ import pytest
 import torch
 import yaml
 
-from glyphlm.arm import initial_digest
-from glyphlm.checkpoint import TrainState, list_states
-from glyphlm.cli import main
-from glyphlm.dataset import Batch, Batches, TokenText, unigram_bits_per_byte, validation_batches
-from glyphlm.devices import resolve_device, resolve_precision
-from glyphlm.errors import InputError
-from glyphlm.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.preparation import prepare
-from glyphlm.substrate import load_substrate
-from glyphlm.tensors import load_tensors
-from glyphlm.training import METRICS, train
-from glyphlm.trainsettings import TrainSettings, batch_rows, count_steps
+from glyphlm.base.devices import resolve_device, resolve_precision
+from glyphlm.base.errors import InputError
+from glyphlm.base.tensors import load_tensors
+from glyphlm.cli.main import main
+from glyphlm.data.batches import Batch, Batches, TokenText, unigram_bits_per_byte, validation_batches
+from glyphlm.data.shards import prepare
+from glyphlm.experiments.train_recipe import initial_digest
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.substrate.build import load_substrate
+from glyphlm.training.checkpoint import TrainState, list_states
+from glyphlm.training.loop import METRICS, train
+from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 
 BLOCK = 32
 CLOCK = {"seconds", "tokens_per_second", "mfu"}  # the only values that differ between equal runs
@@ -135,7 +135,7 @@ def test_logged_loss_is_that_of_the_steps_since_the_last_row(shards, tmp_path, s
 
 @pytest.mark.parametrize("rate, is_told", [(1e15, True), (1.0, False)])
 def test_a_use_above_100_percent_is_not_told(shards, tmp_path, monkeypatch, rate, is_told):
-    monkeypatch.setattr("glyphlm.training.matrix_rate", lambda *shape: rate)
+    monkeypatch.setattr("glyphlm.training.loop.matrix_rate", lambda *shape: rate)
     Arm(shards).train(tmp_path, settings(steps=2))
     use = json.loads((tmp_path / METRICS).read_text(encoding="utf-8").splitlines()[0])["mfu"]
     assert (use is not None and 0 < use <= 1) == is_told
@@ -246,7 +246,7 @@ class Exploding(torch.autograd.Function):
 
 
 def test_steps_that_are_no_number_can_be_skipped_and_are_counted(shards, tmp_path, monkeypatch, capsys):
-    from glyphlm import objective
+    from glyphlm.training import objective
 
     whole, calls = objective.head_loss, []
 
@@ -312,7 +312,7 @@ def test_micro_batches_add_up_to_the_same_gradient(shards, tmp_path, monkeypatch
         return {name: before[name] - p.detach() for name, p in arm.model.named_parameters()}
 
     # Plain descent at rate 1 moves each value by its gradient.
-    monkeypatch.setattr(sys.modules["glyphlm.training"], "make_adamw", lambda model, *_: torch.optim.SGD(model.parameters()))
+    monkeypatch.setattr("glyphlm.training.loop.make_adamw", lambda model, *_: torch.optim.SGD(model.parameters()))
     whole, pairs, single = (gradient(micro_rows) for micro_rows in (4, 2, 1))
     for name, expected in whole.items():
         assert expected.abs().max() > 1e-4
@@ -372,7 +372,7 @@ def test_device_that_is_not_there_is_refused():
 
 def test_automatic_precision_is_the_faster_one(monkeypatch):
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
-    monkeypatch.setattr("glyphlm.devices._matmul_seconds", lambda dtype, device: seconds[dtype])
+    monkeypatch.setattr("glyphlm.base.devices._matmul_seconds", lambda dtype, device: seconds[dtype])
     assert resolve_precision("auto", "cpu") == "bf16"
     seconds[torch.bfloat16] = 0.9  # too little gain for what it loses
     assert resolve_precision("auto", "cpu") == "fp32"
@@ -384,7 +384,7 @@ def test_automatic_precision_is_the_faster_one(monkeypatch):
 # The command line in processes of its own, which can be killed.
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.arm", "glyphlm.modelverbs"])  # imported once for all of them
+processes.set_forkserver_preload(["glyphlm.experiments.train_recipe", "glyphlm.cli.models"])  # imported once for all of them
 
 
 def command(arguments: list[str]) -> None:

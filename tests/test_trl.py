@@ -6,8 +6,8 @@ from datasets import Dataset
 from examinees import make_run
 from torch.nn.functional import cross_entropy
 
-from glyphlm.phrasebook import phrases
-from glyphlm.runfolder import load_run
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.runs.folder import load_run
 
 pytestmark = [  # of trl 1.16 and peft 0.21 under transformers 5.23
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from glyphlm.corpus import Passage
-from glyphlm.errors import InputError
-from glyphlm.phrasebook import phrases
-from glyphlm.tokenizer import HF_CONFIG, Tokenizer
-from glyphlm.vocabulary import TokenizerSettings, build_tokenizer
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.phrasebook import phrases
+from glyphlm.corpus.reading import Passage
+from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.tokenizer.tokenizer import HF_CONFIG, Tokenizer
 
 PHRASES = [phrase.text for phrase in phrases()[:300]]
 ANY = st.text(st.characters(exclude_categories=["Cs"]))
@@ -92,7 +92,7 @@ def test_foreign_documents_are_encoded_whole(foreign):
 
 
 def test_a_foreign_document_too_long_to_hold_is_refused(foreign, monkeypatch):
-    monkeypatch.setattr("glyphlm.tokenizer.MAX_HELD", 100)
+    monkeypatch.setattr("glyphlm.tokenizer.tokenizer.MAX_HELD", 100)
     with pytest.raises(InputError, match="longer than 100 characters, which a foreign vocabulary cannot encode in parts"):
         list(foreign.encode_passages([Passage("a" * 101, False)]))
 

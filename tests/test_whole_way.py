@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.cli import main
-from glyphlm.quickstart import commands
+from glyphlm.cli.main import main
+from glyphlm.studies.quickstart import commands
 
 RECIPE = """
 tokenizer: {{path: {0}/tok}}

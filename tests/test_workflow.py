@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm import workflow
-from glyphlm.errors import InputError
-from glyphlm.workflow import Stage, finished, reason, run_workflow, snakefile
+from glyphlm.base.errors import InputError
+from glyphlm.studies import workflow
+from glyphlm.studies.workflow import Stage, finished, reason, run_workflow, snakefile
 
 pytest.importorskip("snakemake")
 
@@ -68,7 +68,7 @@ def test_a_dry_run_tells_the_commands_and_runs_none(capsys):
 
 KILLED = """
 from pathlib import Path
-from glyphlm.workflow import Stage, run_workflow
+from glyphlm.studies.workflow import Stage, run_workflow
 a = Stage("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
 b = Stage("b", ("sh", "-c", "echo > b.begun; sleep 60"), Path("b"), ("a",))
 run_workflow([a, b], Path("out"), 1)

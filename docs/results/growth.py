@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-from glyphlm.claims import Claim, judge
+from glyphlm.studies.claims import Claim, judge
 
 MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
 CLAIMS = [

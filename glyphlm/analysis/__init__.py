@@ -1,0 +1,1 @@
+"""Runs, tokenizers and substrates measured and drawn: reports, comparisons, probes."""

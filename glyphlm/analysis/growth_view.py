@@ -1,0 +1,143 @@
+"""Grown runs as the report shows them: what each stage cost and gave, the loss at every border, depth by depth."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glyphlm.analysis.run_data import Run, finite, told_run
+from glyphlm.evaluation.stats import over_seeds
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage, or a control; bits per byte are on held-out text."""
+
+    run: Run
+    layers: int
+    added: int
+    start: str | None
+    before: float | None  # of the stage below at its end
+    after: float | None  # of this one before its first step
+    end: float | None
+    frozen: float | None  # operations of the frozen blocks, the blocks that are trained through, the head
+    blocks: float | None
+    head: float | None
+
+    @property
+    def border(self) -> float | None:
+        """What adding the blocks changed at once: above 0 it is a spike of the loss."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def chains(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that were grown out of one another, the lowest first; each chain that ends in a run nothing was grown out of."""
+    below = {run.label: _base(run, runs) for run in runs}
+    bases = {base.label for base in below.values() if base}
+    ends = [run for run in runs if below[run.label] and run.label not in bases]
+    return [_down(run, below)[::-1] for run in ends]
+
+
+def _base(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run that this one was grown out of, if it is here."""
+    base = run.get("growth", "base")
+    return told_run(base, run, runs) if base else None
+
+
+def _down(run: Run, below: dict[str, Run | None]) -> list[Run]:
+    chain = [run]
+    while (base := below[chain[-1].label]) is not None:
+        chain.append(base)
+    return chain
+
+
+def stage_rows(chain: Sequence[Run]) -> list[StageRow]:
+    """The table of one chain."""
+    return [_row(run, below) for run, below in zip(chain, [None, *chain])]
+
+
+def _row(run: Run, below: Run | None) -> StageRow:
+    layers, flops = run.get("model", "n_layer"), run.get("cost", "flops") or {}
+    first = next((row["bits_per_byte"] for row in run.validation if row["step"] == 0), None)
+    return StageRow(
+        run=run,
+        layers=layers,
+        added=layers - (below.get("model", "n_layer") if below else 0),
+        start=run.get("growth", "start"),
+        before=finite(below.get("bits_per_byte", "validation")) if below else None,
+        after=finite(first),
+        end=finite(run.get("bits_per_byte", "validation")),
+        frozen=flops.get("frozen"),
+        blocks=sum(flops.get(part, 0) for part in ("attention", "scores", "mlp", "recompute")) if flops else None,
+        head=flops.get("head"),
+    )
+
+
+def controls(chain: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
+    """Runs of the chain's final shape beside it that were not grown."""
+    last = chain[-1]
+    return [run for run in runs if run.get("growth") is None and run not in chain
+            and run.get("model") == last.get("model") and run.folder.resolve().parent == last.folder.resolve().parent]
+
+
+def whole(chain: Sequence[Run]) -> Run:
+    """The last run of a chain, with what all of them took and logged as if it had been one training."""
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    so_far = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
+    for run in chain:
+        spent = {key: run.get(key) or 0 for key in ("tokens", "seconds")} | {"flops": run.get("cost", "flops_total") or 0}
+        for split, kept in rows.items():
+            kept += [row | _since(row, so_far, spent) | {"stage": run.label} for row in getattr(run, split)]
+        so_far = {key: value + spent[key] for key, value in so_far.items()}
+    speed = so_far["tokens"] / max(so_far["seconds"], 1e-9)
+    totals = {"tokens": so_far["tokens"], "seconds": so_far["seconds"], "tokens_per_second": speed, "mfu": None}
+    summary = chain[-1].summary | totals
+    return replace(chain[-1], summary=summary, **rows)
+
+
+def _since(row: dict[str, Any], so_far: dict[str, float], spent: dict[str, float]) -> dict[str, float]:
+    flops = row["tokens"] / max(1, spent["tokens"]) * spent["flops"]
+    return {"tokens": so_far["tokens"] + row["tokens"], "seconds": so_far["seconds"] + row["seconds"],
+            "flops": so_far["flops"] + flops}
+
+
+def manner(chain: Sequence[Run]) -> str:
+    """How a chain was grown, in words."""
+    growth = chain[-1].get("growth")
+    words = [f"{growth['start']} start"]
+    if growth["blocks"] == "all":
+        words.append("all blocks train")
+    if growth["lora"]["rank"]:
+        words.append(f"adapters of rank {growth['lora']['rank']}")
+    if growth["head"] != "full":
+        words.append(f"{growth['head'].replace('_', '-')} head")
+    return ", ".join(words)
+
+
+def depth_points(runs: Sequence[Run]) -> dict[str, list[dict[str, float]]]:
+    """Manner of growth, or kind of control -> depth, mean bits per byte, low and high over runs of several seeds."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for label, run in labelled(runs):
+        bits = finite(run.get("bits_per_byte", "validation"))
+        if bits is not None:
+            found.setdefault(label, {}).setdefault(run.get("model", "n_layer"), []).append(bits)
+    return {label: [_point(depth, values) for depth, values in sorted(depths.items())] for label, depths in found.items()}
+
+
+def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    """Runs that were grown with their manner of growth, their controls with their kind."""
+    for chain in chains(runs):
+        yield from ((manner(chain), run) for run in chain)
+        yield from ((run.get("name").replace("-", ", equal "), run) for run in controls(chain, runs))
+
+
+def _point(depth: int, values: Sequence[float]) -> dict[str, float]:
+    mean = sum(values) / len(values)
+    low, high = (over_seeds(values).low, over_seeds(values).high) if len(values) > 1 else (mean, mean)
+    return {"depth": depth, "bits_per_byte": mean, "low": low, "high": high, "runs": len(values)}
+
+
+def operations_unit(runs: Sequence[Run]) -> int:
+    """The power of 1,000, as an exponent of 10, in which the operations of these runs are small numbers."""
+    largest = max((run.get("cost", "flops_total") or 0 for run in runs), default=0)
+    return 3 * int(math.log10(max(1, largest)) // 3)

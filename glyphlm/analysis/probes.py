@@ -1,0 +1,199 @@
+"""What tokens are to a model, layer by layer: their neighbours, and how far classes and translations stand apart.
+
+Each run stands next to a control: a model of its shape that was never trained. What the control reaches comes from the
+codes and from chance directions; only what lies above it was learned.
+Layers: 0 the lifted input codes, then after each block, last after the final norm.
+Shapes: L layers, N texts, D d_model.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glyphlm.analysis.codes import Codes, find_nearest
+from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_names, find_texts
+from glyphlm.analysis.separability import class_mean, class_sums, gain, knn_right, linear_right, reciprocal_ranks
+from glyphlm.analysis.tokenizers import named
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import Build, read_lines, to_json, to_lines
+from glyphlm.base.progress import meter
+from glyphlm.corpus.reading import describe, find_sources
+from glyphlm.evaluation.stats import bootstrap
+from glyphlm.modeling.model import GPT, scale_rows
+from glyphlm.runs.folder import load_run, weights_sha256
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+ROWS, PLOT, NEIGHBOURS = "probes.jsonl", "probes.svg", "neighbours.txt"
+MEASURES = {"knn": "accuracy of 5 nearest", "linear": "accuracy of linear probe", "mrr": "mean reciprocal rank"}
+NEAREST = "nearest"  # the task of rows that list neighbours and have no score
+CONTROL_SEED = 7919  # no training begins from it
+BATCH, SHOWN = 256, 5
+Row = dict[str, Any]
+
+
+def probe(
+    runs: Sequence[str | Path], out: Path, settings: ProbeSettings | None = None, device: str = "cpu"
+) -> list[Row]:
+    """Probe each run and its control; rows also go into the folder `out`, with a plot and the neighbours as text.
+
+    A row has run, layer, task, measure, value, its 95% interval over items (low, high), chance, the control's value, the
+    gain over it with its paired interval (gain_low, gain_high), and items; or, of task nearest, a word and its neighbours.
+
+    Raises:
+        InputError: a run or the file of pairs is bad, a word is empty or too long, or `out` holds something else.
+    """
+    settings, labels = settings or ProbeSettings(), named([str(run) for run in runs])
+    names = find_names(settings)
+    read = {"pairs": hashlib.sha256(to_json(names).encode()).hexdigest(),
+            "text": settings.text and describe(find_sources([settings.text]))}
+    build = Build("probes", asdict(settings) | read, {label: weights_sha256(run) for label, run in labels.items()})
+    if not build.is_done(out):
+        rows = []
+        for label, run in labels.items():
+            model, tokenizer = load_run(run)
+            if not isinstance(model.gpt, GPT):
+                raise InputError(f"{run} is a fused model, whose layers are its experts'; probe the runs it was made from")
+            texts = find_texts(tokenizer, names, settings)
+            found = probe_model(model.gpt.to(device), tokenizer, texts, settings.seed, label)
+            rows += [{"run": label, **row} for row in found]
+        with build.folder(out) as folder:
+            _write(folder, rows)
+    return read_lines(out / ROWS)
+
+
+def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run: str | None = None) -> Iterator[Row]:
+    """The rows of one model next to its control; `run` names it in the progress.
+
+    Raises:
+        InputError: a text is empty or longer than the context.
+    """
+    every = texts.all()
+    ids = [_encode(tokenizer, text, gpt.config.block_size - 1) for text in every]
+    trained_LND, control_LND = (layer_states(model, ids, tokenizer.end_id) for model in (gpt, untrained(gpt)))
+    places = {text: number for number, text in enumerate(every)}
+    with meter(run and f"probing {run}", len(trained_LND)) as progress:
+        for layer, states in enumerate(zip(trained_LND, control_LND)):
+            for own, control in zip(*(measure(x_ND.numpy(), places, texts, seed) for x_ND in states)):
+                yield {"layer": layer, **_row(*own, control[2])}
+            codes = Codes(Path(), gpt.substrate.config, states[0], every, [])
+            for word in texts.words:
+                near = [{"text": each["token"], "cosine": each["cosine"]} for each in find_nearest(codes, places[word])]
+                yield {"layer": layer, "task": NEAREST, "word": word, "neighbours": near}
+            progress.advance()
+
+
+def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    ids = tokenizer.encode(text)
+    if not 0 < len(ids) <= most:
+        raise InputError(f"{text!r} has {len(ids)} tokens; give texts of 1 to {most} tokens, the context after </s>")
+    return ids
+
+
+@torch.no_grad()
+def layer_states(gpt: GPT, ids: Sequence[Sequence[int]], end_id: int) -> Tensor:
+    """float32 [L, N, D]: the state of each text at each layer, as the mean over its ids; it stands after `</s>`."""
+    states_LND = torch.empty(gpt.config.n_layer + 2, len(ids), gpt.config.d_model)
+    for length in sorted({len(each) for each in ids}):
+        alike = [number for number, each in enumerate(ids) if len(each) == length]
+        for start in range(0, len(alike), BATCH):
+            members = alike[start : start + BATCH]
+            ids_BT = torch.tensor([[end_id, *ids[number]] for number in members], device=gpt.device)
+            states_LND[:, members] = torch.stack([x_BTD[:, 1:].float().mean(1).cpu() for x_BTD in _outputs(gpt, ids_BT)])
+    return states_LND
+
+
+def _outputs(gpt: GPT, ids_BT: Tensor) -> list[Tensor]:
+    kept: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _, given, x_BTD: kept.append(x_BTD))
+             for module in (gpt.substrate, *gpt.blocks, gpt.norm)]
+    try:
+        gpt.hidden(ids_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def untrained(gpt: GPT) -> GPT:
+    """A model of the same shape before any training: over the same codes if these are frozen, else over random ones."""
+    control = GPT(gpt.config, copy.deepcopy(gpt.substrate)).to(gpt.device).eval()
+    control.init_weights(CONTROL_SEED)
+    if gpt.substrate.config.trainable:
+        table_VE = torch.randn(gpt.substrate.table_VE.shape, generator=torch.Generator().manual_seed(CONTROL_SEED))
+        control.substrate.table_VE.data.copy_(scale_rows(table_VE, gpt.substrate.config.scale))
+    return control
+
+
+def measure(
+    x_ND: NDArray, places: Mapping[str, int], texts: Texts, seed: int
+) -> Iterator[tuple[str, str, NDArray, float]]:
+    """(task, measure, `class_sums`, chance level) of the states of one layer; places: text -> row of `x_ND`."""
+    for name, right_of in (("knn", knn_right), ("linear", partial(linear_right, seed=seed))):
+        for task, classes in texts.classes.items():
+            rows = [places[text] for group in classes.values() for text in group]
+            label_N = np.repeat(np.arange(len(classes)), [len(group) for group in classes.values()])
+            yield task, name, class_sums(right_of(x_ND[rows], label_N), label_N), 1 / len(classes)
+    for languages, pairs in texts.translations.items():
+        score_N = reciprocal_ranks(*(x_ND[[places[text] for text in side]] for side in zip(*pairs)))
+        chance = float(np.mean(1 / np.arange(1, len(pairs) + 1)))
+        yield f"translation {languages}", "mrr", class_sums(score_N, np.zeros(len(pairs), int)), chance
+
+
+def _row(task: str, measure: str, sums_NS: NDArray, chance: float, control_NS: NDArray) -> Row:
+    value, control = class_mean(sums_NS.sum(0)), class_mean(control_NS.sum(0))
+    low, high, name = bootstrap(sums_NS, class_mean)
+    gain_low, gain_high, _ = bootstrap(np.concatenate([sums_NS, control_NS], axis=1), gain)
+    return {"task": task, "measure": measure, "value": value, "low": low, "high": high, "chance": chance, "control": control,
+            "gain": value - control, "gain_low": gain_low, "gain_high": gain_high, "interval": name, "items": len(sums_NS)}
+
+
+def _write(folder: Path, rows: Sequence[Row]) -> None:
+    from glyphlm.analysis.plots import draw_layers  # loads matplotlib, needed only here
+
+    (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
+    (folder / NEIGHBOURS).write_text(neighbours_text(rows), encoding="utf-8")
+    panels = {(task, MEASURES[measure]): found for (task, measure), found in _scored(rows, "task", "measure").items()}
+    if panels:
+        (folder / PLOT).write_text(draw_layers(panels), encoding="utf-8")
+
+
+def _scored(rows: Sequence[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
+    """The rows with a score, by the values of `keys`."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["task"] != NEAREST:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def neighbours_text(rows: Sequence[Row]) -> str:
+    """Word by word and layer by layer the nearest texts of each run, one run below the other."""
+    found = sorted((row for row in rows if row["task"] == NEAREST), key=lambda row: row["layer"])
+    width, lines = max(len(row["run"]) for row in rows), []
+    for word in dict.fromkeys(row["word"] for row in found):
+        lines.append(repr(word))
+        for row in (row for row in found if row["word"] == word):
+            near = "  ".join(f"{each['cosine']:.3f} {each['text']!r}" for each in row["neighbours"][:SHOWN])
+            lines.append(f"  layer {row['layer']:>2}  {row['run']:<{width}}  {near}")
+    return "\n".join([*lines, ""])
+
+
+def table(rows: Sequence[Row]) -> str:
+    """What each run shows at its codes and at its last layer, and what of the latter it gained by training."""
+    lines = [("task", "measure", "run", "chance", "codes", "last layer", "untrained", "gained by training")]
+    for (task, measure, run), layers in _scored(rows, "task", "measure", "run").items():
+        last = layers[-1]
+        lines.append((task, MEASURES[measure], run, f"{last['chance']:.3f}", f"{layers[0]['value']:.3f}",
+                      f"{last['value']:.3f} ({last['low']:.3f} to {last['high']:.3f})", f"{last['control']:.3f}",
+                      f"{last['gain']:+.3f} ({last['gain_low']:+.3f} to {last['gain_high']:+.3f})"))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)

@@ -1,0 +1,207 @@
+"""Several tokenizers on the same texts: how short they make them, what they lose, how fast they are."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import Build, read_lines, to_lines
+from glyphlm.corpus.reading import STRICT, Passage, Reading, describe, find_sources, passages
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+MB = 1_000_000
+ROWS, PLOT = "compare.jsonl", "compare.svg"
+COLUMNS = {  # of the table: key of a row -> head, format
+    "language": ("language", ""),
+    "tokenizer": ("tokenizer", ""),
+    "characters": ("characters", ","),
+    "bytes": ("bytes", ","),
+    "tokens": ("tokens", ","),
+    "characters_per_token": ("chars/token", ".3f"),
+    "bytes_per_token": ("bytes/token", ".3f"),
+    "unknown": ("unknown", ","),
+    "documents": ("documents", ","),
+    "changed": ("changed", ","),
+    "mb_per_second": ("MB/s", ".2f"),
+}
+
+
+def tell_apart(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Folders that hold tokenizer.json, and all else as texts by language: LANGUAGE=TEXT, or the stem of the file's name.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    folders = [name for name in given if (Path(name) / "tokenizer.json").is_file()]
+    texts: dict[str, list[str]] = {}
+    for name in given:
+        if name not in folders:
+            language, text = _language_and_text(name)
+            texts.setdefault(language, []).append(text)
+    if not folders:
+        raise InputError(f"no tokenizer was given: none of {', '.join(given)} is a folder that holds tokenizer.json; make "
+                         "one with glyphlm tokenizer build")
+    if not texts:
+        raise InputError("no text was given besides the tokenizers: name files, folders or hf:NAME data sets")
+    return folders, texts
+
+
+def _language_and_text(name: str) -> tuple[str, str]:
+    language, equals, text = name.partition("=")
+    if not equals or Path(name).exists():
+        return Path(name).name.partition(".")[0] or name, name
+    if not language or not text:
+        raise InputError(f"{name!r} is no LANGUAGE=TEXT; give such as en=english.txt")
+    return language, text
+
+
+def compare(
+    folders: Sequence[str],
+    texts: Mapping[str, Sequence[str]],
+    limit_mb: float | None = None,
+    out: Path | None = None,
+    reading: Reading = STRICT,
+) -> list[dict[str, Any]]:
+    """A row for each language and tokenizer, also written with a plot into the folder `out`; found done, they are read.
+
+    Args:
+        folders: Tokenizers, ours or any with a tokenizer.json.
+        texts: Language -> files, folders or data sets, together one text.
+        limit_mb: Megabytes of each language; by default all.
+
+    Raises:
+        InputError: a tokenizer or a text is bad or empty, the limit is not positive, or `out` holds something else.
+    """
+    if limit_mb is not None and not limit_mb > 0:
+        raise InputError(f"limit_mb {limit_mb} is not above 0; give the megabytes of each language that are to be read")
+    sources = {language: find_sources(given) for language, given in texts.items()}
+    tokenizers = named(folders)
+    fingerprints = {name: Tokenizer.load(folder).fingerprint for name, folder in tokenizers.items()}
+    if out is None:
+        return _rows(tokenizers, sources, limit_mb, reading)
+    read = {language: describe(found) for language, found in sources.items()}
+    build = Build("comparison", {"limit_mb": limit_mb, **asdict(reading)}, {"tokenizers": fingerprints, "texts": read})
+    if not build.is_done(out):
+        with build.folder(out) as partial:
+            _write(partial, _rows(tokenizers, sources, limit_mb, reading))
+    return read_lines(out / ROWS)
+
+
+def named(folders: Sequence[str]) -> dict[str, str]:
+    """Name -> folder: the last part of its path, the whole path where two would be named alike."""
+    short = {folder: Path(folder).resolve().name for folder in folders}
+    alone = {folder for folder, name in short.items() if list(short.values()).count(name) == 1}
+    return {short[folder] if folder in alone else folder: folder for folder in short}
+
+
+def _rows(
+    tokenizers: Mapping[str, str], sources: Mapping[str, Sequence[str]], limit_mb: float | None, reading: Reading
+) -> list[dict[str, Any]]:
+    """All rows, by language; tokenizers are loaded one at a time, since a large one with its cache takes 300 MB."""
+    rows = []
+    for name, folder in tokenizers.items():
+        tokenizer = Tokenizer.load(folder)
+        for language, found in sources.items():
+            stream = limited(passages(found, reading, f"{language} {name}"), limit_mb)
+            row = {"language": language, "tokenizer": name, **measure(tokenizer, stream)}
+            if not row["tokens"]:
+                raise InputError(f"tokenizer {name} makes no token of {', '.join(found)}; leave one of the two out")
+            per_token = {f"{unit}_per_token": row[unit] / row["tokens"] for unit in ("characters", "bytes")}
+            rows.append(row | per_token)
+    return sorted(rows, key=lambda row: list(sources).index(row["language"]))
+
+
+def limited(stream: Iterable[Passage], limit_mb: float | None) -> Iterator[Passage]:
+    """The passages until `limit_mb` megabytes are full; the document that fills them ends there."""
+    left = float("inf") if limit_mb is None else limit_mb * MB
+    for text, last in stream:
+        left -= len(text.encode())
+        yield Passage(text, last or left <= 0)
+        if left <= 0:
+            return
+
+
+def measure(tokenizer: Tokenizer, stream: Iterable[Passage]) -> dict[str, Any]:
+    """Counts of a text and of its tokens, documents that decoding does not give back (`changed`), speed of encoding.
+
+    Memory stays bounded as in `Tokenizer.encode_passages`. The speed is of encoding alone, without reading and checking.
+    """
+    list(tokenizer.encode_passages([Passage("\n", True)]))  # what is made once for a tokenizer is no part of its speed
+    given, restored, unknown_id = Documents(), Documents(), tokenizer.unknown_id
+    source = Timed(given.passing(stream))
+    pieces = Timed(tokenizer.encode_passages(source))
+    tokens = unknown = changed = 0
+    for ids, last in pieces:
+        tokens += len(ids)
+        unknown += int(np.count_nonzero(ids == unknown_id))
+        restored.add(tokenizer.decode(ids.tolist()), last)
+        if last:
+            changed += given.digests.popleft() != restored.digests.popleft()
+    counts = {"documents": given.count, "characters": given.characters, "bytes": given.bytes, "tokens": tokens}
+    speed = given.bytes / MB / (pieces.seconds - source.seconds)
+    return {**counts, "unknown": unknown, "changed": changed, "mb_per_second": round(speed, 3)}
+
+
+class Timed(Iterator[Any]):
+    """A stream, and the seconds that were spent in it."""
+
+    def __init__(self, stream: Iterable[Any], clock: Callable[[], float] = time.perf_counter):
+        self._stream, self._clock, self.seconds = iter(stream), clock, 0.0
+
+    def __next__(self) -> Any:
+        begun = self._clock()
+        try:
+            return next(self._stream)
+        finally:
+            self.seconds += self._clock() - begun
+
+
+class Documents:
+    """Counts of documents that come in parts, and a digest of each: so two streams are compared and neither is held."""
+
+    def __init__(self):
+        self.count = self.characters = self.bytes = 0
+        self.digests: deque[bytes] = deque()
+        self._open = hashlib.blake2b()
+
+    def passing(self, stream: Iterable[Passage]) -> Iterator[Passage]:
+        """The same stream, counted as it goes by."""
+        for passage in stream:
+            self.add(*passage)
+            yield passage
+
+    def add(self, text: str, last: bool) -> None:
+        """Count one part; `last` ends the document."""
+        data = text.encode()
+        self.characters += len(text)
+        self.bytes += len(data)
+        self._open.update(data)
+        if last:
+            self.count += 1
+            self.digests.append(self._open.digest())
+            self._open = hashlib.blake2b()
+
+
+def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from glyphlm.analysis.plots import draw_bars  # loads matplotlib, needed only here
+
+    (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
+    bars: dict[str, dict[str, float]] = {}
+    for row in rows:
+        bars.setdefault(row["tokenizer"], {})[row["language"]] = row["characters_per_token"]
+    (folder / PLOT).write_text(draw_bars(bars, "characters per token"), encoding="utf-8")
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as aligned text, names to the left and numbers to the right."""
+    lines = [[head for head, _ in COLUMNS.values()]]
+    lines += [[format(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    sides = ["<" if not form else ">" for _, form in COLUMNS.values()]
+    return "\n".join("  ".join(f"{c:{side}{width}}" for c, side, width in zip(line, sides, widths)) for line in lines)

@@ -1,0 +1,155 @@
+"""The verbs that make what models are made from: tokenizers, substrates, shards. Each calls one library function."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from glyphlm.base.cluster import Submitted
+from glyphlm.base.errors import InputError
+from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of
+
+
+def run_tokenizer_build(arguments: Sequence[str]) -> None:
+    """glyphlm tokenizer build."""
+    from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+
+    parser = Parser.of(
+        "tokenizer build",
+        "Lay out a vocabulary: tokenizer.json for any library, vocab.txt for the eye. The layout compact is counted on your "
+        "text; bvv241-2-3, bvv241-max and bvv241-abs are built from n-gram statistics, as published; bvv241-nemo keeps "
+        "another tokenizer as it is.",
+        "glyphlm tokenizer build --layout compact --vocab-size 8192 --out tok/ texts/ more.jsonl.gz\n"
+        "  glyphlm tokenizer build --layout bvv241-2-3 --ngrams ngrams.txt --lossless --out tok/\n"
+        "  glyphlm tokenizer build --layout bvv241-nemo --from mistral-nemo/ --out tok/",
+    )
+    names = parser.add_class_arguments(TokenizerSettings, skip={"path", "base", "lossless"})
+    parser.add_argument("--lossless", action="store_true", help="published layouts: characters without an id become bytes")
+    parser.add_argument("--from", help="folder of the Hugging Face tokenizer that bvv241-nemo keeps")
+    parser.add_texts(needed=False)
+    parser.add_out("folder of the tokenizer", required=True)
+    options = parser.read(arguments)
+    settings = TokenizerSettings(**{name: options[name] for name in (*names, "lossless")}, base=options["from"])
+    build_tokenizer(options.texts, settings, options.out, reading_of(options))
+
+
+def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
+    """glyphlm tokenizer ngrams."""
+    from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
+
+    parser = Parser.of(
+        "tokenizer ngrams",
+        "Count the n-grams inside words, language by language, for the layouts bvv241-2-3, bvv241-max and bvv241-abs. "
+        "The same command goes on after a stop; partial counts are kept in OUT.parts, which may be removed in the end.",
+        "glyphlm tokenizer ngrams --lang en=english/ --lang ru=hf:wikimedia/wikipedia:20231101.ru --out ngrams.txt",
+    )
+    parser.add_argument(
+        "--lang", action="append", required=True, metavar="CODE=TEXT", help=f"may be given several times; {TEXTS}"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 5], help="lengths of the n-grams in characters")
+    names = parser.add_class_arguments(NgramSettings, skip={"sizes"})
+    parser.add_argument("--jobs", type=int, default=1, help="processes that count, each up to 700 MB")
+    parser.add_engine()
+    parser.add_reading()
+    parser.add_out("the file of n-gram statistics", required=True)
+    options = parser.read(arguments)
+    settings = NgramSettings(tuple(options.sizes), **{name: options[name] for name in names})
+    given = _texts_by_language(options.lang), settings, options.out, reading_of(options), options.jobs
+    with suppress(Submitted):
+        count_ngrams(*given, engine_of(options))
+
+
+def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {}
+    for one in given:
+        lang, _, text = one.partition("=")
+        if not lang or not text:
+            raise InputError(f"--lang {one!r} is no CODE=TEXT; give such as --lang en=texts/en.txt")
+        texts.setdefault(lang, []).append(text)
+    return texts
+
+
+def run_tokenizer_compare(arguments: Sequence[str]) -> None:
+    """glyphlm tokenizer compare."""
+    from glyphlm.analysis.tokenizers import compare, table, tell_apart
+
+    parser = Parser.of(
+        "tokenizer compare",
+        "Encode texts with several tokenizers, ours or any Hugging Face folder with a tokenizer.json. Printed for each "
+        "language: characters and bytes per token, characters without an id, documents that decoding does not give back "
+        "(changed), speed of encoding. With --out also as compare.jsonl, with a plot.",
+        "glyphlm tokenizer compare tok-a/ tok-b/ en=english.txt ru.jsonl.gz --limit-mb 5 --out compare/",
+    )
+    parser.add_argument("given", nargs="+", metavar="TOKENIZER|[LANGUAGE=]TEXT",
+                        help=f"folders of tokenizers, and {TEXTS}; without LANGUAGE= a text is named as its file")
+    parser.add_argument("--limit_mb", type=float, help="megabytes of each language (default: all)")
+    parser.add_reading()
+    parser.add_out("also write the rows and a plot into this folder")
+    options = parser.read(arguments)
+    print(table(compare(*tell_apart(options.given), options.limit_mb, options.out, reading_of(options))))
+
+
+def run_substrate_build(arguments: Sequence[str]) -> None:
+    """glyphlm substrate build."""
+    from glyphlm.substrate.build import SubstrateSettings, build_substrate
+    from glyphlm.tokenizer.tokenizer import Tokenizer
+
+    parser = Parser.of(
+        "substrate build",
+        "Make the code of every token: pictures of glyphs, bits of the id, random codes, a table of others, or a random "
+        "start to be learned.",
+        "glyphlm substrate build --tokenizer tok/ --kind glyph --n-embed 256 --out sub/\n"
+        "  glyphlm substrate build --tokenizer tok/ --kind affine_bits --n-embed 16 --lift tile --out sub/\n"
+        "  glyphlm substrate build --tokenizer tok/ --kind given --file table.pt --n-embed 1024 --scale none --out sub/",
+    )
+    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
+    flags = ("strict", "trainable", "unique")
+    names = parser.add_class_arguments(SubstrateSettings, skip={"path", "font", *flags})
+    parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
+    parser.add_argument("--strict", action="store_true", help="stop where a character is in no font")
+    parser.add_argument("--trainable", action="store_true", help="training may change the table")
+    parser.add_argument("--unique", action="store_true", help="kinds glyph, given: the last columns hold the bits of the id")
+    parser.add_out("folder of the substrate", required=True)
+    options = parser.read(arguments)
+    settings = SubstrateSettings(**{name: options[name] for name in (*names, "font", *flags)})
+    build_substrate(Tokenizer.load(options.tokenizer), settings, options.out)
+
+
+def run_substrate_inspect(arguments: Sequence[str]) -> None:
+    """glyphlm substrate inspect."""
+    parser = Parser.of(
+        "substrate inspect",
+        "Tell which tokens share a code, how long and how varied codes are, and which are near each other.",
+        "glyphlm substrate inspect sub/ --nearest a the --out inspected/",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="substrate folder, or run folder")
+    parser.add_argument("--nearest", nargs="+", default=[], metavar="TOKEN", help="tokens, or #ID, to list the nearest of")
+    parser.add_out("also write inspect.json, map.png and the sheet of glyphs into this folder")
+    options = parser.read(arguments)
+    from glyphlm.analysis.codes import inspect_folder
+
+    print(inspect_folder(options.folder, options.nearest, options.out))
+
+
+def run_prepare(arguments: Sequence[str]) -> None:
+    """glyphlm prepare."""
+    from glyphlm.data.shards import prepare
+    from glyphlm.tokenizer.tokenizer import Tokenizer
+
+    parser = Parser.of(
+        "prepare",
+        "Tokenize a text into shards, a share of it held out for validation. Interrupted, the same command goes on.",
+        "glyphlm prepare --tokenizer tok/ --out shards/ texts/",
+    )
+    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
+    parser.add_argument("--validation_share", type=float, default=0.01, help="share of the documents held out")
+    parser.add_argument("--specials_in_text", choices=("literal", "control"), default="literal",
+                        help="names of special tokens in a text stay text, or become these tokens as in the published data")
+    parser.add_argument("--jobs", type=int, default=0, help="processes; 0 means one a core")
+    parser.add_engine()
+    parser.add_texts()
+    parser.add_out("folder of the shards", required=True)
+    options = parser.read(arguments)
+    tokenizer = Tokenizer.load(options.tokenizer, options.specials_in_text)
+    given = tokenizer, options.texts, options.out, options.validation_share, reading_of(options), options.jobs
+    with suppress(Submitted):
+        prepare(*given, engine_of(options))

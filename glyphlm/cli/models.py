@@ -1,0 +1,162 @@
+"""The verbs that make models: the whole way, training, growth, and what they cost. Each calls one library function."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from glyphlm.base.outputs import to_json, write_atomic
+from glyphlm.base.progress import IS_MAIN
+from glyphlm.cli.parser import TEXTS, Parser
+
+
+def run_quickstart(arguments: Sequence[str]) -> None:
+    """glyphlm quickstart."""
+    parser = Parser.of(
+        "quickstart",
+        "The whole way on a phrase book in English, Russian and Chinese that needs no network: tokenizer, substrates, "
+        "shards, a frozen glyph model, its trainable twin, a frozen token-bits model, and a report.",
+        "glyphlm quickstart --out runs/quickstart",
+    )
+    parser.add_out("folder of everything", default=Path("runs/quickstart"))
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each arm (default: about 5 minutes)")
+    parser.add_argument("--font", nargs="*", default=[], help="font files, in order of preference")
+    options = parser.read(arguments)
+    from glyphlm.studies.quickstart import quickstart
+
+    print(quickstart(options.out, options.steps, options.font))
+
+
+def run_train(arguments: Sequence[str]) -> None:
+    """glyphlm train."""
+    from glyphlm.experiments.recipe import Recipe
+
+    parser = Parser.of(
+        "train",
+        "Train the arm of a recipe; any of its values can be overridden. The same command again goes on after a stop.",
+        "glyphlm train recipe.yaml --train.steps 2000 --out runs/mine",
+    )
+    parser.usage = "glyphlm train RECIPE [--section.key VALUE ...] --out RUN"
+    parser.add_recipe(Recipe)
+    parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
+    parser.add_out("run folder", required=True)
+    options, recipe = parser.read_recipe(arguments, Recipe)
+    from glyphlm.experiments.train_recipe import run_recipe  # loads transformers, which --help need not wait for
+
+    run_recipe(recipe, options.out, f"glyphlm train {shlex.join(arguments)}", options.dry_run)
+
+
+def run_grow(arguments: Sequence[str]) -> None:
+    """glyphlm grow."""
+    from glyphlm.experiments.recipe import GrowthRecipe
+
+    parser = Parser.of(
+        "grow",
+        "Grow a model in the stages of a recipe: train some layers, freeze them, train new ones on top. Each stage is a run "
+        "folder (OUT/stage-1, stage-2 ..) that loads like any other, and so are the controls of the same shape, trained all "
+        "at once. The same command again goes on after a stop; with more stages it grows the model further.",
+        "glyphlm grow recipe.yaml --out runs/grown\n"
+        "  glyphlm grow recipe.yaml --growth.base runs/mine --growth.start zero --out runs/mine-grown",
+    )
+    parser.usage = "glyphlm grow RECIPE [--section.key VALUE ...] --out FOLDER"
+    parser.add_recipe(GrowthRecipe)
+    parser.add_out("folder of the stages", required=True)
+    options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    from glyphlm.analysis.report import write_report
+    from glyphlm.experiments.grow_recipe import run_growth
+
+    runs = run_growth(recipe, options.out, f"glyphlm grow {shlex.join(arguments)}")
+    if IS_MAIN:
+        print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
+
+
+def run_fuse(arguments: Sequence[str]) -> None:
+    """glyphlm fuse."""
+    from glyphlm.composition.fusionsettings import FusionSettings
+
+    parser = Parser.of(
+        "fuse",
+        "Fuse models that were trained apart over one vocabulary into one, without training: a run folder that generates, "
+        "is scored and loads like any other. A fused run among them counts as its experts, so that experts can join one "
+        "after another. Methods that are trained (gate, head, adapter) belong into a recipe: fusion: {experts: [...], "
+        "method: gate}, for glyphlm train.",
+        "glyphlm fuse runs/en-ru runs/en-zh --out runs/moe\n"
+        "  glyphlm fuse runs/moe runs/en-de --out runs/three\n"
+        "  glyphlm fuse runs/en-ru runs/en-zh --method weighted_logits --weights 0.7 0.3 --out runs/mixed",
+    )
+    parser.usage = "glyphlm fuse RUN RUN [RUN ...] [--method METHOD] --out FOLDER"
+    parser.add_argument("experts", nargs="+", metavar="RUN", help="run folders, of single or fused models")
+    own = {"experts", "weights", "allow_different_substrates"}
+    parser.add_class_arguments(FusionSettings, skip=own | {"top_k", "route_after", "rank"})
+    parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
+    parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
+    parser.add_out("run folder to write", required=True)
+    options = parser.read(arguments)
+    from glyphlm.composition.fuse import fuse
+
+    settings = FusionSettings(**{name: options[name] for name in (*own, "method", "temperature")})
+    fuse(settings, options.out, f"glyphlm fuse {shlex.join(arguments)}")
+    print(options.out)
+
+
+def run_plan(arguments: Sequence[str]) -> None:
+    """glyphlm plan."""
+    from glyphlm.experiments.recipe import GrowthRecipe
+    from glyphlm.planning.plan import PlanSettings, make_plans
+    from glyphlm.planning.text import plan_text
+
+    parser = Parser.of(
+        "plan",
+        "Tell what a recipe costs before anything of it is built: parameters, memory, FLOPs, time and money, the largest "
+        "micro-batch that fits, and what would save. Planned for this machine, a few training steps are timed.",
+        "glyphlm plan recipe.yaml\n  glyphlm plan recipe.yaml --gpu h200 --gpus 8 --parallel fsdp2 --price-per-hour 3",
+    )
+    parser.usage = "glyphlm plan RECIPE [--section.key VALUE ...] [options]"
+    parser.add_recipe(GrowthRecipe)
+    names = parser.add_class_arguments(PlanSettings, skip={"measure"})
+    parser.add_switch("--measure", "time training steps here", default=True)
+    parser.add_out("also write the plan to this file, as JSON")
+    options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    plans = make_plans(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
+    print("\n".join(map(plan_text, plans)), end="")
+    if options.out:
+        write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))
+
+
+def run_study(arguments: Sequence[str]) -> None:
+    """glyphlm study."""
+    from glyphlm.studies.commands import Study
+
+    parser = Parser.of(
+        "study",
+        "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and tell in OUT/results.md what was "
+        "found, with intervals over seeds. Every stage is a glyphlm command; Snakemake runs those that are still to be run, "
+        "here or on a cluster. The same command again goes on after a stop; a stage that fails leaves the others.",
+        "glyphlm study recipes/study_freezing.yaml --profile laptop --out runs/freezing --jobs 2\n"
+        "  glyphlm study study.yaml --data en.txt ru.txt --evaluate bpb=held_out.txt mmlu=mmlu/test --out runs/mine\n"
+        "  glyphlm study study.yaml --out runs/mine --jobs 20 -- --executor slurm --default-resources slurm_partition=gpu",
+    )
+    parser.usage = "glyphlm study STUDY [--key VALUE ...] --out FOLDER [-- OPTIONS OF SNAKEMAKE]"
+    parser.add_argument("--study", action="config", help="the YAML file; its name may also stand first")
+    parser.add_argument("--profile", help="one of the study's profiles, such as laptop: its values replace the study's")
+    parser.add_class_arguments(Study, skip={"seeds", "only", "evaluate", "data"})
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each arm is trained once with each")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="the arms to make (default: all)")
+    parser.add_argument("--evaluate", nargs="+", default=[], metavar="NAME=PATH", help="what glyphlm eval asks all models")
+    parser.add_argument("--data", nargs="+", default=[], metavar="TEXT|NAME=PATH",
+                        help=f"instead of the data of the recipe; {TEXTS}, and examples, as NAME=PATH")
+    parser.add_argument("--jobs", type=int, default=1, help="stages that run at once; here they share the cores")
+    parser.add_argument("--dry_run", action="store_true", help="tell what would run, and why, and run nothing")
+    parser.add_argument("--unlock", action="store_true", help="go on where a study was killed, not stopped")
+    parser.add_out("folder of everything", required=True)
+    ours, options = _at_dashes(arguments)
+    asked, settings = parser.read_recipe(ours, Study, "study")
+    from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
+
+    command = f"glyphlm study {shlex.join(ours)}"
+    print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options, command))
+
+
+def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What stands before "--", and what after it."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]

@@ -1,0 +1,108 @@
+"""The verbs that take models from others and give them on. Each calls one library function."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from glyphlm.base.errors import InputError
+from glyphlm.cli.parser import Parser
+
+
+def run_import(arguments: Sequence[str]) -> None:
+    """glyphlm import."""
+    from glyphlm.interop.import_model import ImportSettings
+
+    parser = Parser.of(
+        "import",
+        "Make a run folder from a published checkpoint, a folder or a name on the Hub. Its Python files are never run: "
+        "tensors are found by their shapes and places, and what does not fit is refused. What shapes cannot show is an "
+        "option; --check tells the loss of a text under each.",
+        'glyphlm import best_bvv_ru/ --check "The capital of France is Paris."\n'
+        "  glyphlm import best_bvv_ru/ --rotation interleaved --out runs/best_bvv_ru",
+    )
+    parser.add_argument("source", metavar="SRC", help="folder of the checkpoint, or OWNER/NAME on the Hub")
+    names = parser.add_class_arguments(ImportSettings, skip={"signed", "trainable"})
+    parser.add_argument("--signed", action="store_true", help="codes made of bits are -1 and 1, not 0 and 1")
+    parser.add_argument("--trainable", action="store_true", help="further training changes the table")
+    parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
+    parser.add_out("run folder")
+    options = parser.read(arguments)
+    from glyphlm.interop.importing import candidates_text, check, import_checkpoint
+
+    settings = ImportSettings(**{name: options[name] for name in (*names, "signed", "trainable")})
+    if options.check is not None:
+        print(candidates_text(check(options.source, options.check, settings)))
+    elif options.out is None:
+        raise InputError("give --out RUN for the run folder, or --check TEXT to try")
+    else:
+        import_checkpoint(options.source, options.out, settings, f"glyphlm import {shlex.join(arguments)}")
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """glyphlm export."""
+    parser = Parser.of(
+        "export",
+        "Write a run for other tools: as a stock GPT-NeoX folder, which transformers, vLLM and others open without "
+        "glyphlm and without remote code, or as a GGUF file for llama.cpp. What they cannot express is said, or refused.",
+        "glyphlm export runs/mine --to gpt_neox --out exports/mine\n"
+        "  glyphlm export runs/mine --to gguf --quantize q8_0 --out exports/mine-gguf",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--to", choices=("gpt_neox", "gguf"), required=True, help="what to write")
+    parser.add_argument("--quantize", choices=("f32", "f16", "q8_0"), default="f32", help="gguf: how matrices are stored")
+    parser.add_argument("--fold_head_bias", action="store_true", help="move the head's bias into the final norm, if exact")
+    parser.add_out("folder to write", required=True)
+    options = parser.read(arguments)
+    if options.to == "gpt_neox" and options.quantize != "f32":
+        raise InputError(f"--quantize {options.quantize} is of --to gguf; gpt_neox is written in float32")
+    if options.to == "gpt_neox":
+        from glyphlm.interop.export_neox import export_gpt_neox
+
+        print(export_gpt_neox(options.run, options.out, options.fold_head_bias))
+    else:
+        from glyphlm.interop.gguf import export_gguf
+
+        print(export_gguf(options.run, options.out, options.quantize, options.fold_head_bias))
+
+
+def run_push(arguments: Sequence[str]) -> None:
+    """glyphlm push."""
+    parser = Parser.of(
+        "push",
+        "Upload a run, or an export of one, to the Hugging Face Hub. The card of a run is written anew, with the results "
+        "that it has by now. Training state stays here.",
+        "glyphlm push runs/mine --repo me/mine --license apache-2.0 --language en ru",
+    )
+    parser.add_argument("run", type=Path, help="run folder, or folder of glyphlm export")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; it is made where there is none")
+    parser.add_argument("--private", action="store_true", help="make it private")
+    parser.add_argument("--license", help="as the Hub spells it, such as apache-2.0")
+    parser.add_argument("--language", nargs="+", default=[], help="codes of the languages of the training text")
+    parser.add_argument("--datasets", nargs="+", default=[], help="names on the Hub, besides the recipe's hf:NAME")
+    options = parser.read(arguments)
+    from glyphlm.base.hub import push
+    from glyphlm.runs.card import CardSettings, write_card
+    from glyphlm.runs.folder import read_summary
+
+    summary = read_summary(options.run)
+    if summary is not None:
+        write_card(options.run, summary, CardSettings(options.license, options.language, options.datasets))
+    print(push(options.run, options.repo, options.private))
+
+
+def run_serve(arguments: Sequence[str]) -> None:
+    """glyphlm serve."""
+    from glyphlm.interop.serve import ServeSettings, serve
+
+    parser = Parser.of(
+        "serve",
+        "Answer OpenAI clients with a run, through the server of transformers (pip install 'glyphlm[serve]') or vLLM. It "
+        "gets a GPT-NeoX export of the run, kept in RUN/.served, or the run folder itself where it cannot be exported. "
+        "Requests name the model by the name of the run folder; chat needs a chat template in its tokenizer_config.json. "
+        "The command that is started is printed, to be run again with options of the server's own.",
+        "glyphlm serve runs/mine --port 8000",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    names = parser.add_class_arguments(ServeSettings)
+    options = parser.read(arguments)
+    serve(options.run, ServeSettings(**{name: options[name] for name in names}))

@@ -1,0 +1,182 @@
+"""Run folders of experts over one vocabulary -> one fused model, and its run folder."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import Build, to_json
+from glyphlm.base.progress import say
+from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
+from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.model import GPT, Substrate
+from glyphlm.runs.card import write_card
+from glyphlm.runs.folder import describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Expert:
+    """One of the models to be fused.
+
+    Args:
+        name: Its run folder; in one of a fused run also its number there.
+        share: Of the weight of its run.
+        run: Number of that run.
+    """
+
+    name: str
+    model: GPT
+    share: float
+    run: int
+
+
+def fuse(settings: FusionSettings, out: Path, command: str) -> dict[str, Any]:
+    """Fuse finished runs, without training, into the run folder `out` and return its summary; found done, it is only read.
+
+    Raises:
+        InputError: settings contradict each other, a run is damaged, runs do not fit each other, or `out` holds something
+            else.
+    """
+    if settings.method in TRAINED:
+        raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
+                         f"{settings.method}}}) and run glyphlm train")
+    check_settings(settings)
+    build = Build("fusion", asdict(settings), {run: weights_sha256(run) for run in settings.experts})
+    if build.is_done(out):
+        say(f"{out} is done already")
+    else:
+        model, tokenizer = build_fusion(settings)
+        summary = {"name": out.name, "command": command, **describe(model, tokenizer, settings)}
+        with build.folder(out) as partial:
+            export_model(model, tokenizer, partial)
+            (partial / "settings.yaml").write_text(to_json(asdict(settings)), encoding="utf-8")  # JSON is YAML
+            write_card(partial, summary)
+            write_summary(partial, summary)
+        say(f"{out}: {len(model.experts)} experts, {settings.method}, {summary['parameters']['total']:,} parameters")
+    return read_summary(out)
+
+
+def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Tokenizer]:
+    """The fused model as it is before any training, on the CPU, only what its method trains not frozen; its tokenizer.
+
+    Raises:
+        InputError: settings contradict each other, a run is damaged, or runs do not fit each other.
+    """
+    check_settings(settings)
+    loaded = [load_run(run) for run in settings.experts]
+    check_vocabularies(settings.experts, [tokenizer for _, tokenizer in loaded])
+    experts = [expert for number, (model, _) in enumerate(loaded)
+               for expert in experts_of(model.gpt, settings.experts[number], number)]
+    join_substrates(experts, settings.allow_different_substrates)
+    weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
+    if settings.top_k is not None and settings.top_k > len(experts):
+        raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
+    values = {name: getattr(settings, name) for name in FusionConfig.__dataclass_fields__}
+    fusion = Fusion(FusionConfig(**values | {"weights": weights}), [expert.model for expert in experts])
+    fusion.init_weights(seed)
+    return fusion.eval(), loaded[0][1]
+
+
+def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
+    """Refuse runs whose ids mean different things.
+
+    Raises:
+        InputError: the first id that differs is named, with both tokens.
+    """
+    first, name = tokenizers[0], runs[0]
+    for run, other in zip(runs[1:], tokenizers[1:]):
+        if other.fingerprint == first.fingerprint:
+            continue
+        pairs = enumerate(zip_longest(first.tokens, other.tokens))
+        number, (one, two) = next(((i, pair) for i, pair in pairs if pair[0] != pair[1]), (None, ("", "")))
+        where = f"id {number} is {one!r} in {name}, {two!r} in {run}"
+        if number is None:
+            where = f"{name} and {run} merge otherwise ({first.fingerprint[:12]}, {other.fingerprint[:12]})"
+        raise InputError(f"vocabularies differ: {where}; fuse runs that were trained with one tokenizer")
+
+
+def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
+    """The model of a run, or the experts that it was fused from, each with its own columns of the head.
+
+    Raises:
+        InputError: it has trained parts that belong to no single expert.
+    """
+    if isinstance(model, GPT):
+        return [Expert(run, model, 1.0, number)]
+    if model.fusion.method in ("gate", "adapter"):
+        raise InputError(f"{run} has a trained {model.fusion.method}, which would be lost; name its experts instead")
+    return [Expert(f"{run}, expert {place}", expert, share, number)
+            for place, (expert, share) in enumerate(zip(taken_apart(model), model.weights), start=1)]
+
+
+def taken_apart(fusion: Fusion) -> list[GPT]:
+    """The experts as models of their own; what was trained of the head goes with them, and nothing of `fusion` is left."""
+    for expert, read, (weight_VD, bias_V) in zip(fusion.experts, fusion.reads, fusion.heads()):
+        expert.config = replace(expert.config, head_bias=fusion.biased)
+        expert.substrate = fusion.substrates[read]
+        expert.head = nn.Linear(*weight_VD.shape[::-1], bias=fusion.biased, device="meta")
+        expert.head.weight = nn.Parameter(weight_VD.detach())
+        if fusion.biased:
+            expert.head.bias = nn.Parameter(bias_V.detach())
+    return list(fusion.experts)
+
+
+def join_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
+    """Let experts whose substrates are equal, lifted to the same width, hold one module.
+
+    Raises:
+        InputError: substrates differ, and that is not allowed.
+    """
+    first = experts[0]
+    for place, expert in enumerate(experts):
+        if not allow_different and not _same_codes(first.model.substrate, expert.model.substrate):
+            raise InputError(f"substrates differ: {_told(first)}, {_told(expert)}; logits need only the vocabulary, so to "
+                             "fuse these all the same add --allow-different-substrates")
+        for earlier in experts[:place]:
+            one, two = earlier.model.substrate, expert.model.substrate
+            if (one.config, one.d_model) == (two.config, two.d_model) and _same_codes(one, two):
+                expert.model.substrate = one
+
+
+def _same_codes(one: Substrate, two: Substrate) -> bool:
+    """Whether every id has the same code; a trained table is told from another by its values."""
+    tensors, others = (
+        {name: values for name, values in substrate.state_dict().items() if name != "lift_ED"} for substrate in (one, two)
+    )
+    same_rule = one.config.fingerprint == two.config.fingerprint and tensors.keys() == others.keys()
+    return same_rule and all(torch.equal(values, others[name]) for name, values in tensors.items())
+
+
+def _told(expert: Expert) -> str:
+    config = expert.model.substrate.config
+    trained = " before it was trained" if config.trainable else ""
+    return f"{expert.name} has {config.kind} {config.fingerprint[:12]}{trained}"
+
+
+def describe(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
+    """What the summary of a run tells of a fused model that is not trained further."""
+    return {
+        "fusion": describe_fusion(model, settings),
+        **describe_model(model, tokenizer),
+        "tokens": 0,
+        "steps": 0,
+        "bits_per_byte": {"train": None, "validation": None},
+        "unigram_bits_per_byte": {"validation": None},
+    }
+
+
+def describe_fusion(model: Fusion, settings: FusionSettings) -> dict[str, Any]:
+    """Method, experts in order with their weights, and how many substrates they read."""
+    return {
+        "method": settings.method,
+        "experts": list(settings.experts),
+        "weights": model.weights,
+        "substrates": len(model.substrates),
+        "settings": asdict(model.fusion),
+    }

@@ -1,0 +1,181 @@
+"""GPT of n blocks -> GPT of n + k: how new blocks start, what of the grown model trains, adapters on what is frozen.
+
+Published growth (arXiv 2507.07129, sections 3 and 4): blocks are trained on a frozen substrate, frozen, and new random ones
+are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09685) let old blocks follow when it is deep.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from glyphlm.base.errors import InputError
+from glyphlm.modeling.model import GPT, Block, ModelConfig, Substrate
+from glyphlm.runs.adapters import add_adapters
+from glyphlm.substrate.codes import fingerprint
+
+TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")  # the matrices of a block
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on the old blocks, by peft. The papers do not state rank and targets: these are our choice.
+
+    Args:
+        rank: Of each adapter; 0 means none.
+        alpha: An adapter counts alpha / rank times.
+        targets: Matrices of a block that get one, of attention.qkv, attention.out, mlp.up, mlp.down.
+        from_depth: Number of blocks of the grown model from which on old blocks are adapted.
+        apart: Keep the adapters in the run's folder `adapter` (a peft folder) instead of merging them into the weights.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: list[str] = field(default_factory=lambda: ["attention.qkv", "attention.out"])
+    from_depth: int = 1
+    apart: bool = False
+
+
+@dataclass
+class GrowthSettings:
+    """How a model is grown out of another.
+
+    Args:
+        base: Run folder of the model to grow; without it training begins at nothing.
+        start: Of the new blocks: random (as published), zero (they change nothing yet, so the loss goes on where it was),
+            copy (of the block below), stack (of all old blocks in turn; G_stack, arXiv 2405.15319).
+        place: New blocks stand on top (as published), or spread between old ones (LLaMA-Pro, arXiv 2401.02415).
+        blocks: Which blocks train: the new ones, or all (and then a trainable substrate, too).
+        head: Whether the head trains (as published), a low-rank change of it, or nothing of it.
+        head_rank: Of that change.
+        norm: Whether the final norm trains.
+        lora: Adapters on the old blocks.
+        continue_data: Go on where the base stopped reading, instead of at the beginning of the data.
+        cache: Keep what leaves the frozen blocks for the next epochs: none, memory, or a folder. All epochs then cut the
+            text at the same places.
+        cache_gb: The most that is kept, in gigabytes.
+    """
+
+    base: str | None = None
+    start: Literal["random", "zero", "copy", "stack"] = "random"
+    place: Literal["top", "interleaved"] = "top"
+    blocks: Literal["new", "all"] = "new"
+    head: Literal["full", "low_rank", "frozen"] = "full"
+    head_rank: int = 8
+    norm: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    continue_data: bool = True
+    cache: str = "none"
+    cache_gb: float = 4.0
+
+
+def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str) -> GPT:
+    """The model of `config.n_layer` blocks that `base` is a part of; what is not to train has requires_grad False.
+
+    The new blocks draw from `seed` by their names, as `GPT.init_weights`. Of `base` nothing is changed.
+
+    Raises:
+        InputError: the shapes differ in more than the depth, there are fewer blocks than before, or nothing would train.
+    """
+    check_growth(base.config, config, settings)
+    substrate = base.substrate
+    if substrate.config.trainable and settings.blocks == "new":
+        substrate = frozen(substrate, tokenizer_fingerprint)
+    model = GPT(config, substrate)
+    model.init_weights(seed)
+    old = places_of_old(base.config.n_layer, config.n_layer, settings.place)
+    for place, block in zip(old, base.blocks):
+        model.blocks[place].load_state_dict(block.state_dict())
+    model.norm.load_state_dict(base.norm.state_dict())
+    model.head.load_state_dict(base.head.state_dict())
+    _start(model, old, settings.start)
+    choose_trained(model, old, settings, seed)
+    return model
+
+
+def check_growth(was: ModelConfig, now: ModelConfig, settings: GrowthSettings) -> None:
+    """Refuse what cannot be grown.
+
+    Raises:
+        InputError: with both values.
+    """
+    for name, value in asdict(was).items():
+        if name != "n_layer" and value != getattr(now, name):
+            raise InputError(f"the base has {name} {value}, the recipe {getattr(now, name)}; growth changes the depth only: "
+                             f"set model.{name} to {value}")
+    if now.n_layer < was.n_layer:
+        raise InputError(f"the base has {was.n_layer} blocks, the recipe {now.n_layer}; growth adds blocks")
+    unknown = sorted(set(settings.lora.targets) - set(TARGETS))
+    if unknown:
+        raise InputError(f"no block has {', '.join(unknown)}; lora.targets can be {', '.join(TARGETS)}")
+    if settings.lora.rank < 0 or settings.head_rank < 1:
+        raise InputError(f"lora.rank {settings.lora.rank} must be at least 0, head_rank {settings.head_rank} at least 1")
+    if settings.start == "stack" and settings.place != "top":
+        raise InputError("start stack puts copies of the whole stack on top; place interleaved does not fit it")
+    if settings.blocks == "all" and adapts(settings, now.n_layer):
+        raise InputError(f"blocks all trains the old blocks, so adapters of rank {settings.lora.rank} on them have no use; "
+                         "set lora.rank to 0, or blocks to new")
+    trains = now.n_layer > was.n_layer or settings.blocks == "all" or settings.head != "frozen" or settings.norm
+    if not trains and not adapts(settings, now.n_layer):
+        raise InputError(f"nothing would train: the base has {was.n_layer} blocks already, head and norm are frozen, and "
+                         "there are no adapters")
+
+
+def adapts(settings: GrowthSettings, depth: int) -> bool:
+    """Whether the old blocks of a model of `depth` blocks get adapters."""
+    return settings.lora.rank > 0 and depth >= settings.lora.from_depth
+
+
+def places_of_old(before: int, after: int, place: str) -> list[int]:
+    """Where the old blocks stand in the grown model; new ones have the other places."""
+    if place == "top":
+        return list(range(before))
+    return [number + number * (after - before) // before for number in range(before)]
+
+
+def frozen(substrate: Substrate, tokenizer_fingerprint: str) -> Substrate:
+    """A trained table as a frozen one; its fingerprint is that of the values it has now."""
+    tensors = {"table_VE": substrate.table_VE.detach().cpu()}
+    config = replace(substrate.config, trainable=False)
+    config = replace(config, fingerprint=fingerprint(config, tokenizer_fingerprint, tensors))
+    still = Substrate(config, substrate.d_model)
+    still.load_state_dict(substrate.state_dict())
+    return still
+
+
+def _start(model: GPT, old: Sequence[int], start: str) -> None:
+    """Fill the new blocks, which are random so far; from below, so that copies can be copied."""
+    new = [place for place in range(len(model.blocks)) if place not in old]
+    for number, place in enumerate(new):
+        if start == "zero":
+            _add_nothing(model.blocks[place])
+        elif start != "random":
+            source = old[number % len(old)] if start == "stack" else max(0, place - 1)
+            model.blocks[place].load_state_dict(model.blocks[source].state_dict())
+
+
+def _add_nothing(block: Block) -> None:
+    """Zero what a block adds to the stream (LLaMA-Pro); gradients of these matrices are not zero, so it learns."""
+    for values in (block.attention.out.weight, block.mlp.down.weight, block.mlp.down.bias):
+        nn.init.zeros_(values)
+
+
+def choose_trained(model: GPT, old: Sequence[int], settings: GrowthSettings, seed: int) -> None:
+    """Freeze what is not to train, and add the adapters; `old` are the places of the blocks that were there before."""
+    names = [f"blocks.{place}.{target}" for place in old for target in settings.lora.targets]
+    ranks = dict.fromkeys(names if adapts(settings, len(model.blocks)) else [], settings.lora.rank)
+    if settings.head == "low_rank":
+        ranks["head"] = settings.head_rank
+    if ranks:
+        add_adapters(model, ranks, settings.lora.alpha, seed)
+    for name, values in model.named_parameters():
+        values.requires_grad_("lora_" in name)
+    for place, block in enumerate(model.blocks):
+        if settings.blocks == "all" or place not in old:
+            block.requires_grad_(True)
+    if settings.blocks == "all":
+        model.substrate.requires_grad_(True)
+    model.norm.requires_grad_(settings.norm)
+    if settings.head == "full":
+        model.head.requires_grad_(True)

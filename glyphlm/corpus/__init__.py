@@ -1,0 +1,1 @@
+"""Files, folders, data sets of the Hub and benchmark files read as documents and questions."""

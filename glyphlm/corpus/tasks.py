@@ -1,0 +1,274 @@
+"""Benchmarks and supervised examples -> Items: a prompt, and the answers that are right.
+
+The prompts are to the letter those of the published benchmark code (github AVBochkov/PGT, _models_benchmarking.py): no
+space after the last colon, the labels of the file (some of ARC are 1-4), texts as the file has them. What it does not
+have (T:/Q:/A: blocks, instructions, open questions) follows its form, in any language with the same English words.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import sha256_file
+from glyphlm.corpus.items import Item, question_prompt, reading_prompt
+from glyphlm.corpus.openqa import hotpotqa, hotpotqa_row, nq_open, nq_open_row, triviaqa, triviaqa_row
+from glyphlm.corpus.task_files import Row, aligned_rows, block_rows, csv_rows, hub_rows, json_file, json_lines, tsv_rows
+
+LANGUAGES = {"en": "English", "ru": "Russian", "zh": "Chinese"}
+LETTERS = ("A", "B", "C", "D")
+HUB = "hf:"
+TRUTH = ("False", "True")
+# Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
+# published vocabularies holds a space: after training with a space that one token would be it.
+BETWEEN = ""
+
+
+class Task(NamedTuple):
+    """What the path of a task must be, what makes items of its files; its data set on the Hub, an item of a row there."""
+
+    path: str
+    read: Callable[[str, Sequence[Path]], Iterator[Item]]
+    hub: str = ""
+    item: Callable[[str, Row], Item] | None = None
+
+
+def read_task(name: str, path: str | Path) -> Iterator[Item]:
+    """The items of a task, in the order of its files.
+
+    `hf:` takes the set that TASKS names (that of the published protocol, or its nearest relative that needs no code), and
+    hf:NAME[:CONFIG][:SPLIT] another of the same layout.
+
+    Raises:
+        InputError: as `task_files`, or, while reading, a record is damaged (file and line are named) or there is none.
+    """
+    if not _is_hub(path):
+        files = task_files(name, path)
+        return _not_empty(f"{name}={path}", TASKS[name].read(name, files))
+    item = _known(name).item
+    if item is None:
+        raise InputError(f"{name}={path} cannot be read: there is no such set on the Hub; {name} needs {TASKS[name].path}")
+    source = TASKS[name].hub if str(path) == HUB else str(path)
+    return _not_empty(f"{name}={source}", (item(name, row) for row in hub_rows(source)))
+
+
+def describe_task(name: str, path: str | Path) -> dict[str, str]:
+    """What identifies the input: name -> sha256 of its file (of several, of their digests); the Hub stands for itself."""
+    if _is_hub(path):
+        return {f"{name}={path}": "hub"}
+    found = [sha256_file(file) for file in task_files(name, path)]
+    return {f"{name}={path}": found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()}
+
+
+def _is_hub(path: str | Path) -> bool:
+    return str(path).startswith(HUB)
+
+
+def _known(name: str) -> Task:
+    if name not in TASKS:
+        raise InputError(f"{name!r} is no task; known are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def task_files(name: str, path: str | Path) -> list[Path]:
+    """The files that `read_task` reads, in its order; `path` is what TASKS[name].path says.
+
+    Raises:
+        InputError: the name is unknown, or there is no such file.
+    """
+    needed = _known(name).path
+    if _is_hub(path):
+        raise InputError(f"{name}={path} is no file; {name} needs {needed}")
+    parts = str(path).split(",") if "-" in name else [path]
+    files = sorted(Path(path).glob("*.csv")) if name == "mmlu" else [Path(part) for part in parts]
+    missing = next((file for file in files or [path] if not Path(file).is_file()), None)
+    if missing is not None:
+        raise InputError(f"{missing} does not exist or is no file; {name} needs {needed}")
+    return files
+
+
+def _not_empty(source: str, items: Iterator[Item]) -> Iterator[Item]:
+    first = next(items, None)
+    if first is None:
+        raise InputError(f"{source} holds no question; remove it or give another file")
+    yield first
+    yield from items
+
+
+def _choice(row: Row, task: str, prompt: str, labels: Sequence[str], choices: Sequence[str], key: str) -> Item:
+    if len(set(labels)) < max(len(labels), 2):
+        raise row.fault(f"labels {', '.join(labels) or 'of no option'}, which are not two or more different ones")
+    if key not in labels:
+        raise row.fault(f"the key {key!r} is none of the labels {', '.join(labels)}")
+    return Item(task, prompt, (key,), tuple(labels), tuple(choices))
+
+
+def _options(labels: Sequence[str], choices: Sequence[str]) -> list[str]:
+    return [f"{label}) {choice}" for label, choice in zip(labels, choices)]
+
+
+def _mmlu(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    for file in files:
+        subject = re.sub("_(dev|val|test)$", "", file.stem)
+        for row in csv_rows(file, ("question", *LETTERS, "key")):
+            choices = [row.text(letter) for letter in LETTERS]
+            yield replace(_mmlu_item(task, row, choices, row.text("key")), subject=subject)
+
+
+def _mmlu_item(task: str, row: Row, choices: Sequence[str], key: str) -> Item:
+    options = " ".join(_options(LETTERS, choices))
+    prompt = f"Question: {row.text('question')}\nOptions: {options}\nAnswer:"
+    return _choice(row, task, prompt, LETTERS, choices, key)
+
+
+def _hub_mmlu(task: str, row: Row) -> Item:
+    choices, answer = [choice.get(str) for choice in row.rows("choices")], row.get(int, "answer")
+    if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
+        raise row.fault(f"{len(choices)} choices and the answer {answer}, not {len(LETTERS)} and one of 0 to 3")
+    return replace(_mmlu_item(task, row, choices, LETTERS[answer]), subject=row.text("subject"))
+
+
+def _science(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    return (_science_item(task, row) for row in json_lines(files[0]))
+
+
+def _science_item(task: str, row: Row) -> Item:
+    """ARC and CommonsenseQA, in the layout of their makers or that of the Hub."""
+    question, options = _hub_layout(row) if isinstance(row.get(dict).get("question"), str) else _makers_layout(row)
+    labels, choices = [option.text("label") for option in options], [option.text("text") for option in options]
+    if task == "commonsense_qa" and len(labels) != 5:
+        raise row.fault(f"{len(labels)} options, not 5")
+    prompt = "\n".join([f"Question: {question}", "Options:", *_options(labels, choices), "Answer:"])
+    return _choice(row, task, prompt, labels, choices, row.text("answerKey"))
+
+
+def _makers_layout(row: Row) -> tuple[str, list[Row]]:
+    return row.text("question", "stem"), row.rows("question", "choices")
+
+
+def _hub_layout(row: Row) -> tuple[str, list[Row]]:
+    texts, labels = row.get(list, "choices", "text"), row.get(list, "choices", "label")
+    if len(texts) != len(labels):
+        raise row.fault(f"{len(texts)} choices with {len(labels)} labels")
+    return row.text("question"), [Row(row.where, {"text": text, "label": label}) for text, label in zip(texts, labels)]
+
+
+def _squad(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    for article in json_file(files[0]).rows("data"):
+        for paragraph in article.rows("paragraphs"):
+            context = paragraph.text("context")
+            for row in paragraph.rows("qas"):
+                answers = tuple(dict.fromkeys(answer.text("text") for answer in row.rows("answers")))
+                if row.get(bool, "is_impossible") == bool(answers):
+                    raise row.fault(f"is_impossible is {row.value['is_impossible']} with {len(answers)} answers")
+                yield Item(task, reading_prompt(context, row.text("question")), answers)
+
+
+def _hub_squad(task: str, row: Row) -> Item:
+    answers = tuple(dict.fromkeys(answer.text() for answer in row.rows("answers", "text")))
+    return Item(task, reading_prompt(row.text("context"), row.text("question")), answers)
+
+
+def _boolq(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    return (_boolq_item(task, row) for row in json_lines(files[0]))
+
+
+def _boolq_item(task: str, row: Row) -> Item:
+    context, question, truth = _stored_boolq(row) if "target_new" in row.get(dict) else _plain_boolq(row)
+    prompt = reading_prompt(context, question, "Answer (True/False):")
+    return _choice(row, task, prompt, TRUTH, TRUTH, truth)
+
+
+def _plain_boolq(row: Row) -> tuple[str, str, str]:
+    """The layout of the makers and the Hub (answer), or that of SuperGLUE (label)."""
+    truth = row.get(bool, "label" if "label" in row.value else "answer")
+    return row.text("passage"), row.text("question"), str(truth)
+
+
+def _stored_boolq(row: Row) -> tuple[str, str, str]:
+    """The layout of model-editing sets: the passage in a prompt into which the question is put."""
+    prompt = re.fullmatch(r"passage: (.*\S.*)\nquestion: \{\}", row.text("prompt"), re.DOTALL)
+    if prompt is None:
+        raise row.fault("a prompt that is not 'passage: ..', a new line and 'question: {}'")
+    return prompt[1], row.text("subject"), row.text("target_new", "str")
+
+
+def _blocks(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    for row in block_rows(files[0], ("T", "Q", "A")):
+        yield Item(task, reading_prompt(row.text("T"), row.text("Q")), (row.text("A"),))
+
+
+def _instructions(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    """A conversation is one prompt: earlier questions with their answers, then the last question."""
+    for row in json_file(files[0]).rows():
+        question = row.text("instruction") + (f"\n{row.text('input')}" if row.get(str, "input") else "")
+        turns = [_turn(turn) for turn in row.rows("history")]
+        before = "".join(f"{question_prompt(earlier)}{BETWEEN}{answer}\n" for earlier, answer in turns)
+        yield Item(task, before + question_prompt(question), (row.text("output"),))
+
+
+def _turn(row: Row) -> tuple[str, str]:
+    if len(row.get(list)) != 2:
+        raise row.fault(f"{len(row.value)} texts, not a question and its answer")
+    pair = Row(row.where, dict(zip(("question", "answer"), row.value)))
+    return pair.text("question"), pair.text("answer")
+
+
+def _translation(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    return (_pair_item(task, row) for row in _pairs(*task.split("-"), files))
+
+
+def _pair_item(task: str, row: Row) -> Item:
+    source, target = task.split("-")
+    prompt = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
+    return Item(task, prompt, (row.text(target),))
+
+
+def _hub_pair(task: str, row: Row) -> Item:
+    return _pair_item(task, Row(row.where, row.get(dict, "translation")))
+
+
+def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
+    if len(files) == 2:
+        return aligned_rows(files, (source, target))
+    if len(files) == 1 and "en" in (source, target):
+        other = target if source == "en" else source
+        return tsv_rows(files[0], ("en", other, "attribution"))  # English comes first, whatever the direction
+    raise InputError(f"{','.join(map(str, files))} cannot be read as {source}-{target}: give two files SOURCE,TARGET, or, "
+                     "with English on one side, one TSV")
+
+
+SCIENCE = "a .jsonl file in the layout of its makers or of the Hub"
+MAKERS = "a .json file in the layout of its makers"
+PAIRS = "two files SOURCE,TARGET with a sentence a line, or, with English, one of English TAB other TAB attribution"
+ARC = "hf:allenai/ai2_arc:{}:validation"
+OPUS = "hf:Helsinki-NLP/opus-100:{}:validation"
+TASKS = {
+    "mmlu": Task(
+        "a folder of .csv files without a header, one a subject: question, A, B, C, D, key", _mmlu,
+        "hf:cais/mmlu:all:test", _hub_mmlu),
+    "arc_easy": Task(SCIENCE, _science, ARC.format("ARC-Easy"), _science_item),
+    "arc_challenge": Task(SCIENCE, _science, ARC.format("ARC-Challenge"), _science_item),
+    "commonsense_qa": Task(SCIENCE, _science, "hf:tau/commonsense_qa::validation", _science_item),
+    "squad": Task("a .json file in the layout of SQuAD v2", _squad, "hf:rajpurkar/squad_v2::validation", _hub_squad),
+    "boolq": Task(
+        "a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq,
+        "hf:google/boolq::validation", _boolq_item),
+    "triviaqa": Task(MAKERS, triviaqa, "hf:mandarjoshi/trivia_qa:rc.nocontext:validation", triviaqa_row),
+    "hotpotqa": Task(MAKERS, hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation", hotpotqa_row),
+    "nq_open": Task(
+        "a .jsonl file of {question, answer}, answer a list", nq_open,
+        "hf:google-research-datasets/nq_open::validation", nq_open_row),
+    "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer", _blocks),
+    "instructions": Task("a .json file, a list of {instruction, input, output, history}", _instructions),
+    "ru-zh": Task(PAIRS, _translation),
+    "zh-ru": Task(PAIRS, _translation),
+    **{
+        f"{source}-{target}": Task(PAIRS, _translation, OPUS.format(config), _hub_pair)
+        for config in ("en-ru", "en-zh") for source, target in itertools.permutations(config.split("-"))
+    },
+}

@@ -1,0 +1,1 @@
+"""Token shards on disk, and seeded batches read from them."""

@@ -1,0 +1,290 @@
+"""Documents -> token shards on disk, part by part: in parallel, and continued where it was interrupted.
+
+A shard folder holds parts, each made from one large file or several small ones: flat files of ids (uint16 up to 65,536
+ids, else uint32) for the splits `train` and `validation`, documents one after another, each ended by `</s>`;
+`.documents` files with where each begins (uint64). build.json counts all parts and has the sha256 of every file.
+token_bytes.npy tells the bytes of text that each id stands for.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from glyphlm.base.cluster import Engine
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import Build, read_build, sha256_file
+from glyphlm.base.processes import share_out
+from glyphlm.base.progress import say
+from glyphlm.corpus.reading import STRICT, Reading, describe, is_data_set, passages
+from glyphlm.data.sft import describe_examples, examples
+from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
+
+SHARD_TOKENS = 1 << 26  # 128 MiB of uint16: large for the file system, small to copy or check
+PART_BYTES = 1 << 26  # small files share a part until they have this size together
+TOKEN_BYTES = "token_bytes.npy"
+SPLITS = ("train", "validation")
+
+
+def prepare(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    out: Path,
+    validation_share: float = 0.01,
+    reading: Reading = STRICT,
+    jobs: int = 1,
+    engine: Engine | None = None,
+) -> Path:
+    """Tokenize `texts` into the shard folder `out`; found done, nothing is read.
+
+    Documents (of long ones, pieces of about 16,000 characters) go to validation by a hash of their ids, so that equal
+    documents stay on one side and the choice does not depend on their order. `jobs` processes (0: one a core) make the
+    parts, or the tasks of `engine`; their number changes nothing. Interrupted, the same command goes on with the parts
+    that are missing.
+
+    Raises:
+        InputError: the text is bad, the share is not in [0, 1], or `out` holds something else.
+    """
+    if not 0 <= validation_share <= 1:
+        raise InputError(f"validation share {validation_share} is not between 0 and 1")
+    inputs = describe(texts)
+    plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs))
+    build = plan.record(plan.inputs)
+    if build.is_done(out):
+        return out
+    with build.folder(out, resume=True) as partial:
+        plan.write_parts(partial, jobs, engine)
+        build.result = _complete(partial, tokenizer, plan.collect(partial))
+    _say_counts(out, build.result["splits"], validation_share)
+    return out
+
+
+def prepare_examples(tokenizer: Tokenizer, specs: Sequence[str], out: Path, validation_share: float = 0.01) -> Path:
+    """Tokenize supervised examples (NAME=PATH, see corpus.tasks) into the shard folder `out`; found done, nothing is read.
+
+    Each is a document of its own. `.answers` files (uint8, one a token) tell which tokens belong to the answer, its `</s>`
+    included, so that a recipe can learn from answers alone.
+
+    Raises:
+        InputError: a file is missing or damaged (the line is named), or `out` holds something else.
+    """
+    settings = {"validation_share": validation_share, "specials_in_text": tokenizer.specials_in_text}
+    build = Build("shards", settings, {"tokenizer": tokenizer.fingerprint, **describe_examples(specs)})
+    if build.is_done(out):
+        return out
+    with build.folder(out) as partial, ExitStack() as files:
+        writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer, answers=True)) for split in SPLITS}
+        for example in examples(specs, "tokenizing examples"):
+            prompt, answer = (np.array(tokenizer.encode(text), np.uint32) for text in example)
+            held_out = _held_out(np.concatenate([prompt, answer]), validation_share)
+            writers["validation" if held_out else "train"].write_example(prompt, answer)
+        build.result = _complete(partial, tokenizer, {split: writer.close() for split, writer in writers.items()})
+    _say_counts(out, build.result["splits"], validation_share)
+    return out
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is to be prepared, and how. Each part can be made by itself, by any process on any machine.
+
+    Args:
+        inputs: every source and its sha256, in order.
+        parts: the same sources by part.
+    """
+
+    tokenizer: Tokenizer
+    validation_share: float
+    reading: Reading
+    inputs: dict[str, str]
+    parts: list[list[str]]
+
+    def record(self, sources: Iterable[str]) -> Build:
+        """What the shards of `sources` are made from."""
+        settings = {"validation_share": self.validation_share, "specials_in_text": self.tokenizer.specials_in_text}
+        made_from = {"tokenizer": self.tokenizer.fingerprint, **{source: self.inputs[source] for source in sources}}
+        return Build("shards", {**settings, **asdict(self.reading)}, made_from)
+
+    def write_parts(self, folder: Path, jobs: int, engine: Engine | None = None) -> None:
+        """Make every part that is missing in `folder`: in `jobs` processes, or on `engine`."""
+        missing = [number for number, sources in enumerate(self.parts) if not self._is_there(folder, number)]
+        if len(missing) < len(self.parts):
+            say(f"going on: {len(self.parts) - len(missing)} of {len(self.parts)} parts are there")
+        if engine and missing:
+            engine(self.write_part, [(folder, number) for number in missing])
+            return
+        jobs = min(len(missing), jobs or len(os.sched_getaffinity(0)))
+        if jobs <= 1:
+            for number in missing:
+                place = f" {number + 1}/{len(self.parts)}" if len(self.parts) > 1 else ""
+                self.write_part(folder, number, f"tokenizing{place}")
+            return
+        share_out(self.write_part, [(folder, number) for number in missing], jobs, "tokenizing", [1] * len(missing))
+
+    def write_part(self, folder: Path, number: int, title: str | None = None) -> None:
+        """Make one part, if it is not there; `title` is that of a progress bar."""
+        sources = self.parts[number]
+        build = self.record(sources)
+        if build.is_done(folder / part_name(number)):
+            return  # a cluster may start a task twice
+        with build.folder(folder / part_name(number)) as partial, ExitStack() as files:
+            writers = {split: files.enter_context(_ShardWriter(partial, split, self.tokenizer)) for split in SPLITS}
+            pieces = self.tokenizer.encode_passages(passages(sources, self.reading, title))
+            _write_pieces(pieces, writers, self.validation_share)
+            build.result = {split: writer.close() for split, writer in writers.items()}
+
+    def _is_there(self, folder: Path, number: int) -> bool:
+        """Whether an earlier run made this very part; what else stands in its place is removed."""
+        part = folder / part_name(number)
+        try:
+            return self.record(self.parts[number]).is_done(part)
+        except InputError:
+            shutil.rmtree(part)
+            return False
+
+    def collect(self, folder: Path) -> dict[str, Any]:
+        """The counts and files of all parts, by split; parts of an earlier run that are none of ours are removed."""
+        names = [part_name(number) for number in range(len(self.parts))]
+        for found in folder.iterdir():
+            if found.name not in names:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
+        parts = {name: read_build(folder / name).result for name in names}
+        return {split: _joined({name: result[split] for name, result in parts.items()}) for split in SPLITS}
+
+
+def group_sources(sources: Iterable[str]) -> list[list[str]]:
+    """Parts of consecutive sources; one is closed when its files have PART_BYTES together."""
+    parts, size = [[]], 0
+    for source in sources:
+        if size >= PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(source)
+        size += PART_BYTES if is_data_set(source) else Path(source).stat().st_size
+    return parts
+
+
+def part_name(number: int) -> str:
+    """Name of a part's folder."""
+    return f"part-{number:05}"
+
+
+def _joined(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One split of all parts: the sums of the counts, the files in order."""
+    splits = list(parts.values())
+    counts = {key: sum(split[key] for split in splits) for key in ("tokens", "bytes", "documents", "unknown")}
+    shards = [shard | {"file": f"{name}/{shard['file']}"} for name, split in parts.items() for shard in split["shards"]]
+    return {**counts, "dtype": splits[0]["dtype"], "shards": shards}
+
+
+def _complete(folder: Path, tokenizer: Tokenizer, splits: dict[str, Any]) -> dict[str, Any]:
+    """Write what all shards share; the result of the whole."""
+    save_array(folder / TOKEN_BYTES, tokenizer.bytes_per_id_V)
+    return {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id, "splits": splits}
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """As np.save, which on a full disk raises an error that does not say so."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getvalue())
+
+
+def _say_counts(out: Path, splits: dict[str, Any], validation_share: float) -> None:
+    """Tell what was written, and the cure where nothing was held out."""
+    for split, found in splits.items():
+        if found["tokens"]:
+            say(f"{out}: {split} {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
+    lost = sum(found["unknown"] for found in splits.values())
+    if lost:
+        say(f"{lost:,} characters have no id and are lost; a tokenizer built with --lossless keeps them")
+    if validation_share and not splits["validation"]["tokens"]:
+        say("nothing was held out for validation: give more text or a larger --validation-share")
+
+
+def _write_pieces(pieces: Iterator[Piece], writers: dict[str, "_ShardWriter"], share: float) -> None:
+    """Each piece to its split; where a document changes sides, its first part ends with a document border."""
+    opened: _ShardWriter | None = None
+    for ids, last in pieces:
+        writer = writers["validation" if _held_out(ids, share) else "train"]
+        if opened is not None and opened is not writer:
+            opened.end_document()
+        writer.write(ids)
+        opened = None if last else writer
+        if last:
+            writer.end_document()
+
+
+def _held_out(ids: np.ndarray, share: float) -> bool:
+    digest = hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < share * 2**64
+
+
+class _ShardWriter:
+    """Appends documents of one split to numbered files; with `answers`, flags of their tokens to files beside them."""
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, answers: bool = False):
+        self._folder, self._split = folder, split
+        self._end = np.array([tokenizer.end_id], dtype=np.uint32)
+        self._bytes_per_id_V, self._unknown = tokenizer.bytes_per_id_V, tokenizer.unknown_id
+        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._suffixes = (".bin", ".answers") if answers else (".bin",)
+        self._files: list[BinaryIO] = []
+        self._shards: list[dict[str, Any]] = []
+        self._starts, self._tokens = [0], 0
+        self._total = {"tokens": 0, "bytes": 0, "documents": 0, "unknown": 0}
+
+    def __enter__(self) -> "_ShardWriter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for file in self._files:
+            file.close()
+
+    def write(self, ids: np.ndarray, is_answer: bool = False) -> None:
+        """Append ids to the open document."""
+        self._files = self._files or [open(self._path(suffix), "wb") for suffix in self._suffixes]
+        columns = (ids.astype(self._dtype), np.full(len(ids), is_answer, np.uint8))
+        for file, column in zip(self._files, columns):
+            file.write(column.tobytes())
+        self._tokens += len(ids)
+        self._total["tokens"] += len(ids)
+        self._total["bytes"] += int(self._bytes_per_id_V[ids].sum())
+        self._total["unknown"] += int(np.count_nonzero(ids == self._unknown)) if self._unknown is not None else 0
+
+    def write_example(self, prompt: np.ndarray, answer: np.ndarray) -> None:
+        """Append a document of a prompt and its answer."""
+        self.write(prompt)
+        self.write(answer, is_answer=True)
+        self.end_document(is_answer=True)
+
+    def end_document(self, is_answer: bool = False) -> None:
+        """Write `</s>`; a full shard ends here, so no document is split between two files."""
+        self.write(self._end, is_answer)
+        self._total["documents"] += 1
+        self._starts.append(self._tokens)
+        if self._tokens >= SHARD_TOKENS:
+            self._finish_shard()
+
+    def close(self) -> dict[str, Any]:
+        """Finish the last file; counts of the split and its shards."""
+        if self._files:
+            self._finish_shard()
+        return {**self._total, "dtype": self._dtype.str, "shards": self._shards}
+
+    def _path(self, suffix: str) -> Path:
+        return self._folder / f"{self._split}-{len(self._shards):05}{suffix}"
+
+    def _finish_shard(self) -> None:
+        for file in self._files:
+            file.close()
+        self._path(".documents").write_bytes(np.array(self._starts[:-1], dtype="<u8").tobytes())
+        path = self._path(".bin")
+        self._shards.append({"file": path.name, "tokens": self._tokens, "sha256": sha256_file(path)})
+        self._files, self._starts, self._tokens = [], [0], 0

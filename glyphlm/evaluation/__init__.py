@@ -1,0 +1,1 @@
+"""Models answer benchmark questions; answers are logged, scored, and compared with intervals."""

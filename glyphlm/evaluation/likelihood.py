@@ -1,0 +1,107 @@
+"""Scoring by likelihood: options by their log-probability, free answers by the likeliest text up to the end of its line.
+
+Shapes: B items, R rows (an option each), T positions, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from glyphlm.corpus.tasks import Item
+from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, continue_prompts
+from glyphlm.evaluation.model import Examinee
+
+
+class Split(NamedTuple):
+    """What all options of an item share, what is theirs alone, and whether the context was cut."""
+
+    context: list[int]
+    rests: list[list[int]]
+    was_cut: bool
+
+
+def choose_options(
+    examinee: Examinee, items: Sequence[Item], between: str, advance: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """The log of each item: natural log-probabilities of the options as letters, and as texts where these differ.
+
+    Also the letter mass, the probability that the next token begins with a letter of an option.
+    """
+    options = [[between + text for text in (*item.labels, *_texts(item))] for item in items]
+    splits = [split(examinee, item.prompt, found) for item, found in zip(items, options)]
+    logs: list[dict[str, Any]] = [{} for _ in items]
+    sizes = [len(parts.context) * (1 + len(parts.rests)) for parts in splits]
+    for group in batches(sizes, READ_TOKENS.get(examinee.device.type, 0)):
+        scores = _log_probabilities(examinee, [splits[number] for number in group], [items[n].labels for n in group])
+        for number, (found, mass) in zip(group, scores):
+            item, letters = items[number], len(items[number].labels)
+            logs[number] = {
+                "labels": item.labels,
+                "correct": item.correct,
+                "letters": found[:letters],
+                **({"choices": item.choices, "texts": found[letters:]} if _texts(item) else {}),
+                "letter_mass": mass,
+                "cut": splits[number].was_cut,
+            }
+        advance(len(group))
+    return logs
+
+
+def _texts(item: Item) -> tuple[str, ...]:
+    return item.choices if item.choices != item.labels else ()
+
+
+def split(examinee: Examinee, prompt: str, options: Sequence[str]) -> Split:
+    """Cut the ids of prompt + option where the options begin to differ, at the end of the prompt at the latest.
+
+    Each is encoded whole, as a text of the training is: a merge across the border (none in the published vocabularies)
+    moves the cut before it. Without one the parts are those of lm-eval. A context too long for the model loses its
+    left end; an option longer than the model's context its right one.
+    """
+    encode, block = examinee.tokenizer.encode, examinee.block_size
+    ids, wholes = encode(prompt), [encode(prompt + option) for option in options]
+    shared = 0
+    while shared < len(ids) and all(shared + 1 < len(whole) and whole[shared] == ids[shared] for whole in wholes):
+        shared += 1
+    rests = [whole[shared : shared + block] for whole in wholes]
+    context, was_cut = examinee.last_ids(ids[:shared], block + 1 - max(map(len, rests)))
+    return Split(context, rests, was_cut or any(len(whole) > shared + block for whole in wholes))
+
+
+def _log_probabilities(
+    examinee: Examinee, splits: Sequence[Split], labels: Sequence[Sequence[str]]
+) -> list[tuple[list[float], float]]:
+    """For each item the log-probability of each rest, and the letter mass. The contexts are read once."""
+    logits_BV, seen = examinee.read([parts.context for parts in splits])
+    logp_BV = logits_BV.log_softmax(-1)
+    found = [logp_BV[b, [rest[0] for rest in parts.rests]].tolist() for b, parts in enumerate(splits)]
+    longer = [(b, o) for b, parts in enumerate(splits) for o, rest in enumerate(parts.rests) if len(rest) > 1]
+    if longer:
+        rests = [splits[b].rests[o] for b, o in longer]
+        pads = [max(map(len, rests)) - len(rest) for rest in rests]
+        ids_RT = torch.tensor([rest[:-1] + [0] * pad for rest, pad in zip(rests, pads)], device=examinee.device)
+        text_RT = torch.tensor([[1] * (len(rest) - 1) + [0] * pad for rest, pad in zip(rests, pads)], device=examinee.device)
+        logits_RTV, _ = examinee.read_on(seen.select([b for b, _ in longer]), ids_RT, text_RT, keep=0)
+        for (b, o), rest, logits_TV in zip(longer, rests, logits_RTV):
+            targets_T = torch.tensor(rest[1:], device=examinee.device)
+            found[b][o] -= float(F.cross_entropy(logits_TV[: len(rest) - 1].float(), targets_T, reduction="sum"))
+    return [(found[b], examinee.letter_mass(logp_BV[b].exp(), labels[b])) for b in range(len(splits))]
+
+
+def write_answers(
+    examinee: Examinee, items: Sequence[Item], new_tokens: int, advance: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """The log of each item: the likeliest answer, token by token, up to the end of its line or of the text."""
+    stops = {examinee.tokenizer.end_id, *examinee.line_ends}
+    steps = min(new_tokens, max(1, examinee.block_size // 2))  # at least half of the context is the prompt's
+    prompts = [examinee.prompt(item.prompt, examinee.block_size + 1 - steps) for item in items]
+    logs: list[dict[str, Any]] = [{} for _ in items]
+    for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(examinee.device.type, 0)):
+        found, _ = continue_prompts(examinee, [prompts[n][0] for n in group], [steps] * len(group), stops)
+        for number, ((ids,), item) in zip(group, zip(found, [items[n] for n in group])):
+            output = examinee.tokenizer.decode(ids).strip()
+            logs[number] = {"answers": item.answers, "output": output, "cut": prompts[number][1]}
+        advance(len(group))
+    return logs

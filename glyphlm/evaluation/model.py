@@ -1,0 +1,203 @@
+"""Whom to examine: a run folder, any other folder that transformers read, or a model of the Hub. No remote code runs.
+
+Shapes: B rows, T new positions, S positions seen (cache + new), V vocabulary.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import sha256_file
+from glyphlm.evaluation.answers import first_letter
+from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.runs.folder import load_run
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+HUB = "hf:"
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
+WEIGHTS, DESCRIBED = (".safetensors", ".bin"), ("config.json", "tokenizer.json")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Seen(NamedTuple):
+    """What a model remembers of a batch: keys and values, and which positions are text (1) or padding (0)."""
+
+    cache: Any
+    attended_BS: Tensor
+
+    def select(self, rows: Sequence[int]) -> "Seen":
+        """The same memory for other rows, any of them several times. The old one is used up."""
+        index = torch.tensor(rows, device=self.attended_BS.device)
+        self.cache.batch_select_indices(index)
+        return Seen(self.cache, self.attended_BS[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Examinee:
+    """A model with its tokenizer.
+
+    Args:
+        name: As the user gave it.
+        block_size: Longest context in tokens.
+        start: Ids that its tokenizer puts before every text; none in ours.
+        first_id: What stands before the first token of a document in bits per byte; in ours what ends the one before.
+        digest: sha256 of weights, configuration and tokenizer, or the commit of the Hub.
+        folder: Where a run keeps its results; None where the folder is not ours.
+    """
+
+    name: str
+    model: transformers.PreTrainedModel
+    tokenizer: Tokenizer
+    block_size: int
+    start: tuple[int, ...]
+    first_id: int
+    digest: str
+    folder: Path | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def prompt(self, text: str, room: int) -> tuple[list[int], bool]:
+        """At most `room` ids of a prompt, and whether its left end was cut off for that."""
+        return self.last_ids(self.tokenizer.encode(text), room)
+
+    def last_ids(self, ids: Sequence[int], room: int) -> tuple[list[int], bool]:
+        """`start` and the last of `ids`, `room` in all, at least one of each; and whether something was cut."""
+        room = max(room - len(self.start), 1)
+        return [*self.start, *ids[-room:]] or [self.first_id], len(ids) > room
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Seen]:
+        """logits_BV after each prompt, and what was seen of them. Shorter prompts are padded on the left."""
+        longest = max(map(len, prompts))
+        pads = [longest - len(ids) for ids in prompts]
+        ids_BT = torch.tensor([[self.first_id] * pad + list(ids) for pad, ids in zip(pads, prompts)], device=self.device)
+        attended_BT = torch.tensor([[0] * pad + [1] * len(ids) for pad, ids in zip(pads, prompts)], device=self.device)
+        out = self._forward(ids_BT, attended_BT, None, logits_to_keep=1)
+        return out.logits[:, -1].float(), Seen(out.past_key_values, attended_BT)
+
+    @torch.no_grad()
+    def read_on(self, seen: Seen, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Seen]:
+        """logits_BTV of the last `keep` new positions (0: all), and what was seen then; `text_BT` is 0 at padding."""
+        new_BT = torch.ones_like(ids_BT) if text_BT is None else text_BT
+        attended_BS = torch.cat([seen.attended_BS, new_BT], dim=1)
+        out = self._forward(ids_BT, attended_BS, seen.cache, logits_to_keep=keep)
+        return out.logits, Seen(out.past_key_values, attended_BS)
+
+    def _forward(self, ids_BT: Tensor, attended_BS: Tensor, cache: Any, logits_to_keep: int) -> Any:
+        places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        options = {"position_ids": places_BT} if self._takes_positions else {}
+        options |= {"attention_mask": attended_BS, "past_key_values": cache, "use_cache": True}
+        return self.model(ids_BT, logits_to_keep=logits_to_keep, **options)
+
+    @cached_property
+    def plain(self) -> Any:
+        """The face of GPT that bits per byte are computed on: hidden, logits, vocab_size, device, config.block_size."""
+        ours = isinstance(self.model, GlyphLMForCausalLM)
+        return self.model.gpt if ours else _Foreign(self.model, self.block_size)
+
+    def letter_mass(self, p_V: Tensor, labels: Sequence[str]) -> float:
+        """The probability of a token that begins with the first letter of a label, as the published protocol reads it."""
+        return float(p_V[self.begin_with(labels)].sum())
+
+    def begin_with(self, labels: Sequence[str]) -> Tensor:
+        """The ids whose text begins, white space apart and upper-cased, with the first letter of a label."""
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        return torch.cat([self._ids_by_letter.get(letter, none) for letter in {first_letter(label) for label in labels}])
+
+    @cached_property
+    def _ids_by_letter(self) -> dict[str, Tensor]:
+        found: dict[str, list[int]] = {}
+        for number, text in enumerate(self._texts):
+            found.setdefault(first_letter(text), []).append(number)
+        return {letter: torch.tensor(ids, device=self.device) for letter, ids in found.items()}
+
+    @cached_property
+    def line_ends(self) -> frozenset[int]:
+        """The ids that hold a newline."""
+        return frozenset(number for number, text in enumerate(self._texts) if "\n" in text)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [self.tokenizer.decode([number]) for number in range(self.tokenizer.vocab_size)]
+
+
+class _Foreign:
+    """A model of another library with GPT's face: what it calls hidden are logits already."""
+
+    def __init__(self, model: transformers.PreTrainedModel, block_size: int):
+        self._model, self.device = model, model.device
+        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        self.config = type("Config", (), {"block_size": block_size})
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        return self._model(ids_BT, use_cache=False).logits
+
+    def logits(self, x_BTV: Tensor) -> Tensor:
+        return x_BTV
+
+
+def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Examinee:
+    """The model called `name`: a run folder, another folder, or hf:NAME; in eval mode.
+
+    Raises:
+        InputError: it cannot be loaded, needs code of its own, or has no tokenizer that can be used.
+    """
+    ours = _model_type(Path(name)).startswith("glyphlm")
+    if ours or not (name.startswith(HUB) or (Path(name) / "config.json").is_file()):
+        model, tokenizer = load_run(name)  # also says what a folder lacks
+        start, first = (), tokenizer.end_id
+    else:
+        model, tokenizer, start = _load_foreign(name.removeprefix(HUB))
+        first = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
+    sizes = [getattr(model.config.get_text_config(), key, None) for key in LENGTHS]
+    block = min(LONGEST, next((size for size in sizes if isinstance(size, int)), LONGEST))
+    model = model.to(device, DTYPES[precision]).eval()
+    return Examinee(name, model, tokenizer, block, start, first, _digest(name, model), Path(name) if ours else None)
+
+
+def _model_type(folder: Path) -> str:
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else ""
+    except (ValueError, KeyError, TypeError):
+        return "glyphlm"  # load_run tells what is wrong with it
+
+
+def _load_foreign(name: str) -> tuple[transformers.PreTrainedModel, Tokenizer, tuple[int, ...]]:
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be loaded ({str(error).splitlines()[0]}); give a run folder, a folder that "
+                         "transformers read without remote code, or, online, hf:NAME") from None
+    if not getattr(found, "is_fast", False):
+        raise InputError(f"{name} has no tokenizer.json; convert its tokenizer to the fast format of transformers first")
+    roles = {role: getattr(found, role) for role in ("pad_token", "bos_token", "eos_token", "unk_token")}
+    added = tuple(found("")["input_ids"])
+    start = added if added == (found.bos_token_id,) else ()
+    return model, Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name}), start
+
+
+def _digest(name: str, model: transformers.PreTrainedModel) -> str:
+    if name.startswith(HUB):
+        return str(model.config._commit_hash)
+    files = [path for path in sorted(Path(name).iterdir()) if path.suffix in WEIGHTS or path.name in DESCRIBED]
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()

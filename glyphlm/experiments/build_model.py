@@ -1,0 +1,116 @@
+"""The model that a recipe's training begins with: of nothing, grown out of a run, or fused; and where it begins."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from glyphlm.base.errors import InputError
+from glyphlm.composition.fuse import build_fusion
+from glyphlm.composition.fusionsettings import TRAINED, FusionSettings
+from glyphlm.composition.growth import grow
+from glyphlm.composition.hidden_cache import HiddenCache
+from glyphlm.data.batches import Batches, TokenText
+from glyphlm.experiments.recipe import Recipe
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT, SubstrateConfig
+from glyphlm.runs.folder import load_run, read_summary, weights_sha256
+from glyphlm.substrate.build import load_substrate
+from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.training.parallel import world
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
+    """The model with its first values, on the CPU; every path of the recipe is filled in.
+
+    Raises:
+        InputError: vocabularies, substrates or widths do not fit, the base cannot be grown to this recipe's model, or the
+            experts cannot be fused.
+    """
+    if recipe.fusion.experts:
+        return _fused(recipe, tokenizer)
+    substrate = load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
+    if recipe.growth.base:
+        return _grown(recipe, tokenizer, substrate.config)
+    model = GPT(recipe.model, substrate)
+    model.init_weights(recipe.train.seed)
+    return model
+
+
+def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> GPT:
+    growth, (base, vocabulary) = recipe.growth, load_run(recipe.growth.base)
+    if vocabulary.fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{growth.base} has tokenizer {vocabulary.fingerprint[:12]}, the recipe "
+                         f"{tokenizer.fingerprint[:12]}; a model keeps its vocabulary, so give the base as tokenizer.path")
+    found = base.gpt.substrate.config
+    if found.fingerprint != substrate.fingerprint:
+        raise InputError(f"{growth.base} has a substrate {found.kind} {found.fingerprint[:12]}, the recipe {substrate.kind} "
+                         f"{substrate.fingerprint[:12]}; a model keeps its substrate, so give the base as substrate.path")
+    return grow(base.gpt, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint)
+
+
+def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:
+    check_trained(recipe.fusion)
+    model, vocabulary = build_fusion(recipe.fusion, recipe.train.seed)
+    if vocabulary.fingerprint != tokenizer.fingerprint:
+        raise InputError(f"the experts have tokenizer {vocabulary.fingerprint[:12]}, the recipe "
+                         f"{tokenizer.fingerprint[:12]}; leave tokenizer out, or give an expert as tokenizer.path")
+    check_context(model, recipe.model.block_size)
+    return model.train()
+
+
+def check_trained(settings: FusionSettings) -> None:
+    """Refuse a method that trains nothing.
+
+    Raises:
+        InputError: with those that do.
+    """
+    if settings.method not in TRAINED:
+        raise InputError(f"method {settings.method} has nothing to train; glyphlm fuse makes that model, or choose "
+                         f"{', '.join(TRAINED)}")
+
+
+def check_context(model: Fusion, block_size: int) -> None:
+    """Refuse another context than that of the experts.
+
+    Raises:
+        InputError: with both.
+    """
+    if model.config.block_size != block_size:
+        raise InputError(f"the experts read {model.config.block_size} tokens at once, the recipe {block_size}; "
+                         f"set model.block_size to {model.config.block_size}")
+
+
+def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], batches: Batches) -> None:
+    """Begin where the base stopped reading the same data; and keep what leaves the frozen blocks, if the recipe says so.
+
+    Raises:
+        InputError: there is nothing to keep, or the folder keeps what another model or other data made.
+    """
+    growth, base = recipe.growth, Path(recipe.growth.base)
+    before = read_summary(base) or {}
+    if growth.continue_data and before.get("shards") == shards_read(training):
+        batches.restore(before["position"])
+    if growth.cache != "none":
+        model.kept = _hidden_cache(recipe, model, training)
+
+
+def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> HiddenCache:
+    growth, config, depth = recipe.growth, model.config, model.frozen_depth
+    if not depth:
+        raise InputError(f"growth.cache {growth.cache} has nothing to keep: training changes the lowest block already; set "
+                         "growth.cache to none")
+    windows = sum(text.tokens // config.block_size for text in training)
+    capacity = min(windows, int(growth.cache_gb * 1e9 / (4 * config.block_size * config.d_model)))
+    made_from = {
+        "base": weights_sha256(growth.base),
+        "frozen_blocks": depth,
+        "precision": recipe.train.precision,
+        "attention": recipe.train.attention,
+        "shards": shards_read(training),
+    }
+    folder = None if growth.cache == "memory" else Path(growth.cache) / f"rank-{world().rank}"
+    return HiddenCache(config.block_size, config.d_model, capacity, folder, made_from)
+
+
+def shards_read(texts: Sequence[TokenText]) -> list[list[str]]:
+    """What tells the training data: the sha256 of every shard of each source."""
+    return [text.sha256 for text in texts]

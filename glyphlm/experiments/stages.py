@@ -1,0 +1,90 @@
+"""A recipe with stages -> the whole recipe of each stage; and what a recipe is grown out of."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from glyphlm.base.errors import InputError
+from glyphlm.composition.growth import GrowthSettings
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.modeling.model import ModelConfig
+
+
+def check_stages(recipe: GrowthRecipe) -> None:
+    """Refuse a list of stages that cannot be trained.
+
+    Raises:
+        InputError: with the stage and its value.
+    """
+    if not recipe.stages:
+        raise InputError("the recipe has no stages; give stages: [{layers: 1, steps: 1000}, ..], or use glyphlm train")
+    base_shape(recipe)  # refuses what cannot be grown
+    for number, stage in enumerate(recipe.stages, 1):
+        least = 0 if number > 1 or recipe.growth.base else 1
+        if stage.layers < least:
+            raise InputError(f"stage {number} adds {stage.layers} layers; growth only adds, at least {least} here")
+        if stage.steps is not None and stage.tokens is not None:
+            raise InputError(f"stage {number} has steps {stage.steps} and tokens {stage.tokens:g}; give one of the two")
+    if recipe.controls and (recipe.growth.base or any(stage.data for stage in recipe.stages)):
+        raise InputError("controls train on the data of all stages from nothing; leave them out where the first stage has a "
+                         "base, or a stage data of its own")
+
+
+def base_shape(recipe: Recipe) -> ModelConfig | None:
+    """The shape of the run that the recipe is grown out of; None where it begins at nothing.
+
+    Raises:
+        InputError: that run is not finished or is fused, or the recipe fuses runs itself.
+    """
+    base, fused = recipe.growth.base, recipe.fusion.experts
+    if fused and (base or isinstance(recipe, GrowthRecipe) and recipe.stages):
+        raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {fused}, or growth.base {base} and "
+                         "stages")
+    if base is None:
+        return None
+    from glyphlm.runs.folder import read_summary, run_config  # loads transformers
+
+    config = run_config(base)
+    if config.fusion is not None:
+        experts = ((read_summary(Path(base)) or {}).get("fusion") or {}).get("experts", [])
+        named = f": {', '.join(experts)}" if experts else ""
+        raise InputError(f"growth.base {base} is fused of {len(config.experts)} experts, and growth adds blocks to a single "
+                         f"model; name one of its experts{named}")
+    return ModelConfig(**config.model)
+
+
+def with_parts_of_base(recipe: Recipe) -> Recipe:
+    """A base brings its own tokenizer and substrate, where the recipe does not describe them."""
+    base, parts = recipe.growth.base, (recipe.tokenizer, recipe.substrate)
+    if base is None:
+        return recipe
+    tokenizer, substrate = (replace(part, path=base) if part == type(part)() else part for part in parts)
+    return replace(recipe, tokenizer=tokenizer, substrate=substrate)
+
+
+def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:
+    """The recipe of one stage: that of all, but for what the stage says."""
+    train = _said(recipe.train, stage)
+    if stage.steps is not None or stage.tokens is not None:
+        train = replace(train, steps=stage.steps, tokens=stage.tokens)
+    growth = replace(_said(recipe.growth, stage), base=base) if base else GrowthSettings()
+    if stage.lora_rank is not None and base:
+        growth = replace(growth, lora=replace(growth.lora, rank=stage.lora_rank))
+    # A table that is trained in the first stage is frozen from then on: the substrate of later ones is that of the base.
+    follows = base and base != recipe.growth.base
+    return Recipe(
+        tokenizer=recipe.tokenizer,
+        substrate=replace(recipe.substrate, path=base) if follows else recipe.substrate,
+        model=replace(recipe.model, n_layer=depth),
+        data=stage.data or recipe.data,
+        validation=recipe.validation,
+        prompts=recipe.prompts,
+        train=replace(train, validate_first=bool(base)),
+        growth=growth,
+    )
+
+
+def _said(settings: Any, stage: Stage) -> Any:
+    """`settings` with the values of the same name that the stage gives."""
+    names = {field.name for field in fields(settings)} - {"steps", "tokens"}
+    return replace(settings, **{name: value for name, value in vars(stage).items() if name in names and value is not None})

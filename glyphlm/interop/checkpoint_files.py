@@ -1,0 +1,178 @@
+"""The folder of a published checkpoint -> its sizes and its tensors. Nothing in the folder is ever executed."""
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import sha256_file
+from glyphlm.base.tensors import READERS
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+# config.json of the published families, then of stock architectures, names the sizes so.
+SIZE_NAMES = {
+    "vocab_size": ("vocab_size",),
+    "d_model": ("d_model", "hidden_size", "dim"),
+    "n_layer": ("n_layer", "num_hidden_layers", "n_layers", "num_layers"),
+    "n_head": ("n_head", "num_attention_heads", "n_heads", "num_heads"),
+    "block_size": ("block_size", "max_position_embeddings", "n_positions", "context_length", "max_seq_len"),
+}
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENDINGS = (".safetensors", ".bin", ".pt")
+NESTED = ("model_state_dict", "state_dict", "model")  # under these a training script keeps the weights in a .pt
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What config.json says; `n_embed` is None where it does not."""
+
+    vocab_size: int
+    d_model: int
+    n_layer: int
+    n_head: int
+    block_size: int
+    n_embed: int | None = None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint.
+
+    Raises:
+        InputError: it is missing or not an object.
+    """
+    return _read_object(folder / "config.json", "give the folder of a published checkpoint")
+
+
+def read_sizes(folder: Path, config: Mapping[str, Any]) -> Sizes:
+    """The sizes in a config.json, whichever of the known names they have.
+
+    Raises:
+        InputError: one is missing or no positive integer.
+    """
+    found = {size: next((config[name] for name in names if name in config), None) for size, names in SIZE_NAMES.items()}
+    for size, value in found.items():
+        if type(value) is not int or value < 1:
+            names = ", ".join(SIZE_NAMES[size])
+            raise InputError(f"{folder}/config.json gives {value!r} as {size} (looked for {names}); write the number there")
+    n_embed = next((config[name] for name in ("n_embed", "n_embd") if type(config.get(name)) is int), None)
+    return Sizes(**found, n_embed=n_embed)
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:
+    """The tokenizer as its tokenizer.json says (transformers 5 would guess a byte-level one from config.json).
+
+    Special tokens that tokenizer_config.json does not name are taken from config.json, where they are strings or ids.
+
+    Raises:
+        InputError: there is none, or it has another number of ids than the model.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} holds no tokenizer.json; name the folder of the model's tokenizer with --tokenizer DIR")
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != vocab_size:
+        raise InputError(f"{folder}/tokenizer.json has {tokenizer.vocab_size:,} ids, the model {vocab_size:,}; name the "
+                         "folder of the model's own tokenizer with --tokenizer DIR")
+    for role in ROLES:
+        name, number = config.get(role), config.get(f"{role}_id")
+        if not isinstance(name, str) and type(number) is int and 0 <= number < vocab_size:
+            name = tokenizer.tokens[number]
+        if isinstance(name, str) and not tokenizer.config.get(role):
+            tokenizer.config[role] = name
+    return tokenizer
+
+
+def weight_files(folder: Path, chosen: str | None = None) -> list[Path]:
+    """The files that hold the weights: one, or those that an index names.
+
+    Raises:
+        InputError: there are none, it is not clear which, or an index names a file outside the folder.
+    """
+    here = sorted(path.name for path in folder.iterdir() if path.name.endswith(ENDINGS))
+    name = chosen or next((name for name in WHOLE if (folder / name).is_file()), None)
+    if name is None and len(here) != 1:
+        raise InputError(f"{folder} holds no {WHOLE[0]} and {len(here)} other files of weights ({', '.join(here)[:200]}); "
+                         "name the one to read with --weights FILE")
+    name = name or here[0]
+    if Path(name).name != name or not (folder / name).is_file():
+        raise InputError(f"{name!r} is no file of {folder}; name one of its files with --weights")
+    return _shards(folder / name) if name.endswith(".json") else [folder / name]
+
+
+def _shards(index: Path) -> list[Path]:
+    names = _read_object(index, "download it again").get("weight_map")
+    names = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    for name in names:
+        # Only plain names: `../x` or `/x` would read files that are none of the checkpoint's.
+        if Path(name).name != name or "\\" in name or not name.endswith(ENDINGS) or not (index.parent / name).is_file():
+            raise InputError(f"{index} names {name!r}, which is no file of weights in {index.parent}; download the "
+                             "checkpoint again")
+    if not names:
+        raise InputError(f"{index} names no files in weight_map; download the checkpoint again")
+    return [index.parent / name for name in names]
+
+
+def read_weights(files: list[Path]) -> dict[str, Tensor]:
+    """Every tensor of the files under its own name.
+
+    Raises:
+        InputError: a file is damaged, holds anything but tensors, a name stands in two files, or a tensor claims more
+            values than the file holds.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        for name, tensor in _read_file(path).items():
+            if name in tensors:
+                raise InputError(f"{path} holds {name!r}, which another file holds, too; download the checkpoint again")
+            if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_quantized or tensor.is_complex():
+                raise InputError(f"{path}: {name!r} is no plain tensor of real numbers; weights alone are read")
+            if math.prod(tensor.shape) * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise InputError(f"{path}: {name!r} claims the shape {tuple(tensor.shape)}, more than the file holds; "
+                                 "download the checkpoint again")
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        _refuse_compressed(path)
+        found = READERS[".safetensors" if path.suffix == ".safetensors" else ".pt"](path)
+    except InputError:
+        raise
+    except Exception as error:  # torch raises its own set of errors for a damaged file
+        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is damaged or holds more than plain tensors ({reason}); nothing of it was run") from None
+    while isinstance(found, Mapping) and any(isinstance(found.get(key), Mapping) for key in NESTED):
+        found = next(found[key] for key in NESTED if isinstance(found.get(key), Mapping))
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path} holds no named tensors; give a checkpoint's file of weights")
+    return found
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch writes its .pt and .bin as zip files whose parts are stored as they are; packed, a few KB can become a TB."""
+    if zipfile.is_zipfile(path) and path.suffix != ".safetensors":
+        with zipfile.ZipFile(path) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.filelist):
+                raise InputError(f"{path} is compressed, as torch writes no weights; download the checkpoint again")
+
+
+def _read_object(path: Path, cure: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); {cure}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no JSON object; {cure}")
+    return found
+
+
+def digests(files: list[Path]) -> dict[str, str]:
+    """sha256 of each file, by its name."""
+    return {path.name: sha256_file(path) for path in files}

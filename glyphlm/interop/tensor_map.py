@@ -1,0 +1,221 @@
+"""The tensors of a published checkpoint -> our names, by structure: shapes, numbers in paths, and words of names.
+
+The key names of the published files are not known, so nothing here relies on one spelling. What is left over, missing or
+in doubt is refused by name. Shapes: V vocabulary, D d_model, E width of a code, N places of an id.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glyphlm.base.errors import InputError
+from glyphlm.interop.checkpoint_files import Sizes
+from glyphlm.interop.importblock import Module, Path, gather, listed, map_block, names_of, natural, with_bias, words
+
+HEAD = {"head", "heads", "output", "out", "unembed", "unembedding", "classifier", "logits"}
+ROTARY = {"cos", "sin", "freqs", "angles"}
+
+
+@dataclass
+class Mapped:
+    """One model under our names, without its substrate; of attention q, k, v stand stacked as `qkv` [3 D, D].
+
+    `fused` tells that the file had them in one matrix, whose order cannot be seen. `codes` are what can be the substrate: a
+    table [V, E], or the bits [E, N] and [E] of an affine code. `notes` tell what was left out or assumed.
+    """
+
+    tensors: dict[str, Tensor]
+    codes: list[Tensor]
+    fused: bool
+    notes: list[str]
+
+
+def map_experts(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -> list[Mapped]:
+    """The models that the tensors are: one, or the experts of a fused one, in natural order of their names.
+
+    Raises:
+        InputError: tensors are left over, missing, of other shapes than the sizes, not finite, or cannot be told apart.
+    """
+    kept, notes = without_derived(tensors, sizes, rope_base)
+    modules = gather(kept)
+    return [map_model(part, sizes, notes) for part in split_experts(modules, find_heads(modules, sizes))]
+
+
+def without_derived(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors without those that a model computes (masks, positions, rotary tables), and a note on these.
+
+    Raises:
+        InputError: the file's rotary frequencies are not ours.
+    """
+    derived = [name for name, tensor in tensors.items() if is_derived(name, tensor, sizes, rope_base)]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(derived)}
+    return kept, [f"left out, as the model computes them: {listed(derived)}"] if derived else []
+
+
+def is_derived(name: str, tensor: Tensor, sizes: Sizes, rope_base: float) -> bool:
+    """Whether a model computes the tensor; rotary frequencies are compared with ours."""
+    path, width = words(name), sizes.d_model // sizes.n_head
+    if path[-2:] == ("inv", "freq"):
+        check_frequencies(name, tensor, width, rope_base)
+        return True
+    has_angles = tensor.dim() >= 2 and tensor.shape[-1] in (width, width // 2) and sizes.block_size in tensor.shape
+    return is_mask(tensor) or counts_up(tensor) or (has_angles and bool(ROTARY & set(path)))
+
+
+def check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -> None:
+    """Refuse rotary frequencies of heads of this width that are not ours.
+
+    Raises:
+        InputError: with the base, where another one explains them.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+    if tensor.shape != exponents.shape:
+        raise InputError(f"{name} holds {tuple(tensor.shape)} frequencies, and heads of width {width} turn with "
+                         f"{width // 2}; other rotary positions cannot be imported")
+    if not torch.allclose(tensor.float(), rope_base**-exponents, rtol=0.02):
+        base = float(tensor[-1].double() ** (-1 / exponents[-1])) if width > 2 else float("nan")
+        raise InputError(f"{name} holds frequencies of base {base:.6g}, not {rope_base:.6g}; give --rope-base {base:.6g}")
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether the last two axes are a causal mask: one value on and below the diagonal, another above it."""
+    if tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] < 2 or tensor.shape[:-2].numel() != 1:
+        return False
+    square_TT = tensor.reshape(tensor.shape[-2:])
+    seen, hidden = square_TT[-1, 0], square_TT[0, -1]
+    if bool(seen == hidden) or bool(square_TT[0, 0] != seen):
+        return False
+    places_T = torch.arange(len(square_TT))
+    return torch.equal(square_TT, torch.where(places_T[:, None] >= places_T, seen, hidden))
+
+
+def counts_up(tensor: Tensor) -> bool:
+    """Whether the tensor is the numbers 0, 1, 2, ... of positions."""
+    numbers = torch.arange(tensor.numel())
+    return not tensor.is_floating_point() and tensor.numel() > 1 and torch.equal(tensor.flatten().long(), numbers)
+
+
+def find_heads(modules: Sequence[Module], sizes: Sizes) -> list[Module]:
+    """The output heads [V, D]: those with a bias, else those that are named so.
+
+    Raises:
+        InputError: there is none, or it cannot be told from the table.
+    """
+    shaped = [module for module in modules if module.shape == (sizes.vocab_size, sizes.d_model)]
+    biased = [module for module in shaped if module.has_bias(sizes.vocab_size)]
+    heads = biased or [module for module in shaped if HEAD & set(module.path[-2:])]
+    if not heads:
+        raise InputError(f"no tensor ({sizes.vocab_size}, {sizes.d_model}) is the output head by its bias or its name "
+                         f"(found: {names_of(shaped)}); tied heads cannot be imported")
+    return heads
+
+
+def split_experts(modules: Sequence[Module], heads: Sequence[Module]) -> list[list[Module]]:
+    """The modules of each head's model; what belongs to no one head belongs to all.
+
+    The first word in which the paths of the heads differ marks an expert: a module is of the expert whose mark stands first
+    in its path (`experts.1.layers.0` is of 1).
+
+    Raises:
+        InputError: the heads have no such word.
+    """
+    if len(heads) == 1:
+        return [list(modules)]
+    marks = next((column for column in zip(*(head.path for head in heads)) if len(set(column)) > 1), ())
+    if len(set(marks)) != len(heads):
+        raise InputError(f"{len(heads)} heads ({names_of(heads)}) whose names do not tell experts apart")
+    owner = {module.path: next((word for word in module.path if word in marks), None) for module in modules}
+    return [[module for module in modules if owner[module.path] in (mark, None)] for mark in marks]
+
+
+def map_model(modules: Sequence[Module], sizes: Sizes, notes: Sequence[str]) -> Mapped:
+    """One model under our names.
+
+    Raises:
+        InputError: as `map_experts`.
+    """
+    found, inside, assumed = Mapped({}, [], False, list(notes)), set(), {}
+    for number, (start, block) in enumerate(find_blocks(modules, sizes).items()):
+        try:
+            tensors, fused, more = map_block(f"blocks.{number}.", block, sizes.d_model)
+        except InputError as error:
+            raise InputError(f"block {'.'.join(start)}: {error}") from None
+        found.tensors |= tensors
+        found.fused |= fused
+        for what, name in more:
+            assumed.setdefault(what, []).append(name)
+        inside |= {module.path for module in block}
+    found.notes += [f"{what}: {listed(names)}" for what, names in assumed.items()]
+    map_outside(found, [module for module in modules if module.path not in inside], sizes)
+    check_finite(found)
+    return found
+
+
+def map_outside(found: Mapped, modules: Sequence[Module], sizes: Sizes) -> None:
+    """Head, final norm and codes.
+
+    Raises:
+        InputError: one is missing or left over.
+    """
+    heads, norms = find_heads(modules, sizes), [module for module in modules if module.shape == (sizes.d_model,)]
+    if len(heads) != 1 or len(norms) != 1:
+        raise InputError(f"one head and one final norm are needed, as our blocks end in a norm that no weights can undo; "
+                         f"found are {names_of(heads)} and {names_of(norms)}")
+    rest = [module for module in modules if module not in (*heads, *norms)]
+    left = [module for module in rest if not all(is_code(tensor, sizes) for tensor in module.tensors.values())]
+    if left:
+        raise InputError(f"left over are {names_of(left)}; a model that needs them cannot be imported")
+    found.codes = [tensor for module in rest for tensor in module.tensors.values()]
+    widths = [code.shape[1] for code in found.codes if code.shape[0] == sizes.vocab_size]
+    if sizes.n_embed and widths and sizes.n_embed not in widths:
+        found.notes.append(f"config.json says n_embed {sizes.n_embed}; the table is {widths[0]} wide, which is taken")
+    found.tensors |= {f"head.{leaf}": tensor for leaf, tensor in heads[0].tensors.items()} | with_bias("norm.", norms[0])
+
+
+def is_code(tensor: Tensor, sizes: Sizes) -> bool:
+    """Whether it can be a part of the substrate: a table [V, E], or the bits [E, N] or [E] of an affine code."""
+    shape, places = tuple(tensor.shape), (sizes.vocab_size - 1).bit_length()
+    if len(shape) == 2 and shape[0] == sizes.vocab_size:
+        return shape[1] > 0 and sizes.d_model % shape[1] == 0
+    return shape in ((places, places), (places,)) and bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def find_blocks(modules: Sequence[Module], sizes: Sizes) -> dict[Path, list[Module]]:
+    """The modules of each block, in order: what stands below the deepest number that two MLP matrices share.
+
+    Raises:
+        InputError: there are not as many as n_layer, or their numbers have a gap.
+    """
+    shapes = {(4 * sizes.d_model, sizes.d_model), (sizes.d_model, 4 * sizes.d_model)}
+    wide = [module.path for module in modules if module.shape in shapes]
+    shared = Counter(start for path in wide for start in numbered_starts(path))
+    own = {max((start for start in numbered_starts(path) if shared[start] > 1), key=len, default=()) for path in wide}
+    starts = [start for start in sorted(own, key=natural) if shared[start] == 2]
+    if len(starts) != sizes.n_layer or len(starts) != len(own):
+        raise InputError(f"{len(starts)} numbered blocks with two MLP matrices of {sizes.d_model} x {4 * sizes.d_model} "
+                         f"were found, and n_layer is {sizes.n_layer}; give all weights (other ratios cannot be imported)")
+    for first, second in zip(starts, starts[1:]):
+        if first[:-1] == second[:-1] and int(second[-1]) != int(first[-1]) + 1:
+            raise InputError(f"behind block {'.'.join(first)} comes {'.'.join(second)}; shards are missing")
+    return {start: [module for module in modules if module.path[: len(start)] == start] for start in starts}
+
+
+def numbered_starts(path: Path) -> list[Path]:
+    """The beginnings of a path that end in a number."""
+    return [path[:end] for end in range(1, len(path) + 1) if path[end - 1].isdigit()]
+
+
+def check_finite(found: Mapped) -> None:
+    """Refuse weights that are no finite floats, and codes that are not finite.
+
+    Raises:
+        InputError: with the tensor, under our name.
+    """
+    for name, tensor in [*found.tensors.items(), *(("the substrate", code) for code in found.codes)]:
+        if name != "the substrate" and not tensor.is_floating_point():
+            raise InputError(f"{name} is stored as {tensor.dtype}; give weights in float32, bfloat16 or float16")
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{name} holds NaN or infinity; the file is damaged or training diverged")

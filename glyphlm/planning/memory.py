@@ -1,0 +1,186 @@
+"""What training holds in memory, by part, in bytes; tests compare it with every tensor that a step really holds.
+
+Weights, gradients and both moments of AdamW are float32. Per token of a micro-batch each block keeps for its backward pass
+the two inputs of its norms (float32) and, in the precision of the products, 16 D values: 2 normed inputs, q, k and v before
+and q and k after the rotation, the attention's result, 4 D before and 4 D after GELU. The blocks of a fused model are frozen
+and keep nothing: there is what a block holds while it runs, and then the states of all experts, joined.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.training.loss import LOGITS_AT_ONCE
+from glyphlm.training.settings import TrainSettings, micro_batch_rows
+
+FLOAT = 4  # bytes
+HEAP = 0.8  # the C library's heap keeps freed pieces: up to this much more, measured on CPU in steps of one and two passes
+MOST_ROWS = 1 << 20  # the largest micro-batch that is tried
+
+
+@dataclass(frozen=True)
+class Load:
+    """How one device trains.
+
+    Args:
+        rows: Sequences of a micro-batch.
+        passes: Micro-batches of a step.
+        bf16: Whether matrix products are bfloat16, else float32.
+        recompute: Whether blocks are computed again in the backward pass.
+        documents: Whether attention stays inside documents, which needs a mask.
+        gpus: Devices that share the work.
+        parallel: ddp (each holds everything) or fsdp2 (each holds a part of what trains).
+        heap: Whether memory is that of the C library (on a CPU), which does not give all back that is freed.
+    """
+
+    rows: int
+    passes: int = 1
+    bf16: bool = False
+    recompute: bool = False
+    documents: bool = False
+    gpus: int = 1
+    parallel: str = "ddp"
+    heap: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each device holds a part only."""
+        return self.gpus > 1 and self.parallel == "fsdp2"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value in matrix products."""
+        return 2 if self.bf16 else FLOAT
+
+
+def load_of(settings: TrainSettings, block_size: int, rows: int, gpus: int = 1) -> Load:
+    """The load of each of `gpus` devices that share steps of `rows` sequences."""
+    each = -(-rows // gpus)
+    micro = min(each, micro_batch_rows(settings, block_size))
+    return Load(
+        micro, -(-each // micro), settings.precision == "bf16", settings.recompute, settings.attention == "document",
+        gpus, settings.parallel, settings.device == "cpu",
+    )
+
+
+def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
+    """Bytes of each part on one device. Not all exist at the same time: see `peak_bytes`."""
+    trained = count_parameters(model)["trained"]
+    shards = load.gpus if load.sharded else 1
+    whole = load.sharded and load.passes > 1  # FSDP2 adds up whole gradients until the last micro-batch of a step
+    kept = activation_bytes(model, load)
+    working = max(head_bytes(model, load), backward_bytes(model, load), forward_bytes(model, load) - kept)
+    return {
+        "weights": FLOAT * trained // shards,
+        "frozen": FLOAT * _frozen(model) // shards + sum(buffer.nbytes for buffer in model.buffers()),
+        "moments of AdamW": 2 * FLOAT * trained // shards,
+        "gradients": FLOAT * trained // (1 if whole else shards),
+        "weights gathered": gathered_bytes(model) if load.sharded else 0,
+        "weights in bf16": 0 if load.recompute else _reached(model) * copied_bytes(model, load),
+        "activations": kept,
+        "working space": working,
+        "freed, but kept": int(HEAP * (kept + working)) if load.heap else 0,
+    }
+
+
+def peak_bytes(model: GPT | Fusion, load: Load) -> int:
+    """The most bytes held at one time on one device.
+
+    With one micro-batch a step, gradients appear while activations go; with several, or in the buckets of DDP, they stay.
+    """
+    parts = memory_by_part(model, load)
+    gradients = parts.pop("gradients")
+    passing = sum(parts.pop(name) for name in ("weights in bf16", "activations", "working space", "freed, but kept"))
+    stay = load.passes > 1 or (load.gpus > 1 and not load.sharded)
+    return sum(parts.values()) + (gradients + passing if stay else max(gradients, passing))
+
+
+def largest_rows(model: GPT | Fusion, load: Load, limit: int) -> int:
+    """Sequences of the largest micro-batch that stays within `limit` bytes; 0 where none does."""
+    return bisect_right(range(1, MOST_ROWS), limit, key=lambda rows: peak_bytes(model, replace(load, rows=rows)))
+
+
+def activation_bytes(model: GPT | Fusion, load: Load) -> int:
+    """What is kept until the backward pass of each block that it goes through, and around the head."""
+    entering = FLOAT * load.rows * model.config.block_size * model.config.d_model
+    if isinstance(model, Fusion):  # what the head reads; for a gate or an adapter also its gradient, and what they read
+        return entering if model.head.weight.requires_grad else 3 * entering + (entering // 2 if load.bf16 else 0)
+    mask = load.rows * model.config.block_size**2 if load.documents else 0
+    of_block = entering if load.recompute else _inside(model, load)
+    return of_block * _reached(model) + mask + 3 * entering  # the last block's output, the head's input and its gradient
+
+
+def head_bytes(model: GPT | Fusion, load: Load) -> int:
+    """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient."""
+    tokens, vocab_size, width = load.rows * model.config.block_size, model.vocab_size, model.config.d_model
+    chunk = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size))
+    in_bf16, trained = 2 if load.bf16 else 0, _trains_head(model)
+    losing = (chunk * 8 + width * (4 * trained + in_bf16)) * vocab_size  # logits, log-probabilities; gradient and weights
+    deriving = (chunk * (4 + in_bf16) + width * (8 * trained + in_bf16)) * vocab_size  # their gradient; a chunk's share
+    return max(losing, deriving) + chunk * width * in_bf16
+
+
+def backward_bytes(model: GPT | Fusion, load: Load) -> int:
+    """What the backward pass of a block holds for a moment, with the head's gradient; recomputed, all that is inside."""
+    tokens, width = load.rows * model.config.block_size, model.config.d_model
+    gradient = FLOAT * model.vocab_size * width * _trains_head(model)
+    if not _reached(model):
+        return gradient
+    again = _inside(model, load) + copied_bytes(model, load) if load.recompute else 0
+    return gradient + 4 * load.width * tokens * width + again
+
+
+def forward_bytes(model: GPT | Fusion, load: Load) -> int:
+    """What is held while a frozen block runs: input, normed input, 4 D before and after GELU; states of other experts."""
+    widths = [block.attention.qkv.in_features for block in model.blocks[: model.frozen_depth]]
+    if not widths:
+        return 0
+    tokens, widest = load.rows * model.config.block_size, max(widths)
+    mask = model.config.block_size * (1 + load.width) if load.documents else 0
+    return tokens * (widest * (4 * FLOAT + 8 * load.width) + FLOAT * (model.config.d_model - widest) + mask)
+
+
+def copied_bytes(model: GPT | Fusion, load: Load) -> int:
+    """The weights of one block in bf16."""
+    return 2 * sum(values.numel() for values in model.blocks[0].parameters() if values.dim() > 1) if load.bf16 else 0
+
+
+def gathered_bytes(model: GPT | Fusion) -> int:
+    """Whole weights that FSDP2 holds at a time: those outside blocks, and two blocks (one is fetched ahead)."""
+    of_blocks = [sum(values.numel() for values in block.parameters()) for block in model.blocks]
+    outside = sum(values.numel() for values in model.parameters()) - sum(of_blocks)
+    return FLOAT * (outside + 2 * max(of_blocks))
+
+
+def traffic_bytes(model: GPT | Fusion, load: Load) -> int:
+    """Bytes that each device sends in one step; frozen codes are never sent.
+
+    DDP adds gradients up once a step, in a ring. FSDP2 gathers weights for each forward and each backward pass, and
+    scatters gradients once a step; weights that are frozen it gathers for the forward passes alone.
+    """
+    trained = count_parameters(model)["trained"]
+    sent = (2 * load.passes + 1) * trained + load.passes * _frozen(model) if load.sharded else 2 * trained
+    return FLOAT * sent * (load.gpus - 1) // load.gpus
+
+
+def _frozen(model: GPT | Fusion) -> int:
+    """Number of the parameters that do not train; frozen codes are no parameters, but buffers, whole on every device."""
+    return sum(values.numel() for values in model.parameters() if not values.requires_grad)
+
+
+def _trains_head(model: GPT | Fusion) -> bool:
+    """Whether the head gets a gradient; one with an adapter is made whole, and does."""
+    return any(values.requires_grad for values in model.head.parameters())
+
+
+def _reached(model: GPT | Fusion) -> int:
+    """Blocks that the backward pass goes through: those from the lowest value that trains."""
+    return len(model.blocks) - model.frozen_depth
+
+
+def _inside(model: GPT | Fusion, load: Load) -> int:
+    """What the backward pass of one block needs."""
+    config, tokens = model.config, load.rows * model.config.block_size
+    mask = tokens * config.block_size * load.width if load.documents else 0  # as numbers that are added to scores
+    return tokens * (config.d_model * (2 * FLOAT + 16 * load.width) + FLOAT * (config.n_head + 4)) + mask

@@ -1,0 +1,212 @@
+"""What a recipe costs, before anything of it is built: parameters, memory, operations, time, money, and what would save."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from glyphlm.base.errors import InputError
+from glyphlm.composition.growth import check_growth, choose_trained, places_of_old
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe
+from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.planning.machines import Machine, Pace, choose_machine
+from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
+from glyphlm.planning.planmodel import planned_model
+from glyphlm.training.flops import Flops, flops_per_token, parameters_by_part, parameters_in_copies
+from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
+
+# Bytes beside tensors: Python with its libraries (measured), and CUDA's context with its own (assumed).
+ON_CPU, ON_GPU = 500_000_000, 1_000_000_000
+MEASURABLE = 0.7  # share of this machine's memory that a measurement may take
+
+
+@dataclass
+class PlanSettings:
+    """Where a recipe is to be trained.
+
+    Args:
+        gpu: Kind of GPU, such as h200, instead of this machine.
+        gpus: How many of them share the work.
+        parallel: How, ddp or fsdp2; by default as the recipe says.
+        mfu: Share of the peak rate of matrix products that training reaches, where time is computed, not measured.
+        price_per_hour: Of one GPU, in any currency; without it no cost is told.
+        measure: Time training steps, where it is planned for this machine; of a grown or fused model time is computed.
+    """
+
+    gpu: str | None = None
+    gpus: int = 1
+    parallel: Literal["ddp", "fsdp2"] | None = None
+    mfu: float = 0.4
+    price_per_hour: float | None = None
+    measure: bool = True
+
+
+def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, Any]]:
+    """The plan of each stage, or of the one training of a recipe without stages.
+
+    Raises:
+        InputError: as `make_plan` and `check_stages`.
+    """
+    recipe, before, plans = with_parts_of_base(recipe), base_shape(recipe), []
+    if not recipe.stages:
+        return [make_plan(recipe, settings, before)]
+    check_stages(recipe)
+    for number, stage in enumerate(recipe.stages, 1):
+        depth = stage.layers + (before.n_layer if before else 0)
+        planned = stage_recipe(recipe, stage, f"stage-{number - 1}" if before else None, depth)
+        kept = recipe.substrate.trainable and (not before or planned.growth.blocks == "all")
+        planned = replace(planned, substrate=replace(recipe.substrate, trainable=kept))
+        plans.append(make_plan(planned, replace(settings, measure=False), before) | {"stage": number})
+        before = planned.model
+    return plans
+
+
+def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: ModelConfig | None = None) -> dict[str, Any]:
+    """The plan of a recipe, as JSON has it; in bytes, seconds and operations. Nothing is allocated but what is measured.
+
+    `before` is the shape of the model that it is grown out of.
+
+    Raises:
+        InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used; and as
+            `planned_model` and `check_growth`.
+    """
+    settings = settings or PlanSettings()
+    _check(recipe, settings)
+    model = planned_model(recipe)
+    if before:
+        settings = replace(settings, measure=False)
+        check_growth(before, recipe.model, recipe.growth)
+        old = places_of_old(before.n_layer, recipe.model.n_layer, recipe.growth.place)
+        choose_trained(model, old, recipe.growth, recipe.train.seed)
+    train = replace(recipe.train, parallel=settings.parallel or recipe.train.parallel)
+    machine, train = choose_machine(train, model.substrate.d_model, settings.gpu, settings.gpus)
+    load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
+    flops = flops_per_token(model, recompute=load.recompute)
+    return {
+        "model": asdict(model.config) | {"vocab_size": model.vocab_size},
+        "substrate": asdict(model.substrate.config) | {"trainable": _trains(model.substrate)},
+        "fusion": _describe_fusion(model) if isinstance(model, Fusion) else None,
+        "train": {"steps": count_steps(train), "batch_tokens": train.batch_tokens, **asdict(load)},
+        "machine": asdict(machine),
+        "parameters": parameters_by_part(model),
+        "memory": _memory(model, load, machine),
+        "flops_per_token": {part: asdict(found) for part, found in flops.items()},
+        "forecast": forecast(model, train, machine, flops, settings),
+        "savings": [] if before else list(savings(model, load)),
+    }
+
+
+def _check(recipe: Recipe, settings: PlanSettings) -> None:
+    rows = batch_rows(recipe.train, recipe.model.block_size)
+    if not 1 <= settings.gpus <= rows:
+        raise InputError(f"--gpus {settings.gpus} is not between 1 and the {rows} sequences of a step; "
+                         "raise train.batch_tokens for more")
+    if not 0 < settings.mfu <= 1:
+        raise InputError(f"--mfu {settings.mfu} is not a share between 0 and 1")
+
+
+def _trains(substrate: Substrate) -> bool:
+    return any(values.requires_grad for values in substrate.parameters())
+
+
+def _describe_fusion(model: Fusion) -> dict[str, Any]:
+    return {
+        "method": model.fusion.method,
+        "experts": [asdict(expert.config) for expert in model.experts],
+        "substrates": len(model.substrates),
+        "parameters_in_copies": parameters_in_copies(model),
+    }
+
+
+def _memory(model: GPT | Fusion, load: Load, machine: Machine) -> dict[str, Any]:
+    overhead = ON_CPU if machine.name == "cpu" else ON_GPU
+    return {
+        "parts": memory_by_part(model, load) | {"beside tensors": overhead},
+        "peak": peak_bytes(model, load) + overhead,
+        "limit": machine.memory,
+        "largest_micro_batch_tokens": largest_rows(model, load, machine.memory - overhead) * model.config.block_size,
+        "sent_per_step": traffic_bytes(model, load),
+    }
+
+
+def forecast(
+    model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: dict[str, Flops], settings: PlanSettings
+) -> dict[str, Any]:
+    """Seconds of a step, of training and of validation (at most: held-out text may be shorter); GPU-hours and cost."""
+    total, forward = sum(part.total for part in flops.values()), sum(part.forward for part in flops.values())
+    reached = machine.rate * settings.mfu
+    measurable = settings.measure and machine.here and isinstance(model, GPT)
+    pace = _measured(model, train, machine, flops, reached) if measurable else None
+    pace = pace or Pace(train.batch_tokens * total / reached / machine.count, 0.0, _told(machine, settings))
+    steps, of_token = count_steps(train), (pace.step - pace.update) / train.batch_tokens * machine.count
+    validations = -(-steps // train.validate_every)
+    validation = validations * train.validation_tokens * of_token * forward / total
+    hours = (steps * pace.step + validation) / 3600 * machine.count
+    return {
+        "how": pace.how,
+        "step_seconds": pace.step,
+        "tokens_per_second": train.batch_tokens / pace.step,
+        "share_of_rate": train.batch_tokens * total / pace.step / machine.rate / machine.count,
+        "training_seconds": steps * pace.step,
+        "validation_seconds": validation,
+        "device_hours": hours,
+        "cost": None if settings.price_per_hour is None else hours * settings.price_per_hour,
+    }
+
+
+def _measured(model: GPT, train: TrainSettings, machine: Machine, flops: dict[str, Flops], reached: float) -> Pace | None:
+    from glyphlm.planning.timing import measure  # loads all that training needs
+
+    seconds = {part: found.total * model.config.block_size / reached for part, found in flops.items()}
+    outside = sum(seconds.pop(part) for part in ("substrate", "head"))
+    return measure(model, train, (outside, sum(seconds.values()) / model.config.n_layer), int(MEASURABLE * machine.memory))
+
+
+def _told(machine: Machine, settings: PlanSettings) -> str:
+    peak = "the rate of matrix products here" if machine.here else "the data sheet's rate"
+    return f"computed: {settings.mfu:.0%} of {peak}, {machine.rate / 1e12:,.3g} TFLOP/s"
+
+
+def savings(model: GPT | Fusion, load: Load) -> Iterator[dict[str, Any]]:
+    """What each option that is not used yet would save: bytes on one device, and operations a token (below 0: costs)."""
+    peak, flops = peak_bytes(model, load), _operations(model, load)
+    for option, other_model, other_load in _options(model, load):
+        yield {
+            "option": option,
+            "bytes": peak - peak_bytes(other_model, other_load),
+            "flops_per_token": flops - _operations(other_model, other_load),
+        }
+
+
+def _operations(model: GPT | Fusion, load: Load) -> int:
+    return sum(part.total for part in flops_per_token(model, recompute=load.recompute).values())
+
+
+def _options(model: GPT | Fusion, load: Load) -> Iterator[tuple[str, GPT | Fusion, Load]]:
+    substrate, gpus = model.substrate.config, load.gpus if load.gpus > 1 else 8
+    if not load.bf16:
+        yield "--train.precision bf16", model, replace(load, bf16=True)
+    if not load.recompute and model.frozen_depth < len(model.blocks):
+        yield "--train.recompute true", model, replace(load, recompute=True)
+    if load.rows > 1:
+        halved = replace(load, rows=load.rows // 2, passes=2 * load.passes)
+        yield f"--train.micro_batch_tokens {halved.rows * model.config.block_size}", model, halved
+    if not (load.sharded or load.heap):
+        yield f"--train.parallel fsdp2 on {gpus} GPUs", model, replace(load, gpus=gpus, parallel="fsdp2")
+    if isinstance(model, Fusion):
+        return
+    if substrate.trainable:
+        yield "--substrate.trainable false", _with(model, replace(substrate, trainable=False)), load
+    if not substrate.is_rule and substrate.places <= model.config.d_model:
+        rule = replace(substrate, kind="token_bits", trainable=False, n_embed=model.config.d_model, lift="none")
+        yield "bits of the id instead of a table", _with(model, rule), load
+    half = substrate.vocab_size // 2
+    yield f"a vocabulary of {half:,} ids", _with(model, replace(substrate, vocab_size=half)), load
+
+
+def _with(model: GPT, config: SubstrateConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(model.config, Substrate(config, model.config.d_model))

@@ -1,0 +1,140 @@
+"""How fast this machine trains a model: true steps of train() on random ids, timed; of large models, a part of the work.
+
+What would take too long is timed with fewer layers and fewer sequences, at full widths and vocabulary, and extended: a step
+costs one update, and for each sequence the head's work and each layer's.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from glyphlm.data.batches import Batch
+from glyphlm.modeling.model import GPT, Substrate
+from glyphlm.planning.machines import Pace
+from glyphlm.planning.memory import load_of, peak_bytes
+from glyphlm.training.loop import train
+from glyphlm.training.optim import make_adamw
+from glyphlm.training.settings import TrainSettings, micro_batch_rows
+
+WARM = 1  # steps before the clock starts
+STEPS = range(3, 41)  # how many are timed
+SECONDS = 4.0  # about how long, within these numbers
+LONGEST = 3.0  # seconds that a timed step is to take at most
+LEAST_TOKENS = 1024  # fewer are timed with fewer layers first: small matrix products are slower
+
+
+class _Enough(Exception):
+    """Ends train() before it writes a checkpoint."""
+
+
+class _RandomBatches:
+    """Batches without a text; what `train` asks of batches, and no more."""
+
+    def __init__(self, vocab_size: int, rows: int, block_size: int):
+        self.bytes_per_id_V, self.end_id = np.ones(vocab_size, dtype=np.uint16), 0
+        self.tokens_per_batch, self._shape = rows * block_size, (rows, block_size + 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        ids_BT = torch.randint(len(self.bytes_per_id_V), self._shape)
+        return Batch(ids_BT[:, :-1], ids_BT[:, 1:])
+
+    def state(self) -> dict[str, int]:
+        """No position."""
+        return {"taken": 0}
+
+
+def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], memory: int) -> Pace | None:
+    """Time the training of a model like `model` (whose values are not touched: it may be on the meta device).
+
+    Args:
+        settings: With device and precision decided.
+        guess: Seconds that a sequence takes without the layers, and in each layer; it only chooses what is timed.
+        memory: Bytes that may be used. Where they do not suffice, or even a part takes too long, the answer is None.
+    """
+    block_size, layers, (outside, inside) = model.config.block_size, model.config.n_layer, guess
+    rows, timed_rows = settings.batch_tokens // block_size, affordable_rows(settings, block_size, outside + layers * inside)
+    timed_layers = min(layers, max(2, int((LONGEST / timed_rows - outside) / inside)))
+    expected, trial = timed_rows * (outside + timed_layers * inside), replicate(model, timed_layers, "meta")
+    if expected > 2 * LONGEST or peak_bytes(trial, load_of(settings, block_size, timed_rows)) > memory:
+        return None
+    steps = min(max(int(SECONDS / expected), STEPS[0]), STEPS[-1])
+    seconds = time_step(trial, settings, timed_rows, steps)
+    if timed_layers < layers:
+        shallow = time_step(replicate(model, 1, "meta"), settings, timed_rows, steps)
+        seconds += max(0.0, seconds - shallow) / (timed_layers - 1) * (layers - timed_layers)
+    update = update_seconds(sum(values.numel() for values in model.parameters() if values.requires_grad), settings)
+    if timed_rows < rows:
+        seconds = (seconds - update) * rows / timed_rows + update
+    return Pace(seconds, update, _told(timed_layers, layers, timed_rows, rows))
+
+
+def affordable_rows(settings: TrainSettings, block_size: int, per_row: float) -> int:
+    """All sequences of a step, or whole micro-batches, or as much of one as takes no longer than LONGEST."""
+    rows, most = settings.batch_tokens // block_size, int(LONGEST / per_row)
+    micro = min(rows, micro_batch_rows(settings, block_size))
+    least = min(micro, max(1, LEAST_TOKENS // block_size))
+    return min(rows, max(least, most // micro * micro or most))
+
+
+def _told(timed_layers: int, layers: int, timed_rows: int, rows: int) -> str:
+    if (timed_layers, timed_rows) == (layers, rows):
+        return "measured: whole steps"
+    depths = f"1 and {timed_layers} of {layers} layers" if timed_layers < layers else "all layers"
+    return f"measured: {depths}, {timed_rows} of {rows} sequences; extended from there"
+
+
+def time_step(model: GPT, settings: TrainSettings, rows: int, steps: int) -> float:
+    """Seconds of an optimizer step on `rows` sequences of a model like `model`; the median of `steps`."""
+    batch_tokens, steps = rows * model.config.block_size, WARM + 1 + steps
+    trying = replace(
+        settings, steps=steps, tokens=None, batch_tokens=batch_tokens, log_every=steps + 1, lr=0.0, trackers=[],
+        micro_batch_tokens=min(batch_tokens, settings.micro_batch_tokens),
+    )
+    ends: list[float] = []
+
+    def note(_: object) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) == steps:
+            raise _Enough
+
+    trial = replicate(model, model.config.n_layer, settings.device)
+    batches = _RandomBatches(model.vocab_size, rows, model.config.block_size)
+    with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
+        train(trial, batches, trying, Path(folder) / "measuring", on_step=note)
+    return statistics.median(np.diff(ends[WARM:]))
+
+
+def replicate(model: GPT, layers: int, device: str) -> GPT:
+    """A model as `model` but for its number of layers and its values, which are random."""
+    with torch.device(device):
+        trial = GPT(replace(model.config, n_layer=layers), Substrate(model.substrate.config, model.config.d_model))
+    with torch.no_grad():
+        for values in trial.substrate.state_dict().values():
+            values.random_(0, 2)  # zeros could be faster than what will stand there
+    return trial
+
+
+def update_seconds(trained: int, settings: TrainSettings) -> float:
+    """Seconds in which `trained` values are clipped and updated; timed on at most 2^22 of them."""
+    count = min(trained, 1 << 22)
+    holder = nn.ParameterList([nn.Parameter(torch.zeros(count // 1024 + 1, 1024, device=settings.device))])
+    optimizer, times = make_adamw(holder, settings.weight_decay, (settings.beta1, settings.beta2)), []
+    for _ in range(4):
+        holder[0].grad = torch.ones_like(holder[0])
+        begin = time.perf_counter()
+        float(nn.utils.clip_grad_norm_(holder.parameters(), settings.clip))
+        optimizer.step()
+        float(holder[0].detach()[0, 0])
+        times.append(time.perf_counter() - begin)
+    return min(times) * trained / holder[0].numel()

@@ -1,0 +1,66 @@
+"""Text from a trained run: prompts in, continuations out, by transformers' generate()."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from glyphlm.base.errors import InputError
+from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.runs.folder import SAMPLING, load_run
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen; the defaults are those of the published model cards.
+
+    Args:
+        max_new_tokens: Length of the continuation; a document that ends sooner stops there.
+        temperature: 0 takes the likeliest token always; below 1 sharpens the distribution, above 1 flattens it.
+        top_k: Choose among the k likeliest tokens; 0 for all.
+        top_p: Choose among the likeliest tokens that together have this probability.
+        seed: Same seed, same text.
+    """
+
+    max_new_tokens: int = SAMPLING["max_new_tokens"]
+    temperature: float = SAMPLING["temperature"]
+    top_k: int = SAMPLING["top_k"]
+    top_p: float = SAMPLING["top_p"]
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(f"sampling needs max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1; got {self}")
+
+    def describe(self) -> str:
+        """The settings on one line."""
+        if self.temperature == 0:
+            return "greedy"
+        return f"temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p:g}, seed {self.seed}"
+
+
+def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+    """The prompts with their continuations; each prompt is drawn from the same seed.
+
+    Raises:
+        InputError: the run cannot be loaded.
+    """
+    model, tokenizer = load_run(run)
+    return [continue_text(model, tokenizer, prompt, sampling) for prompt in prompts]
+
+
+def continue_text(model: GlyphLMForCausalLM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
+    """`prompt` and its continuation, up to the end of the document."""
+    ids = tokenizer.encode(prompt) or [tokenizer.end_id]  # from nothing, a new document begins
+    ids_BT = torch.tensor([ids], device=model.device)
+    chosen = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if sampling.temperature > 0:
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    torch.manual_seed(sampling.seed)
+    with torch.no_grad():
+        out_BT = model.generate(
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens, **chosen
+        )
+    return tokenizer.decode(out_BT[0].tolist())

@@ -1,0 +1,1 @@
+"""Arms times seeds as a workflow, its tables, and its claims judged."""

@@ -1,0 +1,292 @@
+"""A study -> recipes of its arms and seeds -> the commands that make, fuse and evaluate their models.
+
+Every folder is named by a digest of the settings that it is made from: what a change of the study does not touch is found
+done, and nothing is overwritten. Arms share tokenizers, shards and substrates where theirs are the same.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from glyphlm.base.outputs import write_atomic
+from glyphlm.corpus.reading import find_sources, is_data_set
+from glyphlm.corpus.tasks import TASKS
+from glyphlm.data.batches import Source
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text
+from glyphlm.studies.claims import Claim
+from glyphlm.studies.workflow import Stage
+from glyphlm.substrate.build import OPTIONS, SubstrateSettings
+from glyphlm.tokenizer.build import TAKEN, TokenizerSettings
+
+FLAGS = ("lossless", "trainable", "unique", "strict", "allow_different_substrates")  # options without a value
+Values = dict[str, Any]
+
+
+@dataclass
+class Study:
+    """What is compared.
+
+    Args:
+        recipe: A recipe's file, or the recipe itself. A tokenizer that is counted on text is counted on the text of this
+            one, whatever an arm is trained on, so that arms can share it.
+        recipe_profile: Profile of that file.
+        arms: Name of each arm and what it changes in the recipe. An arm with stages is grown; its stages and its controls
+            are compared as ARM.stage-1, ARM.monolithic-tokens.
+        seeds: Each arm is trained once with each. A seed draws all that is drawn: weights, the order of the data, random
+            codes, shuffled ids.
+        tune: Values to try, such as {train.lr: [1e-3, 3e-3]}: with the first seed each arm is trained with all of them (all
+            combinations), and goes on with those of the fewest bits per byte in validation.
+        fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
+            changes in the recipe) it is trained further.
+        evaluate: What glyphlm eval asks all models: NAME=PATH.
+        only: Names of the arms to make; by default all.
+        compare: The model that the others are compared with; by default the first.
+        title: Heading of the results.
+        data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
+            NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
+        claims: What is said of two of the models; the results tell whether it is supported.
+    """
+
+    recipe: str | dict[str, Any]
+    arms: dict[str, dict[str, Any] | None]
+    recipe_profile: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    tune: dict[str, list[Any]] = field(default_factory=dict)
+    fuse: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluate: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    compare: str | None = None
+    title: str = "GlyphLM study"
+    data: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a study.
+
+    Args:
+        arm: What it is told as.
+        run: Its run folder.
+        stage: Name of the stage that makes it.
+        is_whole: False for what is only on the way to the model of the arm, or beside it.
+        rows: File of its evaluation, which the stage `asked` makes.
+    """
+
+    arm: str
+    seed: int
+    run: Path
+    stage: str
+    is_whole: bool = True
+    rows: Path | None = None
+    asked: str | None = None
+
+
+def arm_recipe(settings: Study, changes: Values, seed: int, values: Values) -> GrowthRecipe:
+    """The recipe of the study with `changes`, `values` (by their dotted names) and everything drawn from `seed`.
+
+    Raises:
+        InputError: there is no such recipe, or a name or value that it does not have.
+    """
+    recipe = load_recipe(settings.recipe, settings.recipe_profile, [changes, {"train.seed": seed}, values])
+    if settings.data:
+        recipe = replace(recipe, data=[_source(given) for given in settings.data])
+    return replace(recipe, substrate=_drawn(recipe.substrate, seed))
+
+
+def _source(given: str) -> Source:
+    return Source(sft=[given]) if given.partition("=")[0] in TASKS else Source(text=given)
+
+
+def _drawn(substrate: SubstrateSettings, seed: int) -> SubstrateSettings:
+    """The substrate with all that it draws drawn from `seed`."""
+    if substrate.path:
+        return substrate
+    drawn = {"seed": seed} if substrate.kind in OPTIONS["seed"] else {}
+    return replace(substrate, **drawn, **({} if substrate.shuffle_seed is None else {"shuffle_seed": seed}))
+
+
+class Stages:
+    """The stages of a study in an order in which they can be run, each once, and the models that come out."""
+
+    def __init__(self, settings: Study, out: Path):
+        self._settings, self._out = settings, out
+        self._texts = _texts(arm_recipe(settings, {}, 0, {}))
+        self._all: dict[str, Stage] = {}
+        self.models: list[Model] = []
+
+    @property
+    def ordered(self) -> list[Stage]:
+        """All of them."""
+        return [*self._all.values()]
+
+    def train(self, arm: str, seed: int, values: Values) -> Model:
+        """The stages of an arm and one seed; the model of the arm."""
+        return self._make(arm, arm_recipe(self._settings, self._settings.arms[arm] or {}, seed, values), seed)
+
+    def fuse(self, name: str, fused: Values, seed: int) -> None:
+        """The stage that fuses the experts of one seed, if all of these are made."""
+        experts = [model for expert in fused["experts"] for model in self.models
+                   if (model.arm.partition(".")[0], model.seed, model.is_whole) == (expert, seed, True)]
+        runs, needs = [str(model.run) for model in experts], [model.stage for model in experts]
+        options = {key: value for key, value in fused.items() if key not in ("experts", "recipe")}
+        if len(experts) < len(fused["experts"]):
+            return
+        if "recipe" in fused:
+            changes = fused["recipe"] | {"fusion": {"experts": runs, **options}}
+            self._make(name, arm_recipe(self._settings, changes, seed, {}), seed, needs)
+            return
+        place = f"{name}-{_digest([runs, options])}"
+        run, stage = self._out / "runs" / place / f"{name}-{seed}", f"fuse_{_word(place)}_{seed}"
+        self._add(stage, ["glyphlm", "fuse", *runs, *_options(options), "--out", str(run)], run / "summary.json", needs)
+        self.models.append(Model(name, seed, run, stage))
+
+    def evaluate(self) -> None:
+        """A stage for each model that answers what the study asks."""
+        if not self._settings.evaluate:
+            return
+        files = [path for task in self._settings.evaluate if (path := Path(task.partition("=")[2])).is_file()]
+        for number, model in enumerate(self.models):
+            name = f"eval_{_word(model.arm)}_{model.seed}_{_digest([str(model.run), self._settings.evaluate])}"
+            rows = self._out / "evaluations" / f"{name}.jsonl"
+            command = ["glyphlm", "eval", str(model.run), "--tasks", *self._settings.evaluate, "--log-items",
+                       str(self._out / "items"), "--out", str(rows)]
+            self._add(name, command, rows, [model.stage], files)
+            self.models[number] = replace(model, rows=rows, asked=name)
+        (self._out / "evaluations").mkdir(parents=True, exist_ok=True)
+
+    def _make(self, arm: str, recipe: GrowthRecipe, seed: int, needs: Sequence[str] = ()) -> Model:
+        same = replace(recipe, train=replace(recipe.train, seed=0), substrate=_drawn(recipe.substrate, 0))
+        place = f"{arm}-{_digest(asdict(same))}"
+        recipe, inputs = self._with_inputs(recipe)
+        grown = bool(recipe.stages)
+        kept = recipe if grown else Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
+        file, run = self._out / "recipes" / place / f"{arm}-{seed}.yaml", self._out / "runs" / place / f"{arm}-{seed}"
+        _write_if_new(file, settings_text(kept))
+        name = f"train_{_word(place)}_{seed}"
+        verb, made = ("grow", run / "report.html") if grown else ("train", run / "summary.json")
+        self._add(name, ["glyphlm", verb, str(file), "--out", str(run)], made, [*inputs, *needs], [file])
+        models = [Model(f"{arm}.{part}", seed, run / part, name, is_whole=part == f"stage-{len(recipe.stages)}")
+                  for part in _parts(recipe)] or [Model(arm, seed, run, name)]
+        self.models += models
+        return next(model for model in models if model.is_whole)
+
+    def _with_inputs(self, recipe: GrowthRecipe) -> tuple[GrowthRecipe, list[str]]:
+        """The recipe with paths of tokenizer, substrate and text shards, and the stages that make them.
+
+        Examples (sft) stay as they are: they are few, and each training prepares its own.
+        """
+        if recipe.growth.base:
+            return recipe, []
+        tokenizer, before = self._tokenizer(recipe)
+        data = [self._shards(tokenizer, before, source) for source in recipe.data]
+        substrate, after = self._substrate(tokenizer, before, recipe.substrate)
+        recipe = replace(
+            recipe, tokenizer=TokenizerSettings(path=tokenizer), substrate=substrate, data=[source for source, _ in data]
+        )
+        return recipe, [*dict.fromkeys([*before, *(name for _, names in data for name in names), *after])]
+
+    def _tokenizer(self, recipe: GrowthRecipe) -> tuple[str, list[str]]:
+        settings = recipe.tokenizer
+        if settings.path:
+            return settings.path, []
+        texts = (self._texts or _texts(recipe)) if TAKEN[settings.layout][1] == "text" else []
+        name = f"tokenizer_{_digest([asdict(settings), texts])}"
+        options = {"from" if key == "base" else key: value for key, value in _said(settings).items()}
+        return self._input(name, ["tokenizer", "build", *_options(options), *texts], texts)
+
+    def _shards(self, tokenizer: str, needs: Sequence[str], source: Source) -> tuple[Source, list[str]]:
+        if not source.text:
+            return source, []
+        command = ["prepare", "--tokenizer", tokenizer, *source.texts]
+        folder, names = self._input(f"shards_{_digest(command)}", command, source.texts, needs)
+        return replace(source, text=None, shards=folder), names
+
+    def _substrate(
+        self, tokenizer: str, needs: Sequence[str], settings: SubstrateSettings
+    ) -> tuple[SubstrateSettings, list[str]]:
+        if settings.path:
+            return settings, []
+        command = ["substrate", "build", "--tokenizer", tokenizer, *_options(_said(settings))]
+        folder, names = self._input(f"{settings.kind}_{_digest(command)}", command, (), needs)
+        return replace(settings, path=folder), names
+
+    def _input(
+        self, name: str, command: Sequence[str], texts: Sequence[str], needs: Sequence[str] = ()
+    ) -> tuple[str, list[str]]:
+        folder = self._out / "inputs" / name.replace("_", "-")
+        files = [Path(source) for source in find_sources(texts) if not is_data_set(source)] if texts else []
+        self._add(name, ["glyphlm", *command, "--out", str(folder)], folder / "build.json", needs, files)
+        return str(folder), [name]
+
+    def _add(
+        self, name: str, command: Sequence[str], makes: Path, needs: Sequence[str] = (), reads: Sequence[Path] = ()
+    ) -> None:
+        self._all.setdefault(name, Stage(name, tuple(command), makes, tuple(needs), tuple(reads)))
+
+
+def model_names(settings: Study) -> list[str]:
+    """What the models of a study are told as: its arms, those with stages part by part, and its fused models.
+
+    Raises:
+        InputError: as `arm_recipe`.
+    """
+    names = []
+    for arm, changes in settings.arms.items():
+        names += [f"{arm}.{part}" for part in _parts(arm_recipe(settings, changes or {}, 0, {}))] or [arm]
+    return [*names, *settings.fuse]
+
+
+def arms_of(settings: Study, models: Sequence[str]) -> list[str]:
+    """The arms that the models of these names are made of, each once."""
+    arms = [settings.fuse.get(model, {}).get("experts", [model.partition(".")[0]]) for model in models]
+    return [*dict.fromkeys(arm for of_model in arms for arm in of_model)]
+
+
+def _parts(recipe: GrowthRecipe) -> list[str]:
+    """The models of one growth: its stages, and its controls; none without stages."""
+    stages = [f"stage-{number}" for number in range(1, len(recipe.stages) + 1)]
+    return [*stages, *(f"monolithic-{kind}" for kind in recipe.controls)] if stages else []
+
+
+def _texts(recipe: Recipe) -> list[str]:
+    return [text for source in recipe.data for text in source.texts]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _word(text: str) -> str:
+    return re.sub(r"\W", "_", text)
+
+
+def _said(settings: TokenizerSettings | SubstrateSettings) -> Values:
+    """The settings that are not as by default."""
+    empty = asdict(type(settings)())
+    return {key: value for key, value in asdict(settings).items() if value != empty[key]}
+
+
+def _options(values: Values) -> Iterator[str]:
+    """The same on the command line."""
+    for key, value in values.items():
+        if key in FLAGS:
+            yield from [f"--{key.replace('_', '-')}"] * bool(value)
+        else:
+            yield f"--{key.replace('_', '-')}"
+            yield from (str(one).lower() if isinstance(one, bool) else str(one) for one in _as_list(value))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """A file that stays untouched where it is the same: its age tells Snakemake what to run again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomic(path, text)

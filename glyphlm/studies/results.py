@@ -1,0 +1,210 @@
+"""What a study found: rows of every arm, seed and measure, verdicts on claims, tables with intervals over seeds."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glyphlm.analysis.plots import draw_held_out
+from glyphlm.analysis.report import write_report
+from glyphlm.base.outputs import read_lines, to_lines, write_atomic
+from glyphlm.base.progress import say
+from glyphlm.evaluation.stats import over_seeds
+from glyphlm.runs.folder import read_summary
+from glyphlm.studies.claims import BITS, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
+from glyphlm.studies.commands import Model, Study, Values, arms_of
+from glyphlm.studies.workflow import Stage, finished, reason
+
+RESULTS, CLAIMS, TABLE, CURVES, REPORT = "results.jsonl", "claims.jsonl", "results.md", "curves.svg", "report.html"
+VALIDATION = f"{BITS}, validation"
+BESIDE = ("subject", "low", "high", "interval", "items", "chance", "majority")  # what is kept of a result
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The values that an arm goes on with (None: all of its trainings failed), and what each that was tried reached."""
+
+    values: Values | None
+    tried: tuple[tuple[Values, float | None], ...] = ()
+
+
+def measured(models: Sequence[Model], done: set[str]) -> list[Row]:
+    """One row an arm, seed and measure of what is done."""
+    rows = []
+    for model in models:
+        if model.stage in done:
+            found = [*_of_training(read_summary(model.run)), *(_of_evaluation(model.rows) if model.asked in done else ())]
+            rows += [{"arm": model.arm, "seed": model.seed, "run": str(model.run), **row} for row in found]
+    return rows
+
+
+def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
+    cost = summary.get("cost") or {}
+    found = {
+        VALIDATION: summary["bits_per_byte"]["validation"],
+        "tokens": summary["tokens"],
+        "values trained": summary["parameters"]["trained"],
+        "petaFLOP": cost.get("flops_total", 0) / 1e15,
+        "seconds": summary.get("seconds", 0),
+    }
+    return ({"measure": name, "value": value} for name, value in found.items() if value is not None)
+
+
+def _of_evaluation(path: Path) -> Iterator[Row]:
+    for row in read_lines(path):
+        told = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
+        name = f"{' '.join(filter(None, told))}, {row['source']}"
+        yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
+        if row.get("letter_mass") is not None and not row.get("subject"):
+            yield {"measure": f"{row['task']} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
+
+
+def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
+    """One arm and measure: the mean over seeds, and its difference from the reference, seed by seed."""
+    differences = [value - reference[seed] for seed, value in values.items() if seed in reference] if reference else []
+    cells = [arm, str(len(values)), *_mean(list(values.values()), "")]
+    return [*cells, *(_mean(differences, "+") if differences else (DASH, DASH)), _number(detectable(differences))]
+
+
+def _mean(values: Sequence[float], sign: str) -> tuple[str, str]:
+    """Mean and Student's interval."""
+    interval = over_seeds(values)
+    low, high = _number(interval.low, sign), _number(interval.high, sign)
+    return _number(sum(values) / len(values), sign), f"{low} to {high}" if DASH not in (low, high) else DASH
+
+
+def write_results(
+    settings: Study,
+    choices: dict[str, Choice],
+    models: Sequence[Model],
+    stages: Sequence[Stage],
+    out: Path,
+    command: str,
+) -> Path:
+    """Write what is done into `out`: results.md and the rows, curves and page beside it; the path of results.md.
+
+    `command` is what made all of it.
+    """
+    done = finished(stages, out)
+    rows = measured(models, done)
+    verdicts = [row | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
+    write_atomic(out / RESULTS, to_lines(rows))
+    write_atomic(out / CLAIMS, to_lines(verdicts))
+    runs, claims = [model.run for model in models if model.stage in done], [_claim(settings, row) for row in verdicts]
+    curves = _curves(models, done)
+    if curves:
+        write_atomic(out / CURVES, curves)
+    if runs:
+        commands = [shlex.join(stage.command) for stage in stages]
+        write_report(runs, out / REPORT, settings.title, commands, claims=claims, curves=curves)
+    figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
+                *figure, *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(stages)]
+    write_atomic(out / TABLE, "\n".join(sections))
+    say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
+    return out / TABLE
+
+
+def _claims(claims: Sequence[dict[str, str]], verdicts: Sequence[Row], command: str) -> Iterator[str]:
+    if claims:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
+        yield (f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean. "
+               "Supported: the claim holds everywhere in the interval (at least as good: worse by no more than the margin); "
+               "not supported: nowhere in it. Each stands for itself: of 40 gains that are none, one looks like a gain. "
+               f"A row is made again by `{command}` with its last column.\n")
+        yield _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
+
+
+def _claim(settings: Study, row: Row) -> dict[str, str]:
+    """A verdict for the eye, by the heads of its columns."""
+    low, high = _number(row["low"], "+"), _number(row["high"], "+")
+    return {
+        "claim": row["claim"],
+        "source": row["source"] or DASH,
+        "difference of": f"{row['arm']} − {row['against']}",
+        "measure": row["measure"],
+        "difference": _number(row["difference"], "+"),
+        "95%": f"{low} to {high}" if DASH not in (low, high) else DASH,
+        "margin": f"{row['margin']:g}" if row["kind"] == "at_least" else row["kind"],
+        "verdict": ": ".join(filter(None, (row["verdict"], row["reason"]))),
+        "made again by": _only(settings, row),
+    }
+
+
+def _only(settings: Study, row: Row) -> str:
+    """What of the study makes the two models of a verdict."""
+    return f"--only {' '.join(arms_of(settings, (row['arm'], row['against'])))}"
+
+
+def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None) -> Iterator[str]:
+    """A table a measure, its arms in the order of the study, and one of all costs."""
+    reference = reference or (models[0].arm if models else "")
+    table = by_measure(rows)
+    costs = {name: table.pop(name).values for name in COSTS if name in table}
+    yield (f"Means over seeds with Student's 95% interval; differences from `{reference}` are paired by seed, with the "
+           "interval of their mean and the smallest difference that so many seeds would find (4 times of 5, at level "
+           "0.05). One seed has no interval.\n")
+    for measure, found in table.items():
+        against = found.values.get(reference, {})
+        cells = [_cells(arm, values, None if arm == reference else against) for arm, values in found.values.items()]
+        yield f"## {measure}\n"
+        if levels := ", ".join(f"{name} {found.levels[name]:.4f}" for name in LEVELS if name in found.levels):
+            yield f"{levels.capitalize()}.\n"
+        yield _table(("arm", "seeds", "mean", "95%", f"minus {reference}", "95%", "would find"), cells)
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    cells = [[arm, *(f"{sum(found[arm].values()) / len(found[arm]):,.4g}" for found in costs.values())] for arm in arms]
+    yield f"## Cost of one training, mean over seeds\n\n{_table(('arm', *costs), cells)}"
+
+
+def _curves(models: Sequence[Model], done: set[str]) -> str | None:
+    """Held-out bits per byte over tokens as SVG, means over the seeds; the stages of growth have curves of their own."""
+    logged: dict[str, dict[int, list[float]]] = {}
+    for model in models:
+        if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
+            for row in read_lines(model.run / "metrics.jsonl"):
+                if row["split"] == "validation":
+                    logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
+    means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
+             for arm, found in logged.items()}
+    return draw_held_out(means, "tokens") if means else None
+
+
+def _missing(
+    choices: dict[str, Choice], models: Sequence[Model], stages: Sequence[Stage], done: set[str], out: Path
+) -> Iterator[str]:
+    """What could not be made, and why: stages that failed, or that wait for one that did."""
+    failed = [stage for stage in stages if stage.name not in done and done.issuperset(stage.needs)]
+    rows = [(stage.name, reason(out, stage.name), shlex.join(stage.command)) for stage in failed]
+    lost = [arm for arm, choice in choices.items() if choice.values is None]
+    lost += [f"{model.arm} {model.seed}" for model in models if model.stage not in done]
+    if rows:
+        yield f"## Missing\n\n{_table(('stage that failed', 'its last line', 'command'), rows)}"
+        yield f"Not trained: {', '.join(lost) or 'nothing'}.\n"
+
+
+def _chosen(choices: dict[str, Choice]) -> Iterator[str]:
+    if any(choice.tried for choice in choices.values()):
+        rows = [(arm, _told(values), _number(bits) if bits is not None else "failed", "chosen" * (values == choice.values))
+                for arm, choice in choices.items() for values, bits in choice.tried]
+        yield f"## Tuned with the first seed\n\n{_table(('arm', 'values', VALIDATION, ''), rows)}"
+
+
+def _commands(stages: Sequence[Stage]) -> Iterator[str]:
+    yield "## Commands\n\n```\n" + "".join(f"{shlex.join(stage.command)}\n" for stage in stages) + "```\n"
+
+
+def _told(values: Values) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if value is not None and math.isfinite(value) else DASH

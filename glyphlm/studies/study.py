@@ -1,0 +1,105 @@
+"""study(): the arms of one recipe x seeds, made as stages of a workflow, measured and compared."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.progress import say
+from glyphlm.runs.folder import read_summary
+from glyphlm.studies.claims import check_claims
+from glyphlm.studies.commands import Model, Stages, Study, Values, model_names
+from glyphlm.studies.results import Choice, write_results
+from glyphlm.studies.workflow import Stage, finished, run_workflow
+
+NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+def study(
+    settings: Study,
+    out: Path,
+    jobs: int = 1,
+    dry_run: bool = False,
+    unlock: bool = False,
+    options: Sequence[str] = (),
+    command: str = "glyphlm study",
+) -> Path:
+    """Make what is missing of the study in the folder `out`; its table, `out`/results.md, with what could not be made.
+
+    The same call again goes on after any stop; where all is done it only writes the results. `jobs` stages run at once;
+    `options` are Snakemake's. `command` is what a reader types to repeat it.
+
+    Raises:
+        InputError: the study or a recipe of it contradicts itself, or as `workflow.run_workflow`.
+    """
+    check(settings, jobs)
+    if settings.only:
+        settings = replace(settings, arms={name: settings.arms[name] for name in settings.only})
+    engine = {"out": out, "jobs": jobs, "dry_run": dry_run, "unlock": unlock, "options": options}
+    tuning, choices = _tune(settings, out, engine)
+    if dry_run and any(choice.values is None for choice in choices.values()):
+        say("what comes after tuning is told when the values are chosen")
+        return out
+    stages = Stages(settings, out)
+    for arm, seed in itertools.product(settings.arms, settings.seeds):
+        if choices[arm].values is not None:
+            stages.train(arm, seed, choices[arm].values)
+    for name, seed in itertools.product(settings.fuse, settings.seeds):
+        stages.fuse(name, settings.fuse[name], seed)
+    stages.evaluate()
+    run_workflow(stages.ordered, **engine)
+    if dry_run:
+        return out
+    every = {stage.name: stage for stage in [*tuning, *stages.ordered]}
+    return write_results(settings, choices, stages.models, [*every.values()], out, command)
+
+
+def check(settings: Study, jobs: int) -> None:
+    """Refuse a study that cannot be made.
+
+    Raises:
+        InputError: with the value and what would do.
+    """
+    if not settings.arms or not settings.seeds:
+        raise InputError(f"a study needs arms and seeds (arms: {len(settings.arms)}, seeds: {settings.seeds})")
+    for name in (*settings.arms, *settings.fuse):
+        if not NAME.fullmatch(name):
+            raise InputError(f"{name!r} cannot name an arm; use letters, digits and underscores")
+    if twice := set(settings.arms) & set(settings.fuse):
+        raise InputError(f"{', '.join(sorted(twice))} names an arm and a fused model; choose another name")
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise InputError(f"seeds {settings.seeds} has one twice; name each once")
+    wanted = {"only": settings.only, **{f"fuse {name}": fused.get("experts", [""]) for name, fused in settings.fuse.items()}}
+    for name, arms in wanted.items():
+        if unknown := [arm for arm in arms if arm not in settings.arms]:
+            raise InputError(f"{name} names {', '.join(unknown) or 'no experts'}; the arms are {', '.join(settings.arms)}")
+    if settings.claims:
+        check_claims(settings.claims, model_names(settings))
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} is less than 1")
+
+
+def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Stage], dict[str, Choice]]:
+    """The stages that try values with the first seed, and of each arm those with the fewest bits per byte in validation."""
+    if not settings.tune:
+        return [], {arm: Choice({}) for arm in settings.arms}
+    stages, tried = Stages(settings, out), {}
+    combinations = [dict(zip(settings.tune, values)) for values in itertools.product(*settings.tune.values())]
+    for arm in settings.arms:
+        tried[arm] = [(values, stages.train(arm, settings.seeds[0], values)) for values in combinations]
+    run_workflow(stages.ordered, **engine)
+    done = finished(stages.ordered, out)
+    best = {arm: _best([(values, _reached(model, done)) for values, model in runs]) for arm, runs in tried.items()}
+    return stages.ordered, best
+
+
+def _reached(model: Model, done: set[str]) -> float | None:
+    return read_summary(model.run)["bits_per_byte"]["validation"] if model.stage in done else None
+
+
+def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:
+    """The values with the fewest bits per byte; none where nothing was reached."""
+    reached = [(bits, values) for values, bits in tried if bits is not None]
+    return Choice(min(reached, key=lambda one: one[0])[1] if reached else None, tuple(tried))

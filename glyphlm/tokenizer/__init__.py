@@ -1,0 +1,1 @@
+"""N-gram statistics, vocabulary layouts, and the tokenizer built from them."""

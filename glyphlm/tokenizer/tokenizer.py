@@ -1,0 +1,277 @@
+"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import to_json
+from glyphlm.corpus.reading import Passage
+from glyphlm.tokenizer.bvv241 import is_reserved
+from glyphlm.tokenizer.piece_encoder import PieceEncoder
+from glyphlm.tokenizer.spelling import BYTE, Spelling, spelling_of
+
+PIECE_CHARS = 1 << 14  # a long document comes in pieces of about this size
+BATCH_CHARS = 1 << 17  # encoded in one call
+MAX_UNCUT = 1 << 18  # characters without a safe cut (a genome): cut all the same, which loses at most one merge
+MAX_HELD = 1 << 24  # characters of a document in a foreign vocabulary: 3 GB in the backend
+# The class is named because transformers 5 otherwise guesses one from config.json and adds a byte-level pre-tokenizer.
+HF_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 10**9,
+}
+KEPT_FROM_FOREIGN = ("pad_token", "bos_token", "eos_token", "unk_token", "chat_template")
+
+
+class Piece(NamedTuple):
+    """Ids of a piece of a document, in order; `last` marks the piece that ends its document."""
+
+    ids: np.ndarray
+    last: bool
+
+
+class Tokenizer:
+    """`str` -> ids and back, and the bytes that each id stands for.
+
+    With the layout compact, and with the published ones made lossless, `decode(encode(text)) == text` for every `str`
+    that is valid Unicode; the published ones as they are turn characters above U+FFFF into `<unk>`.
+
+    Args:
+        backend: What tokenizer.json holds.
+        config: What tokenizer_config.json holds; names the special tokens.
+        specials_in_text: Whether the name of a special token in a text stays text or becomes that token (control).
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, object] = HF_CONFIG,
+        specials_in_text: Literal["literal", "control"] = "literal",
+    ):
+        self._backend, self.config, self.specials_in_text = backend, dict(config), specials_in_text
+        self._backend.no_truncation()  # some foreign files ask for it
+        self._backend.no_padding()
+        post = self._backend.post_processor
+        if isinstance(post, tokenizers.processors.TemplateProcessing) and not post.num_special_tokens_to_add(is_pair=True):
+            self._backend.post_processor = None  # transformers write an empty one where there was none
+        self._backend.encode_special_tokens = specials_in_text == "literal"
+
+    def __reduce__(self):
+        """To another process go the constructor's arguments; what is derived is made there again."""
+        return type(self), (self._backend, self.config, self.specials_in_text)
+
+    @classmethod
+    def load(cls, folder: str | Path, specials_in_text: Literal["literal", "control"] = "literal") -> "Tokenizer":
+        """Read tokenizer.json and, where it is there, tokenizer_config.json of `folder`.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; make it with: glyphlm tokenizer build --out {folder} TEXT...")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{path} is not a tokenizer ({error}); build it again") from None
+        return cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The spelling of each id in the vocabulary, in order of ids; ids that a foreign vocabulary skips are reserved."""
+        numbered = {number: token for token, number in self._backend.get_vocab(with_added_tokens=True).items()}
+        return [numbered.get(number, f"<unused_{number}>") for number in range(max(numbered) + 1)]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.tokens)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: special tokens and reserved ids."""
+        added = self._backend.get_added_tokens_decoder()
+        reserved = (number for number, token in enumerate(self.tokens) if is_reserved(number, token))
+        return frozenset({*(number for number, token in added.items() if token.special), *reserved})
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills up shorter rows of a batch: `<pad>`, or what ends a text where a vocabulary has none."""
+        return self._special_id("pad_token") if self.config.get("pad_token") else self.end_id
+
+    @property
+    def start_id(self) -> int | None:
+        """Id of `<s>`, which a user may put before a conversation; our training text does not use it."""
+        return self._special_id("bos_token") if self.config.get("bos_token") else None
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token, ours `</s>`, that stands between documents."""
+        return self._special_id("eos_token")
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of what has no id; None where everything has one."""
+        name = self.config.get("unk_token")
+        return self._backend.token_to_id(name) if isinstance(name, str) else None
+
+    def _special_id(self, role: str) -> int:
+        name = self.config.get(role)
+        number = self._backend.token_to_id(name) if isinstance(name, str) else None
+        if number is None:
+            raise InputError(f"the tokenizer has no {role} ({name!r}); name one of its tokens in tokenizer_config.json")
+        return number
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that `token_id` stands for; empty for special tokens."""
+        return b"" if token_id in self.special_ids else self._spell(self.tokens[token_id])
+
+    @cached_property
+    def _spell(self) -> Spelling:
+        return spelling_of(self._backend)
+
+    def pictured(self, spelling: Literal["decoded", "raw"] = "decoded") -> list[str]:
+        """What is drawn for each id: its text, hexadecimal digits for bytes that are none, the name of a special token.
+
+        `raw` takes the spelling in the vocabulary instead, which in byte-level vocabularies is not the text (so the
+        pictures of the published bvv241-nemo were drawn).
+        """
+        if spelling == "raw":
+            return self.tokens
+        return [_legible(self.text_bytes(number), token) for number, token in enumerate(self.tokens)]
+
+    @cached_property
+    def bytes_per_id_V(self) -> np.ndarray:
+        """uint16 [V]: how many bytes of text each id stands for, the unit of bits per byte."""
+        return np.array([len(self.text_bytes(number)) for number in range(self.vocab_size)], dtype=np.uint16)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the vocabulary in order of ids and of the merges: equal exactly where all ids mean the same."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`.
+
+        Raises:
+            InputError: `text` holds a lone surrogate, which is no Unicode character; the position is named.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = f"position {error.start} of the text"
+            raise InputError(f"{where} holds half of a character pair (a lone surrogate); mend it") from None
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def encode_passages(self, stream: Iterable[Passage]) -> Iterator[Piece]:
+        """Ids of a stream of passages, equal to encoding each document at once.
+
+        Memory stays bounded with a vocabulary of ours. Foreign ones can be cut nowhere for sure: each document is held.
+
+        Raises:
+            InputError: a document is too long for a foreign vocabulary.
+        """
+        for batch in _batched(self._segments(stream)):
+            texts = [text for text, _ in batch]
+            found = self._encoder.encode_batch(texts) if self._encoder else map(self._encode_whole, texts)
+            yield from (Piece(ids, last) for ids, (_, last) in zip(found, batch))
+
+    def _segments(self, stream: Iterable[Passage]) -> Iterator[Passage]:
+        """The documents cut anew, into parts whose ids do not depend on each other."""
+        waiting = ""
+        for text, last in stream:
+            waiting += text
+            edges = [0, *self._edges(waiting)]
+            if last or (self._encoder and len(waiting) - edges[-1] > MAX_UNCUT):
+                edges.append(len(waiting))
+            for start, end in zip(edges, edges[1:]):
+                yield Passage(waiting[start:end], last and end == len(waiting))
+            waiting = waiting[edges[-1] :]
+            if len(waiting) > MAX_HELD:
+                raise InputError(f"a document is longer than {MAX_HELD:,} characters, which a foreign vocabulary cannot "
+                                 "encode in parts; give shorter documents")
+
+    def _edges(self, text: str) -> list[int]:
+        """Inner places, about PIECE_CHARS apart, where no merge crosses."""
+        if self._encoder is None or len(text) <= PIECE_CHARS:
+            return []
+        cuts = self._encoder.cuts(text)
+        wanted = np.arange(PIECE_CHARS, len(text), PIECE_CHARS)
+        places = np.searchsorted(cuts, wanted, side="right") - 1
+        return np.unique(cuts[places[places >= 0]]).tolist()
+
+    def _encode_whole(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    @cached_property
+    def _encoder(self) -> PieceEncoder | None:
+        """None for a foreign vocabulary, whose text must not be cut."""
+        as_text = self.special_ids if self.specials_in_text == "literal" else frozenset()
+        spelled = ["" if number in as_text else token for number, token in enumerate(self.tokens)]
+        return PieceEncoder(self._backend, spelled) if _can_be_cut(self._backend, spelled) else None
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for the eye."""
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(to_json(self.config), encoding="utf-8")
+        lines = (f"{number}\t{token!r}\n" for number, token in enumerate(self.tokens))
+        (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+    """Lists of passages of about BATCH_CHARS together."""
+    batch, size = [], 0
+    for passage in passages:
+        batch.append(passage)
+        size += len(passage.text) + 1  # empty documents count, too
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    """Ours where there is none; of a foreign one the names of the special tokens and the chat template."""
+    if not path.is_file():
+        return dict(HF_CONFIG)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: found[key] for key in KEPT_FROM_FOREIGN if found.get(key)}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); build the tokenizer again") from None
+    names = {key: value["content"] if isinstance(value, dict) else value for key, value in kept.items()}
+    return {key: value for key, value in HF_CONFIG.items() if not key.endswith("_token")} | names
+
+
+def _legible(text: bytes, token: str) -> str:
+    """The text; hexadecimal digits of bytes that are none or only stand in for characters; the name of what has no text."""
+    try:
+        return text.hex().upper() if BYTE.fullmatch(token) else text.decode() or token
+    except UnicodeDecodeError:
+        return text.hex().upper()
+
+
+def _can_be_cut(backend: tokenizers.Tokenizer, spelled: Sequence[str]) -> bool:
+    """Whether ids depend on nothing but merges, as in our layouts, and newlines stay alone."""
+    parts = json.loads(backend.to_str())
+    plain = {"type": "BPE", "dropout": None, "fuse_unk": False, "ignore_merges": False}
+    plain |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+    is_plain = all(parts["model"].get(key) == value for key, value in plain.items())
+    alone = all("\n" not in token or token == "\n" for token in spelled)
+    return is_plain and alone and not parts["normalizer"] and not parts["pre_tokenizer"]

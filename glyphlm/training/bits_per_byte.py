@@ -1,0 +1,127 @@
+"""Bits per byte: the measure that compares models whatever their tokenizer (nats / ln 2 / bytes of the text)."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glyphlm.data.batches import Batch
+from glyphlm.modeling.model import GPT
+from glyphlm.tokenizer.tokenizer import Piece
+from glyphlm.training.loss import target_nats
+
+
+@dataclass
+class Score:
+    """Summed cross-entropy in nats over `tokens` targets that stand for `bytes` bytes of text."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of text; tokens that stand for no text cost bits and bring no bytes."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other))))
+
+    def add(self, nats_N: Tensor, y_N: Tensor, bytes_per_id_V: np.ndarray) -> None:
+        """Count more targets."""
+        self.nats += float(nats_N.double().sum())
+        self.tokens += len(y_N)
+        self.bytes += int(bytes_per_id_V[y_N.cpu().numpy()].sum())
+
+
+class Window(NamedTuple):
+    """At most block + 1 ids of one document, of which the last `fresh` have not been scored before."""
+
+    ids_T: np.ndarray
+    fresh: int
+    begins: bool  # a document
+
+
+@torch.no_grad()
+def score_batches(
+    nats_of: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], bytes_per_id_V: np.ndarray, device: torch.device
+) -> Score:
+    """The score of every target of `batches`; `nats_of(x_BT, y_BT)` gives the nats of each target [N]."""
+    score = Score()
+    for x_BT, y_BT in batches:
+        score.add(nats_of(x_BT.to(device), y_BT.to(device)), y_BT.flatten(), bytes_per_id_V)
+    return score
+
+
+def score_documents(model: GPT, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray) -> Score:
+    """The sum of `document_scores`: whatever the files in which the documents come, and their order."""
+    return sum(document_scores(model, pieces, end_id, bytes_per_id_V), Score())
+
+
+@torch.no_grad()
+def document_scores(
+    model: GPT, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray, batch_tokens: int = 0
+) -> Iterator[Score]:
+    """The score of each document that has tokens; each token is scored once.
+
+    A document starts after `</s>`, as in training. Longer ones slide through the context by half of it, so that every
+    token but the first ones sees at least block_size / 2 tokens before it. Windows of one or several documents are
+    computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
+    """
+    score = None
+    for batch in _batched(_windows(pieces, end_id, model.config.block_size), batch_tokens):
+        for window, nats_N, y_N in zip(batch, *_window_nats(model, batch)):
+            if window.begins:
+                if score is not None:
+                    yield score
+                score = Score(documents=1)
+            score.add(nats_N, y_N, bytes_per_id_V)
+    if score is not None:
+        yield score
+
+
+def _window_nats(model: GPT, batch: list[Window]) -> tuple[list[Tensor], list[Tensor]]:
+    """Nats and ids of the fresh targets of each window. Padding on the right changes nothing that stands before it."""
+    longest, fresh = max(len(window.ids_T) for window in batch) - 1, [window.fresh for window in batch]
+    x_BT = np.stack([np.pad(w.ids_T[:-1].astype(np.int64), (0, longest + 1 - len(w.ids_T))) for w in batch])
+    x_BTD = model.hidden(torch.from_numpy(x_BT).to(model.device))
+    x_ND = torch.cat([x_TD[len(w.ids_T) - 1 - w.fresh : len(w.ids_T) - 1] for x_TD, w in zip(x_BTD, batch)])
+    y_N = torch.from_numpy(np.concatenate([w.ids_T[-w.fresh :] for w in batch]).astype(np.int64)).to(model.device)
+    nats_N = target_nats(model.logits, x_ND, y_N, model.vocab_size)
+    return nats_N.split(fresh), y_N.split(fresh)
+
+
+def _batched(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
+    batch: list[Window] = []
+    for window in windows:
+        if batch and (len(batch) + 1) * max(len(w.ids_T) for w in (*batch, window)) > tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _windows(pieces: Iterable[Piece], end_id: int, block: int) -> Iterator[Window]:
+    start = np.array([end_id], dtype=np.uint32)
+    held, fresh, begins = start, 0, True
+    for ids, last in pieces:
+        held, fresh = np.concatenate([held, ids]), fresh + len(ids)
+        while fresh and (last or len(held) > block + 1):
+            span = held[: block + 1]
+            scored = fresh - (len(held) - len(span))
+            yield Window(span, scored, begins)
+            fresh, begins = fresh - scored, False
+            held = held[max(0, len(span) - 1 - block // 2) :]
+        if last:
+            held, fresh, begins = start, 0, True

@@ -1,0 +1,262 @@
+"""train(): the one loop, for scratch runs, twins and whatever else trains a GPT on batches."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from glyphlm.base.devices import matrix_rate
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.progress import Meter, meter, say
+from glyphlm.data.batches import IGNORED, Batch, Batches
+from glyphlm.modeling.model import GPT
+from glyphlm.training.bits_per_byte import Score, score_batches
+from glyphlm.training.checkpoint import TrainState, load_state, save_state
+from glyphlm.training.flops import flops_per_token
+from glyphlm.training.objective import Objective
+from glyphlm.training.optim import make_adamw
+from glyphlm.training.parallel import spread, without_sync, world
+from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
+from glyphlm.training.trackers import Trackers
+
+METRICS = "metrics.jsonl"
+
+
+def train(
+    model: GPT,
+    batches: Batches,
+    settings: TrainSettings,
+    out: Path,
+    validation: Callable[[], Iterator[Batch]] | None = None,
+    on_step: Callable[[TrainState], None] | None = None,
+) -> TrainState:
+    """Train `model` on `batches` and keep metrics and checkpoints in the folder `out`; goes on where it was stopped.
+
+    In a world of several processes (`glyphlm.training.parallel.joined`) all of them call this with the same arguments.
+
+    Args:
+        validation: gives a fresh pass over held-out batches each time it is called.
+        on_step: called after every step, for whoever wants to watch.
+
+    Raises:
+        InputError: settings contradict each other, a checkpoint is damaged, or the loss is no number any more.
+    """
+    steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
+    state = trainer.resume()
+    with meter(out.name, steps, done=state.step) as bar, _stop_signals(trainer.signals):
+        if validation and settings.validate_first and state.step == 0:
+            trainer.validate(validation())
+        while not trainer.is_done and not trainer.stop_signal:
+            trainer.step(bar)
+            if on_step:
+                on_step(state)
+            if validation and (state.step % settings.validate_every == 0 or state.step == steps):
+                trainer.validate(validation())
+            if state.step % settings.save_every == 0 or trainer.is_done or trainer.stop_signal:
+                trainer.save()
+    if not trainer.is_done:
+        say(f"stopped and saved at step {state.step} of {steps}; the same command goes on from there")
+        raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(0)
+    return state
+
+
+class _Trainer:
+    """One run's model, optimizer and state, and the acts of the loop on them."""
+
+    def __init__(self, model: GPT, batches: Batches, settings: TrainSettings, out: Path):
+        self._model, self._batches, self._settings, self._out = model, batches, settings, out
+        self._world, self._device = world(), model.device
+        flops = flops_per_token(model, recompute=settings.recompute)
+        rate = matrix_rate(model.config.d_model, settings.precision, self._device.type) * self._world.size
+        self._use_of_token = sum(part.total for part in flops.values()) / rate  # seconds, if there were nothing but products
+        self._objective = self._spread_objective()
+        self._optimizer = make_adamw(model, settings.weight_decay, (settings.beta1, settings.beta2))
+        self._schedule = schedule_of(settings)
+        self._trackers = Trackers(settings.trackers, out) if self._world.is_main else Trackers([], out)
+        self._state, self._window, self._started, self._saved = TrainState(), Score(), 0.0, 0
+        self.signals: list[int] = []  # received by this process
+        self._agreed = 0  # what all processes have heard of
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done, or the validation loss is flat."""
+        flat_after = self._settings.flat_after
+        return self._state.step >= count_steps(self._settings) or (flat_after is not None and self._state.flat >= flat_after)
+
+    @property
+    def stop_signal(self) -> int:
+        """The signal that ends the run after this step, or 0; all ranks agree on it."""
+        return sum(self.signals[:1]) if self._world.size == 1 else self._agreed
+
+    def _spread_objective(self) -> nn.Module:
+        settings, model = self._settings, self._model
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        end_id = self._batches.end_id if settings.attention == "document" else None
+        model.recompute = settings.recompute
+        if settings.compile:
+            for block in model.blocks:
+                block.compile()
+        return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
+
+    def resume(self) -> TrainState:
+        """Restore the newest checkpoint, if any, and drop the metrics that were logged after it."""
+        self._out.mkdir(parents=True, exist_ok=True)
+        found = load_state(self._out, self._model, self._optimizer)
+        if found is not None:
+            self._state, self._window, self._saved = found, Score(**found.window), found.step
+            self._batches.restore(found.batches)
+            say(f"{self._out}: going on from step {found.step}")
+        if self._world.is_main:
+            _keep_metrics(self._out / METRICS, self._state.step)
+        self._started = time.monotonic() - self._state.seconds
+        return self._state
+
+    def step(self, bar: Meter) -> None:
+        """One optimizer step: gradients over the micro-batches, clip, update, log."""
+        lr = self._schedule(self._state.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        batch = next(self._batches)
+        loss = self._gradients(batch)
+        norm = self._clip()
+        if self._is_finite(loss, norm):
+            self._optimizer.step()
+            self._count(batch, loss)
+        self._optimizer.zero_grad()
+        self._advance(bar, lr, norm)
+
+    def validate(self, batches: Iterator[Batch]) -> None:
+        """Score the held-out batches and log the result; every rank scores all of them."""
+        paused = time.monotonic()
+        self._model.eval()
+        score = score_batches(self._objective, batches, self._batches.bytes_per_id_V, self._device)
+        self._model.train()
+        self._started += time.monotonic() - paused  # seconds are those of training
+        if score.bytes:
+            self._log({"split": "validation", "loss": score.loss, "bits_per_byte": score.bits_per_byte})
+            self._compare(score.bits_per_byte)
+
+    def _compare(self, bits_per_byte: float) -> None:
+        state = self._state
+        if state.best is None or bits_per_byte < state.best - self._settings.flat_below:
+            state.best, state.flat = bits_per_byte, 0
+        else:
+            state.flat += 1
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        paused = time.monotonic()
+        self._state.batches, self._state.window = self._batches.state(), asdict(self._window)
+        save_state(self._out, self._model, self._optimizer, self._state, self._settings.keep)
+        self._saved = self._state.step
+        self._started += time.monotonic() - paused
+
+    def _gradients(self, batch: Batch) -> float:
+        """The mean loss of the global batch, its gradient in the parameters; also hears whether any rank is to stop."""
+        size, rank = self._world.size, self._world.rank
+        rows = micro_batch_rows(self._settings, self._model.config.block_size)
+        parts = list(zip(batch.x_BT[rank::size].split(rows), batch.y_BT[rank::size].split(rows), strict=True))
+        targets = max(1, int((batch.y_BT != IGNORED).sum()))
+        total = torch.zeros((), device=self._device)
+        for number, (x_BT, y_BT) in enumerate(parts, 1):
+            with without_sync(self._objective, last=number == len(parts)):
+                loss = self._objective(x_BT.to(self._device), y_BT.to(self._device), targets)
+                (loss * size).backward()  # DDP and FSDP2 take the mean over ranks
+            total += loss.detach()
+        loss, heard = self._world.total([float(total), len(self.signals)], self._device)
+        self._agreed = (self.signals or [signal.SIGTERM])[0] if heard else 0
+        return loss
+
+    def _clip(self) -> float:
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _is_finite(self, loss: float, norm: float) -> bool:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return True
+        where = f"loss {loss} and gradient norm {norm} at step {self._state.step} (batch position " \
+                f"{self._batches.state()['taken']})"
+        if self._settings.not_finite == "stop":
+            raise InputError(f"{where}; {self._last_saved()}; lower train.lr, or go on with train.not_finite skip")
+        self._state.skipped += 1
+        say(f"{where}: skipped, {self._state.skipped} so far")
+        return False
+
+    def _last_saved(self) -> str:
+        return f"the last checkpoint is of step {self._saved}" if self._saved else "no checkpoint was written yet"
+
+    def _count(self, batch: Batch, loss: float) -> None:
+        y_N = batch.y_BT[batch.y_BT != IGNORED].numpy()
+        self._window.nats += loss * len(y_N)
+        self._window.tokens += len(y_N)
+        self._window.bytes += int(self._batches.bytes_per_id_V[y_N].sum())
+
+    def _advance(self, bar: Meter, lr: float, norm: float) -> None:
+        state, window = self._state, self._window
+        state.step += 1
+        state.tokens += self._batches.tokens_per_batch
+        state.cached += self._hits()
+        state.seconds = time.monotonic() - self._started
+        speed = state.tokens / max(state.seconds, 1e-9)
+        use = speed * self._use_of_token
+        mfu = use if use <= 1 else None  # above, something else had the machine while its rate was measured
+        told = "" if mfu is None else f"  {mfu:.0%} MFU"
+        bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{told}")
+        if state.step % self._settings.log_every == 0:
+            self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte,
+                       "lr": lr, "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu})
+            self._window = Score()
+
+    def _hits(self) -> int:
+        """Tokens of the last step whose way through the frozen blocks was kept, if all ranks find as many as this one."""
+        kept = self._model.kept
+        return kept.take_hits() * self._model.config.block_size * self._world.size if kept else 0
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if not self._world.is_main:
+            return
+        state = self._state
+        row = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3), **values}
+        with (self._out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._trackers.log(row)
+
+
+def _keep_metrics(path: Path, step: int) -> None:
+    """Drop rows after `step`: they are logged again, so the file has neither gaps nor doubles."""
+    if path.exists():
+        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_atomic(path, "".join(f"{row}\n" for row in rows))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf  # the line that a kill cut off
+
+
+@contextmanager
+def _stop_signals(received: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM are appended to `received`; a second one ends the program at once."""
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""How to train: typed settings, and what they come to in steps, rows and learning rates."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from glyphlm.base.errors import InputError
+from glyphlm.training.optim import Schedule, make_schedule
+
+
+@dataclass
+class TrainSettings:
+    """How to train; the published runs do not state these values, so all defaults are ours.
+
+    Args:
+        steps: Optimizer steps; give this or tokens.
+        tokens: Training tokens; give this or steps.
+        batch_tokens: Tokens of one optimizer step.
+        micro_batch_tokens: Tokens of one forward and backward pass; gradients add up to a step.
+        lr: Peak learning rate of AdamW.
+        lr_floor: Share of lr at the end of the schedule.
+        schedule: Cosine, warm-up-stable-decay, or constant after the warm-up.
+        warmup: Share of all steps in which the learning rate rises.
+        weight_decay: Of matrices; norms and biases do not decay.
+        beta1: Of AdamW.
+        beta2: Of AdamW.
+        clip: Largest norm of the gradient.
+        precision: Of matrix products; auto is bf16 where a probe of this machine finds it faster.
+        device: auto, cpu or cuda.
+        parallel: How several processes share the work: each has the whole model (ddp), or a part of it (fsdp2).
+        recompute: Whether activations inside blocks are computed again in the backward pass instead of kept.
+        compile: Whether torch.compile makes the blocks into kernels of their own.
+        attention: Whether a position sees all text before it in its sequence, or only its own document.
+        not_finite: What a loss or gradient that is no number does: stop, or skip that step and count it.
+        seed: Of the initial weights and the order of the data.
+        log_every: Steps between rows of metrics.jsonl.
+        validate_every: Steps between validations.
+        validation_tokens: Held-out tokens scored each time.
+        validate_first: Whether to validate before the first step, too.
+        flat_after: End early after so many validations in a row without an improvement; null trains all steps. Choose
+            schedule constant or wsd with it: a cosine has not come down yet.
+        flat_below: Bits per byte that count as an improvement.
+        save_every: Steps between checkpoints.
+        keep: Checkpoints kept.
+        trackers: Where rows of metrics.jsonl also go.
+    """
+
+    steps: int | None = None
+    tokens: float | None = None
+    batch_tokens: int = 8192
+    micro_batch_tokens: int = 8192
+    lr: float = 1e-3
+    lr_floor: float = 0.1
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    recompute: bool = False
+    compile: bool = False
+    attention: Literal["full", "document"] = "full"
+    not_finite: Literal["stop", "skip"] = "stop"
+    seed: int = 1
+    log_every: int = 10
+    validate_every: int = 100
+    validation_tokens: int = 65536
+    validate_first: bool = False
+    flat_after: int | None = None
+    flat_below: float = 0.001
+    save_every: int = 100
+    keep: int = 2
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+
+
+def count_steps(settings: TrainSettings) -> int:
+    """Number of optimizer steps.
+
+    Raises:
+        InputError: both or neither of steps and tokens are given, or fewer than one step comes out.
+    """
+    if (settings.steps is None) == (settings.tokens is None):
+        raise InputError(f"give train.steps or train.tokens, one of the two (steps: {settings.steps}, "
+                         f"tokens: {settings.tokens}); set the other to null")
+    steps = settings.steps if settings.steps is not None else int(settings.tokens // settings.batch_tokens)
+    if steps < 1:
+        raise InputError(f"{steps} steps of {settings.batch_tokens} tokens train nothing; raise train.steps")
+    if settings.flat_after is not None and settings.flat_after < 1:
+        raise InputError(f"train.flat_after {settings.flat_after} is not at least 1 validation; null trains all steps")
+    return steps
+
+
+def batch_rows(settings: TrainSettings, block_size: int) -> int:
+    """Sequences a step.
+
+    Raises:
+        InputError: batch_tokens is not a multiple of block_size, or of micro_batch_tokens.
+    """
+    if settings.batch_tokens % block_size or settings.micro_batch_tokens % block_size:
+        raise InputError(f"train.batch_tokens {settings.batch_tokens} and micro_batch_tokens "
+                         f"{settings.micro_batch_tokens} must be multiples of block_size {block_size}")
+    if settings.batch_tokens % settings.micro_batch_tokens and settings.batch_tokens > settings.micro_batch_tokens:
+        raise InputError(f"train.batch_tokens {settings.batch_tokens} is not a multiple of micro_batch_tokens "
+                         f"{settings.micro_batch_tokens}")
+    return settings.batch_tokens // block_size
+
+
+def micro_batch_rows(settings: TrainSettings, block_size: int) -> int:
+    """Sequences of one forward pass."""
+    return max(1, settings.micro_batch_tokens // block_size)
+
+
+def schedule_of(settings: TrainSettings) -> Schedule:
+    """The learning rate of each step."""
+    shape = {"warmup": settings.warmup, "peak": settings.lr, "floor": settings.lr_floor}
+    return make_schedule(settings.schedule, steps=count_steps(settings), **shape)
