@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from glyphlm.base.outputs import read_lines, sha256_file, write_atomic
-from glyphlm.runs.folder import SAMPLING
 from glyphlm.base.tensors import WEIGHTS
+from glyphlm.runs.folder import SAMPLING
 
 PAPERS = {  # the work that is re-implemented, all by A. Bochkov: number on arXiv, year, title
     "2507.04886": (2025, "Emergent Semantics Beyond Token Embeddings: Transformer LMs with Frozen Visual Unicode "

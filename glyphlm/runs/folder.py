@@ -18,12 +18,12 @@ import transformers
 from transformers import GenerationConfig
 
 from glyphlm.base.errors import InputError
-from glyphlm.modeling.fusion import Fusion
-from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
-from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.base.outputs import sha256_file, to_json, write_atomic
 from glyphlm.base.tensors import TENSOR_ERRORS, WEIGHTS, as_os_errors, share
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
+from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SUMMARY = "summary.json"

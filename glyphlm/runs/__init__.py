@@ -1,0 +1,1 @@
+"""A trained run as a Hugging Face folder: saved, loaded, described, and generated from."""

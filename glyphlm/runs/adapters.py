@@ -1,0 +1,73 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the matrices of a model, by peft: added, merged, kept in a folder."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.tensors import load_tensors, save_tensors
+from glyphlm.modeling.model import GPT
+
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # the folder of adapters that are kept apart, as peft's
+
+
+def add_adapters(model: GPT, ranks: dict[str, int], alpha: float, seed: int) -> None:
+    """Put a peft adapter on each matrix that `ranks` names; they change nothing before they are trained."""
+    from peft import LoraConfig, inject_adapter_in_model  # 2 seconds, needed by few
+
+    config = LoraConfig(r=max(ranks.values()), lora_alpha=alpha, target_modules=list(ranks), rank_pattern=ranks,
+                        alpha_pattern=dict.fromkeys(ranks, alpha))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add each adapter to the weights that it adapts, and remove it."""
+    for name, layer in adapted(model):
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+
+
+def detach_adapters(model: GPT, folder: Path) -> None:
+    """Write the adapters into a peft folder and take them off `model`, whose weights stay those of the base.
+
+    `PeftModel.from_pretrained` puts them on the Hugging Face model of the run folder again.
+    """
+    from peft import get_peft_model_state_dict
+
+    config = next(iter(model.peft_config.values()))
+    config.target_modules = {f"gpt.{name}" for name in config.target_modules}
+    config.rank_pattern, config.alpha_pattern = (
+        {f"gpt.{name}": value for name, value in pattern.items()} for pattern in (config.rank_pattern, config.alpha_pattern)
+    )
+    tensors = {f"base_model.model.gpt.{name}": values for name, values in get_peft_model_state_dict(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
+    config.save_pretrained(str(folder))
+    for name, layer in adapted(model):
+        model.set_submodule(name, layer.get_base_layer())
+
+
+def attach_adapters(model: nn.Module, folder: Path) -> None:
+    """Put the adapters of a peft folder on the Hugging Face model that they were trained with.
+
+    Raises:
+        InputError: a file is missing or damaged, or it is of another model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    tensors = load_tensors(folder / ADAPTER_WEIGHTS)
+    try:
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model)
+        unknown = set_peft_model_state_dict(model, tensors).unexpected_keys
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder} cannot be loaded ({str(error).splitlines()[0]})") from None
+    if unknown:
+        raise InputError(f"{folder} holds adapters of another model: {', '.join(unknown[:3])}")
+
+
+def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Matrices with an adapter; told by a method of peft's layers, so that peft is not imported where there is none."""
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]
