@@ -28,7 +28,8 @@ from glyphlm.base.tensors import load_tensors, save_tensors
 from glyphlm.cli.main import main
 from glyphlm.modeling.model import GPT, ModelConfig, SubstrateConfig
 from glyphlm.runs.folder import export_model
-from glyphlm.substrate.build import SubstrateSettings, build_substrate, codes, load_substrate
+from glyphlm.substrate import codes
+from glyphlm.substrate.build import SubstrateSettings, build_substrate, load_substrate
 from glyphlm.substrate.fonts import load_fonts
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 
