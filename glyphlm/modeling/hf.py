@@ -10,6 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
 from .model import GPT, ModelConfig, Substrate, SubstrateConfig
 
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # renamed in 5.24
+
 
 class GlyphLMConfig(PretrainedConfig):
     """config.json: `model` holds the fields of ModelConfig, `substrate` those of SubstrateConfig.
@@ -44,7 +46,7 @@ class GlyphLMConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        return self.pairs[0]["substrate"]["vocab_size"]
+        return self.pairs[0]["substrate"].get("vocab_size", 0)  # 0 of GlyphLMConfig(), which transformers make to compare
 
     @property
     def hidden_size(self) -> int:
@@ -86,7 +88,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "gpt"
     _no_split_modules = ["Block"]
     _supports_sdpa = supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # or transformers' Trainer, seeing **unused, leaves it to us to average accumulated batches
+    accepts_loss_kwargs = False  # transformers' Trainer then averages accumulated batches itself
 
     def __init__(self, config: GlyphLMConfig):
         super().__init__(config)
@@ -96,7 +98,12 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a run folder holds every tensor, and GPT.init_weights starts a training."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **unused: Any) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        """Blocks are recomputed by torch's own checkpoint, whichever function is passed: the gradients are the same."""
+        if every_n_layers != 1:
+            raise ValueError(f"every_n_layers {every_n_layers} is not supported: every block is recomputed; leave it at 1")
         self.gpt.recompute = enable
 
     @property
@@ -115,42 +122,88 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **unused: Any,
-    ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats."""
-        states = self._states(input_ids, attention_mask, position_ids, past_key_values, use_cache)
-        x_BTD = states.last_hidden_state
-        logits = self.gpt.logits(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        cache: Any = None,
+        **more: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats.
+
+        The cache has two names: `past_key_values` until transformers 5.23, `cache` since. `more` is what `_states` names
+        besides.
+
+        Raises:
+            ValueError: an argument has a value that this model does not support.
+            TypeError: an argument is unknown.
+        """
+        states = self._states(input_ids, attention_mask, position_ids, past_key_values, use_cache, True, cache, **more)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.gpt.logits(states.last_hidden_state[:, kept])
         loss = None if labels is None else self._loss(logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=states.past_key_values)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: getattr(states, CACHE)})
+        return out if self._returns_dict(return_dict) else out.to_tuple()
 
     def _states(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        **unused: Any,
-    ) -> BaseModelOutputWithPast:
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        return_dict: bool | None = None,
+        cache: Any = None,
+        inputs_embeds: None = None,  # peft passes this and the next two as None
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,  # this and the next four: packing collators repeat what position_ids say
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("this model reads input_ids only, as its codes are computed from ids; leave out inputs_embeds")
+        if output_attentions or output_hidden_states:
+            raise ValueError("output_attentions and output_hidden_states are not supported; leave them out")
+        if (seq_idx is not None or cu_seq_lens_q is not None) and position_ids is None:
+            raise ValueError("packed documents need position_ids, each beginning at 0; they are not read from seq_idx")
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one argument; give one of them")
+        cache = past_key_values if cache is None else cache
+        cache = DynamicCache() if use_cache and cache is None else cache
+        _check_shapes(input_ids, attention_mask, cache)
+        packed = position_ids is not None and attention_mask is None and cache is None
         x_BTD = self.gpt.hidden(
-            input_ids, cache=past_key_values, attended_BS=attention_mask, positions_BT=position_ids,
+            input_ids, cache=cache, attended_BS=attention_mask, positions_BT=position_ids,
             documents_BT=(position_ids == 0).cumsum(1) if packed else None,  # as transformers: each begins at 0
         )
-        return BaseModelOutputWithPast(last_hidden_state=x_BTD, past_key_values=past_key_values)
+        out = BaseModelOutputWithPast(last_hidden_state=x_BTD, **{CACHE: cache})
+        return out if self._returns_dict(return_dict) else out.to_tuple()
+
+    def _returns_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
 
     def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
+
+
+def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> None:
+    """Refuse caches and masks that would be computed with, but wrongly.
+
+    Raises:
+        ValueError: the cache has a fixed length, or the mask does not cover the cache and the new ids.
+    """
+    if any(layer.is_compileable for layer in getattr(cache, "layers", ())):
+        raise ValueError("caches of a fixed length are not supported; leave out cache_implementation, or set it to dynamic")
+    expected = (len(ids_BT), ids_BT.shape[1] + (0 if cache is None else cache.get_seq_length()))
+    if attended_BS is not None and tuple(attended_BS.shape) != expected:
+        raise ValueError(f"attention_mask has shape {tuple(attended_BS.shape)}; cache and new ids together need {expected}")
 
 
 AutoConfig.register("glyphlm", GlyphLMConfig, exist_ok=True)
