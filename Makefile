@@ -36,16 +36,13 @@ $(TEST): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.[test,lint]'
 	touch $(CORE) $@
 
-# The versions of everything, for every supported Python and system. UPGRADE=--upgrade takes the newest that pyproject.toml
-# allows; without it what is locked stays. torch is named because its CPU build must be at hand for the version that is locked.
-TORCH ?= 2.13.0
+# The versions of everything, for every supported Python and system. What is locked stays; UPGRADE=--upgrade takes the newest.
 UPGRADE ?=
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	echo "torch==$(TORCH)" >build/lock/torch.txt
-	cd $(CURDIR) && build/lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 $(UPGRADE) \
-		--constraints build/lock/torch.txt --no-annotate --no-emit-index-url --no-emit-find-links --no-config \
+	build/lock/bin/uv pip compile pyproject.toml --constraints constraints.in --all-extras --universal --python-version 3.11 \
+		$(UPGRADE) --no-config --no-annotate --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" --quiet --output-file constraints.txt
 
 clean:

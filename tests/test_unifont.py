@@ -20,7 +20,8 @@ def unifont(tmp_path):
             program = tmp_path / name.replace("_", "-")
             program.write_text(f"#!/bin/sh\n{text}\n")
             program.chmod(0o755)
-        env = {"PATH": path or f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "GLYPHLM_FONT": font, "LOG": f"{tmp_path}/log"}
+        path = path or f"{tmp_path}:/usr/bin:/bin"
+        env = {"PATH": path, "HOME": str(tmp_path), "GLYPHLM_FONT": font, "LOG": f"{tmp_path}/log"}
         return subprocess.run(["/bin/sh", SCRIPT, *arguments], env=env, capture_output=True, text=True, timeout=60)
 
     return run
