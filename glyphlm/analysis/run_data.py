@@ -81,7 +81,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read_run(folder: Path) -> Run:
     summary = _read_summary(folder / "summary.json")
-    metrics = read_json_lines(folder / "metrics.jsonl", METRICS)
+    metrics = read_json_lines(folder / "metrics.jsonl", METRICS, finite=False)
     sheet, settings = folder / "glyphs.png", folder / "settings.yaml"
     return Run(
         label=summary["name"],

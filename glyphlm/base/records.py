@@ -90,21 +90,25 @@ def read_json(path: Path, kind: type = dict, cure: str = CURE) -> Any:
     return parse_json(_read_text(Path(path), cure), path, kind, cure)
 
 
-def parse_json(text: str, where: object, kind: type = dict, cure: str = CURE) -> Any:
-    """The value of JSON `text` that came from `where`.
+def parse_json(text: str, where: object, kind: type = dict, cure: str = CURE, finite: bool = True) -> Any:
+    """The value of JSON `text` that came from `where`; NaN and infinity are read only where it need not be `finite`.
 
     Raises:
         InputError: as `read_json`.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number if finite else float)
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
         raise InputError(f"{where} is damaged (not JSON: {error}); {cure}") from None
     return _checked(value, where, kind, cure)
 
 
-def read_json_lines(path: Path, needed: Mapping[str, tuple[type, ...]] | None = None) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path, needed: Mapping[str, tuple[type, ...]] | None = None, finite: bool = True
+) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, each with the `needed` keys of these types; no file, no rows.
+
+    Runs that diverged before NaN was refused have it in their metrics: for them `finite` is false.
 
     Raises:
         InputError: a line is damaged; file and line are named.
@@ -113,7 +117,7 @@ def read_json_lines(path: Path, needed: Mapping[str, tuple[type, ...]] | None = 
     # Bytes, because text would also be cut at the line separators of Unicode that a row may hold.
     for number, line in enumerate(_read_bytes(path, CURE).splitlines() if path.exists() else [], start=1):
         where = f"{path} line {number}"
-        rows.append(parse_json(_decoded(line, where, cure), where, dict, cure))
+        rows.append(parse_json(_decoded(line, where, cure), where, dict, cure, finite))
         for key, types in (needed or {}).items():
             if not isinstance(rows[-1].get(key), types):
                 raise InputError(f"{where} is damaged (no valid {key!r}); {cure}")

@@ -166,7 +166,7 @@ def _curves(models: Sequence[Model], done: set[str]) -> str | None:
     logged: dict[str, dict[int, list[float]]] = {}
     for model in models:
         if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
-            for row in read_json_lines(model.run / "metrics.jsonl"):
+            for row in read_json_lines(model.run / "metrics.jsonl", finite=False):
                 if row["split"] == "validation":
                     logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
     means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
