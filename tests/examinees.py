@@ -1,9 +1,11 @@
 """Small models to be examined, with random weights: they answer nonsense, but with clear preferences."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model
@@ -28,6 +30,13 @@ def make_foreign(folder: Path, tokenizer: Tokenizer, block_size: int = 256) -> P
     _randomise(model, 1)
     model.save_pretrained(folder)
     tokenizer.save(folder)
+    return folder
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """Replace the tensors of a saved model."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
     return folder
 
 

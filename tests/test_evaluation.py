@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from examinees import make_foreign, make_run
+from examinees import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import read_json_lines
+from glyphlm.base.outputs import read_lines
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.corpus.phrasebook import phrases
@@ -70,8 +70,8 @@ def test_a_fused_model_is_examined_like_any_other_and_a_model_fused_with_itself_
 
 def test_every_row_has_a_value_an_interval_and_what_it_is_over(run, tasks, tmp_path):
     found = evaluate([run], list(tasks.values()), tmp_path / "out.jsonl")
-    assert found.rows == read_json_lines(tmp_path / "out.jsonl") and found.comparisons == []
-    assert [{**row, "run": str(run)} for row in read_json_lines(run / "results.jsonl")] == found.rows
+    assert found.rows == read_lines(tmp_path / "out.jsonl") and found.comparisons == []
+    assert [{**row, "run": str(run)} for row in read_lines(run / "results.jsonl")] == found.rows
     for row in found.rows:
         several = row.get("items", row.get("documents")) > 1 or "Wilson" in row["interval"]
         assert row["low"] <= row["value"] <= row["high"]
@@ -100,7 +100,7 @@ def test_what_is_done_is_not_computed_again(run, tasks, tmp_path, monkeypatch, s
     monkeypatch.setattr(evaluation, "examine", lambda *given: asked.append(given[1].name) or examine(*given))
     second = evaluate([run], wanted, out, settings=settings)
     assert asked == ["squad"] and second.rows[: len(first.rows)] == first.rows
-    assert read_json_lines(out) == second.rows and len(read_json_lines(run / "results.jsonl")) == len(second.rows)
+    assert read_lines(out) == second.rows and len(read_lines(run / "results.jsonl")) == len(second.rows)
     evaluate([run], wanted, out, settings=settings)
     assert asked == ["squad"]
 
@@ -117,7 +117,7 @@ def test_what_was_made_from_something_else_is_computed_again(tokenizer, tasks, t
     second = evaluate([run], [tasks["mmlu"]], settings=EvalSettings(limit=5 if change == "settings" else None),
                       log_items=tmp_path / "items" if change == "log" else None)  # fmt: skip
     assert (second.rows == first.rows) == (change == "log")
-    assert read_json_lines(run / "results.jsonl") == [{k: v for k, v in row.items() if k != "run"} for row in second.rows]
+    assert read_lines(run / "results.jsonl") == [{k: v for k, v in row.items() if k != "run"} for row in second.rows]
     assert (tmp_path / "items").exists() == (change == "log")
 
 
@@ -266,4 +266,30 @@ def test_rows_of_the_same_task_protocol_and_source_are_replaced(tmp_path):
     others = [row | {"source": "b"}, row | {"protocol": "sampled"}, row | {"run": "r"}]
     keep_results(tmp_path / "results.jsonl", [row, row | {"subject": "y"}, *others])
     keep_results(tmp_path / "results.jsonl", [row | {"value": 1}])
-    assert read_json_lines(tmp_path / "results.jsonl") == [*others, row | {"value": 1}]
+    assert read_lines(tmp_path / "results.jsonl") == [*others, row | {"value": 1}]
+
+
+def test_a_model_of_nan_gives_no_results(tokenizer, tasks, tmp_path):
+    run = make_run(tmp_path / "nan", tokenizer)
+    spoil(run, lambda tensors: tensors | {"gpt.head.bias": tensors["gpt.head.bias"] * float("nan")})
+    for settings in (EvalSettings(), SAMPLED):
+        for task in tasks.values():
+            with pytest.raises(InputError, match="nan gives no probabilities.*NaN"):
+                evaluate([run], [task], settings=settings)
+    assert not (run / "results.jsonl").exists()
+
+
+def test_unknown_characters_are_counted_and_their_bytes_too(tokenizer_folder, tmp_path, capsys):
+    """A vocabulary without a character spells it <unk>: it pays for it, and the bytes of the text stay those of the text."""
+    parts = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    parts["model"]["byte_fallback"] = False
+    folder = tmp_path / "poor"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    poor, text = Tokenizer.load(folder), "ab \U0001f600 c"
+    assert poor.encode(text).count(poor.unknown_id) == 1 and len(text.encode()) == 9
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in (text, "", "plain")))
+    (row,) = evaluate([make_run(tmp_path / "run", poor)], [f"bpb={tmp_path}/text.jsonl"], log_items=tmp_path / "logs").rows
+    assert (row["unknown"], row["bytes"], row["documents"]) == (1, 9 + 5, 2)
+    assert row["bits_per_byte"] == pytest.approx(row["nats"] / math.log(2) / 14)
+    assert "1 tokens of" in (said := capsys.readouterr().err) and "<unk>" in said

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from examinees import make_foreign, make_run
+from examinees import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.model import Examinee, load_examinee
@@ -94,3 +94,54 @@ def test_what_cannot_be_loaded_is_refused_on_one_line(folders, tmp_path, kind, c
     with pytest.raises(InputError, match=message) as refused:
         load_examinee(str(folder))
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
+
+
+def without(tensors, name):
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda tensors: without(tensors, "model.norm.weight"), r"missing tensors \(model.norm.weight\)"),
+    (lambda tensors: {key.replace("layers.0", "blocks.0"): x for key, x in tensors.items()}, "missing tensors .*8 more"),
+    (lambda tensors: tensors | {"model.extra": torch.ones(3)}, r"unexpected tensors \(model.extra\)"),
+    (lambda tensors: tensors | {"model.norm.weight": torch.ones(3)}, "mismatch"),
+])  # fmt: skip
+def test_a_foreign_model_with_other_tensors_than_its_config_is_refused(folders, tmp_path, change, said):
+    """transformers would fill in random values, and every run would give other results."""
+    folder = spoil(shutil.copytree(folders["foreign"], tmp_path / "copy"), change)
+    with pytest.raises(InputError, match=said) as refused:
+        load_examinee(str(folder))
+    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_foreign_model_whose_tokenizer_is_larger_is_refused(folders, tmp_path, tokenizer):
+    folder = shutil.copytree(folders["foreign"], tmp_path / "copy")
+    path = folder / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    parts["added_tokens"].append(parts["added_tokens"][0] | {"id": tokenizer.vocab_size, "content": "<more>"})
+    path.write_text(json.dumps(parts))
+    with pytest.raises(InputError, match=f"{tokenizer.vocab_size + 1:,} ids.*{tokenizer.vocab_size:,}.*tokenizer"):
+        load_examinee(str(folder))
+
+
+def test_a_text_is_scored_after_what_stood_before_texts_in_training(folders, tmp_path, tokenizer):
+    """After </s> in a run, also one whose config.json names <s>; after the bos, else the eos token of others."""
+    config = json.loads((folders["run"] / "config.json").read_text()) | {"bos_token_id": tokenizer.encode("a")[0]}
+    run = shutil.copytree(folders["run"], tmp_path / "run")
+    (run / "config.json").write_text(json.dumps(config))
+    assert load_examinee(str(run)).first_id == tokenizer.end_id
+    foreign = shutil.copytree(folders["foreign"], tmp_path / "foreign")
+    path = foreign / "tokenizer_config.json"
+    for bos, first in (("<s>", "<s>"), (None, "</s>"), ("</s>", "</s>")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": bos}))
+        assert tokenizer.tokens[load_examinee(str(foreign)).first_id] == first
+
+
+@pytest.mark.parametrize("kind", ["run", "foreign"])
+def test_a_model_of_nan_is_refused_by_its_name_and_the_text(folders, tmp_path, kind):
+    head = {"run": "gpt.head.weight", "foreign": "lm_head.weight"}[kind]
+    folder = shutil.copytree(folders[kind], tmp_path / "nan")
+    spoil(folder, lambda tensors: tensors | {head: tensors[head] * float("nan")})
+    examinee = load_examinee(str(folder))
+    with pytest.raises(InputError, match="nan gives no probabilities.*after '.*one'.*another checkpoint"):
+        examinee.read([examinee.tokenizer.encode("one"), examinee.tokenizer.encode("two")])

@@ -11,7 +11,10 @@ import pytest
 import torch
 from examinees import make_run
 
-from glyphlm.corpus.tasks import Item
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.tasks import Item, read_task
+from glyphlm.data.batches import TokenText
+from glyphlm.data.shards import prepare_examples
 from glyphlm.evaluation.item_log import chosen_text
 from glyphlm.evaluation.likelihood import choose_options, split, write_answers
 from glyphlm.evaluation.model import Examinee, load_examinee
@@ -100,7 +103,7 @@ def test_labels_that_are_the_choices_are_scored_once(examinee):
     assert "texts" not in log and len(log["letters"]) == 2
 
 
-def test_a_merge_across_the_border_is_scored_with_the_text_it_belongs_to(examinee):
+def test_a_merge_across_the_border_is_not_scored_because_none_is_trained_or_generated(examinee):
     encode = examinee.tokenizer.encode
     prompt, options = next(
         (f"one {token[:cut]}", (token[cut:], "?!"))
@@ -109,8 +112,39 @@ def test_a_merge_across_the_border_is_scored_with_the_text_it_belongs_to(examine
         if token.isalpha() and encode(f"one {token}")[: len(encode(f"one {token[:cut]}"))] != encode(f"one {token[:cut]}")
     )
     found = split(examinee, prompt, options)
-    assert len(found.context) < len(encode(prompt))
-    assert [found.context + rest for rest in found.rests] == [encode(prompt + option) for option in options]
+    assert found.context == encode(prompt) and found.rests == [encode(option) for option in options]
+
+
+def test_what_is_scored_is_what_was_trained(examinee, tokenizer, tmp_path):
+    rows = [{"question": {"stem": item.prompt, "choices": [{"label": label, "text": text} for label, text
+             in zip(item.labels, item.choices)]}, "answerKey": item.answers[0]} for item in some_items(6)]
+    (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    spec = f"arc_easy={tmp_path}/arc.jsonl"
+    shards = TokenText(prepare_examples(tokenizer, [spec], tmp_path / "shards", 0), "train")
+    ids, at = shards.read(0, shards.tokens).tolist(), 0
+    for item in read_task(*spec.split("=")):
+        parts = split(examinee, item.prompt, item.labels)
+        trained = [*parts.context, *parts.rests[item.correct], tokenizer.end_id]
+        assert ids[at : at + len(trained)] == trained
+        at += len(trained)
+    assert at == len(ids)
+
+
+def test_an_option_without_a_token_is_refused(examinee):
+    with pytest.raises(InputError, match="run.*option ''.*remove"):
+        split(examinee, "one", ["", "two"])
+
+
+def test_an_option_that_gets_no_number_is_refused(examinee, monkeypatch):
+    gone_on = Examinee.read_on
+
+    def without_numbers(self, *given, **named):
+        logits_BTV, seen = gone_on(self, *given, **named)
+        return logits_BTV * float("nan"), seen
+
+    monkeypatch.setattr(Examinee, "read_on", without_numbers)
+    with pytest.raises(InputError, match="run gives no probabilities.*NaN.*Answer:.*another checkpoint"):
+        ask(examinee, some_items(2))
 
 
 def test_a_prompt_that_is_too_long_loses_its_left_end_and_is_counted(examinee, tokenizer):

@@ -39,7 +39,7 @@ OWNERS = {
     },
     "transformers": {"evaluation.model", "modeling.hf", "runs.folder"},
     "wrapt": {"__init__"},
-    "yaml": {"base.records", "experiments.recipe"},
+    "yaml": {"experiments.recipe"},
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {"modeling.fusion", "modeling.hf", "modeling.mixing", "modeling.model", "modeling.together"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -303,3 +304,28 @@ def test_real_text_in_three_languages_survives(tokenizer, data):
 
 def test_the_bytes_of_an_id_fit_the_type_that_holds_them(tokenizer):
     assert tokenizer.bytes_per_id_V.dtype == np.uint16 and int(tokenizer.bytes_per_id_V.max()) < 2**16 - 1
+
+
+@EXAMPLES
+@given(prompt=MIXED, answer=MIXED)
+def test_a_prompt_and_its_answer_are_cut_at_their_border(tokenizer, prompt, answer):
+    assert tokenizer.encode_pair(prompt, answer) == (tokenizer.encode(prompt), tokenizer.encode(answer))
+
+
+def foreign(model, pre_tokenizer, ids) -> Tokenizer:
+    """A small vocabulary of another library's kind."""
+    backend = tokenizers.Tokenizer(model(ids))
+    backend.pre_tokenizer = pre_tokenizer
+    backend.add_special_tokens(["</s>"])
+    return Tokenizer(backend, {"eos_token": "</s>"})
+
+
+def test_a_foreign_vocabulary_is_cut_there_too(tokenizer):
+    """Tekken joins a mark to the word behind it; a sign for the start of a text is none in the middle of one."""
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[:]?\p{L}+|."), "isolated")
+    words = {"Answer": 0, ":": 1, ":A": 2, "A": 3, "x": 4}
+    marked = foreign(lambda ids: tokenizers.models.WordLevel(ids, "x"), split, words)
+    assert marked.encode("Answer:A") == [0, 2] and marked.encode_pair("Answer:", "A") == ([0, 1], [3])
+    metaspace = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    started = foreign(lambda ids: tokenizers.models.BPE(ids, []), metaspace, {"\u2581": 0, ":": 1, "A": 2})
+    assert started.encode("A") == [0, 2] and started.encode_pair(":", "A") == ([0, 1], [2])

@@ -27,7 +27,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
     from glyphlm.base.devices import resolve_device
     from glyphlm.base.progress import say
-    from glyphlm.evaluation import evaluate
+    from glyphlm.evaluation.evaluate import evaluate
     from glyphlm.evaluation.examination import NAMES, EvalSettings
     from glyphlm.evaluation.text import beside_line, comparison_line, result_line
 

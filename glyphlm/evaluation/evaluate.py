@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glyphlm.base.devices import resolve_precision
-from glyphlm.base.outputs import write_atomic
+from glyphlm.base.outputs import read_lines, to_lines, write_atomic
 from glyphlm.base.progress import say
-from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.corpus.reading import STRICT, Reading
 from glyphlm.evaluation.examination import BITS, Asked, EvalSettings, ask, examine
 from glyphlm.evaluation.item_log import compare_items, folder_name, log_name, read_log, result_rows
@@ -73,7 +72,7 @@ def evaluate(
                 log = examine(examinee, task, reading, settings)
                 found = [row | {"source": task.source, "made_from": made_from} for row in _rows(log)]
                 _keep(examinee, found, out, log, path)
-            _tell_cut(examinee, found)
+            _report_losses(examinee, found)
             rows += [{"run": str(run), **row} for row in found]
             comparisons += _compare(firsts.setdefault(task[:2], (run, log)), (run, log), task)
     return Evaluation(rows, comparisons)
@@ -96,7 +95,7 @@ def _finished(
     places = [(examinee.folder / RESULTS, None)] if examinee.folder else []
     for place, run in [*places, *([(out, examinee.name)] if out else [])]:
         asked_for = {"run": run, "task": task.name, "source": task.source, "made_from": made_from}
-        found = [row for row in read_json_lines(place) if all(row.get(key) == value for key, value in asked_for.items())]
+        found = [row for row in read_lines(place) if all(row.get(key) == value for key, value in asked_for.items())]
         if found:
             rows = [{key: value for key, value in row.items() if key != "run"} for row in found]
             return rows, read_log(path) if path else None
@@ -119,14 +118,18 @@ def _keep(
 def keep_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a results file; all rows of the same run, task, protocol and source are replaced."""
     new = {_key(row) for row in rows}
-    write_atomic(path, to_lines([*(row for row in read_json_lines(path) if _key(row) not in new), *rows]))
+    write_atomic(path, to_lines([*(row for row in read_lines(path) if _key(row) not in new), *rows]))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("run", "task", "protocol", "source"))
 
 
-def _tell_cut(examinee: Examinee, rows: list[dict[str, Any]]) -> None:
+def _report_losses(examinee: Examinee, rows: list[dict[str, Any]]) -> None:
+    """Say how much of the texts the model did not see."""
+    if unknown := rows[0].get("unknown"):
+        say(f"{examinee.name}, {rows[0]['task']}: {unknown:,} tokens of {rows[0]['source']} are <unk>, characters that its "
+            "vocabulary cannot spell; their bytes are counted, a model that spells them is not compared on equal terms")
     if cut := rows[0].get("cut"):
         say(f"{examinee.name}, {rows[0]['task']}: {cut:,} of {rows[0]['items']:,} prompts are longer than the context of "
             f"{examinee.block_size:,} tokens and lost their left end")

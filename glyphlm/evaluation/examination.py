@@ -1,6 +1,7 @@
 """A task is put to a model: NAME=SOURCE and settings -> the per-item log (see `itemlog`)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,8 +17,8 @@ from glyphlm.evaluation.likelihood import choose_options, write_answers
 from glyphlm.evaluation.model import Examinee
 from glyphlm.evaluation.sampled import asked, draw_answers, some
 from glyphlm.runs.generate import Sampling
-from glyphlm.tokenizer.tokenizer import Piece
-from glyphlm.training.bits_per_byte import Score, document_scores
+from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
+from glyphlm.training.bits_per_byte import document_scores
 
 BITS = "bpb"
 NAMES = (BITS, *(name for name in TASKS if name != "instructions"))
@@ -120,15 +121,20 @@ def examine(examinee: Examinee, task: Asked, reading: Reading, settings: EvalSet
     """
     if task.name == BITS:
         scores = _document_scores(examinee, task.source, reading)
-        kept = ({"nats": score.nats, "tokens": score.tokens, "bytes": score.bytes} for score in scores)
-        return [_entry(task, "likelihood", number, "", "") | score for number, score in enumerate(kept)]
+        return [_entry(task, "likelihood", number, "", "") | score for number, score in enumerate(scores)]
     with meter(f"{task.name}, {Path(examinee.name).name}", len(task.items)) as bar:
         answers = _answer(examinee, task.items, settings, bar.advance)
-    subjects = [_subject(item, settings) for item in task.items]
     return [
-        _entry(task, settings.protocol, number, item.prompt, subject) | answer
-        for number, (item, subject, answer) in enumerate(zip(task.items, subjects, answers))
+        _entry(task, settings.protocol, number, item.prompt, _subject(item, settings)) | answer | _unknown(examinee, item)
+        for number, (item, answer) in enumerate(zip(task.items, answers))
     ]
+
+
+def _unknown(examinee: Examinee, item: Item) -> dict[str, int]:
+    """How many tokens of an item's texts are `<unk>`, where any is."""
+    texts = (item.prompt, *item.labels, *item.choices) if examinee.tokenizer.unknown_id is not None else ()
+    count = sum(examinee.tokenizer.encode(text).count(examinee.tokenizer.unknown_id) for text in texts)
+    return {"unknown": count} if count else {}
 
 
 def _answer(
@@ -151,30 +157,38 @@ def _subject(item: Item, settings: EvalSettings) -> str:
     return item.subject
 
 
-def _document_scores(examinee: Examinee, source: str, reading: Reading) -> Iterator[Score]:
-    """Bytes are those of the ids; of a foreign vocabulary, which may change a text, those of the documents."""
-    stream, tokenizer = passages([source], reading, "scoring"), examinee.tokenizer
-    budget = READ_TOKENS.get(examinee.device.type, 0)
-    if examinee.folder is not None:
-        pieces = tokenizer.encode_passages(stream)
-        yield from document_scores(examinee.plain, pieces, examinee.first_id, tokenizer.bytes_per_id_V, budget)
-        return
-    sizes: list[int] = []
-    none_V, pieces = np.zeros(tokenizer.vocab_size, np.uint16), _whole_documents(examinee, stream, sizes)
-    for number, score in enumerate(document_scores(examinee.plain, pieces, examinee.first_id, none_V, budget)):
-        score.bytes = sizes[number]
-        yield score
+def _document_scores(examinee: Examinee, source: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """`nats`, `tokens` and `bytes` of each document that has tokens, and its `unknown` ones; bytes are those of its text."""
+    tokenizer, sizes, seen = examinee.tokenizer, [], []
+    pieces = _watched(tokenizer.encode_passages(_measured(passages([source], reading, "scoring"), sizes)), tokenizer, seen)
+    none_V, budget = np.zeros(tokenizer.vocab_size, np.uint16), READ_TOKENS.get(examinee.device.type, 0)
+    scores = document_scores(examinee.plain, pieces, examinee.first_id, none_V, budget)
+    for number, score in enumerate(scores):
+        document, unknown = seen[number]
+        if not math.isfinite(score.nats):
+            raise InputError(f"{examinee.name} gives no probabilities (NaN or infinite logits) in document {document + 1} "
+                             f"of {source}; its training has diverged or a weight is damaged: give another checkpoint")
+        yield {"nats": score.nats, "tokens": score.tokens, "bytes": sizes[document], **unknown}
 
 
-def _whole_documents(examinee: Examinee, stream: Iterator[Passage], sizes: list[int]) -> Iterator[Piece]:
-    """Ids of each document that has any; its bytes are appended to `sizes`."""
-    parts: list[str] = []
-    for text, last in stream:
-        parts.append(text)
-        if last:
-            whole, parts = "".join(parts), []
-            if ids := examinee.tokenizer.encode(whole):
-                sizes.append(len(whole.encode()))
-                yield Piece(np.array(ids, np.uint32), True)
+def _measured(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passage]:
+    """The same passages; the bytes of each document are appended to `sizes` before its last one is given."""
+    size = 0
+    for passage in stream:
+        size += len(passage.text.encode(errors="surrogatepass"))  # what is no text is refused where it is encoded
+        if passage.last:
+            sizes.append(size)
+            size = 0
+        yield passage
 
 
+def _watched(pieces: Iterable[Piece], tokenizer: Tokenizer, seen: list[tuple[int, dict[str, int]]]) -> Iterator[Piece]:
+    """The same pieces; to `seen` goes the number of each document that has tokens, and how many of them are `<unk>`."""
+    document = tokens = unknown = 0
+    for piece in pieces:
+        tokens, unknown = tokens + len(piece.ids), unknown + int((piece.ids == tokenizer.unknown_id).sum())
+        if piece.last:
+            if tokens:
+                seen.append((document, {"unknown": unknown} if unknown else {}))
+            document, tokens, unknown = document + 1, 0, 0
+        yield piece

@@ -5,7 +5,8 @@ A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subje
 - free answers by likelihood: `answers` (all right ones; none: the passage does not tell) and `output`;
 - sampled: `labels` and `correct`, or `answers`; `outputs` and `scores`, one a decoding run;
 - bits per byte: `nats`, `tokens`, `bytes` of each document;
-and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`.
+and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`; where the vocabulary of
+the model lacks characters of the text also `unknown`, the number of its `<unk>` tokens.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import read_json_lines, to_json
+from glyphlm.base.outputs import read_lines, to_json
 from glyphlm.evaluation import stats
 from glyphlm.evaluation.answers import Corpus, squad_scores, translation_measures
 
@@ -115,7 +116,14 @@ def _rows_of(log: Log, subject: str) -> Iterator[dict[str, Any]]:
             row["signature"] = found.signature
         if "scores" in log[0]:
             row |= _over_runs(log, row)
-        yield row | _levels(log) | ({"cut": sum(entry["cut"] for entry in log)} if "cut" in log[0] else {})
+        yield row | _levels(log) | _counts(log)
+
+
+def _counts(log: Log) -> dict[str, int]:
+    """Prompts that were cut, and `<unk>` in the scored text where there is any."""
+    counts = {"cut": sum(entry["cut"] for entry in log)} if "cut" in log[0] else {}
+    unknown = sum(entry.get("unknown", 0) for entry in log)
+    return counts | ({"unknown": unknown} if unknown else {})
 
 
 def _over_runs(log: Log, row: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, a line is damaged, or it holds none.
     """
-    rows = read_json_lines(Path(path), NEEDED)
+    rows = read_lines(Path(path), NEEDED)
     if not rows:
         raise InputError(f"{path} does not exist or is empty; make it with: glyphlm eval ... --log-items FOLDER")
     return rows

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from glyphlm.base.errors import InputError
 from glyphlm.corpus.tasks import Item
 from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, continue_prompts
 from glyphlm.evaluation.model import Examinee
 
 
 class Split(NamedTuple):
-    """What all options of an item share, what is theirs alone, and whether the context was cut."""
+    """Ids of an item's prompt, those of each of its options, and whether any were left out for the model's context."""
 
     context: list[int]
     rests: list[list[int]]
@@ -54,20 +55,21 @@ def _texts(item: Item) -> tuple[str, ...]:
 
 
 def split(examinee: Examinee, prompt: str, options: Sequence[str]) -> Split:
-    """Cut the ids of prompt + option where the options begin to differ, at the end of the prompt at the latest.
+    """The ids of a prompt and those of each option after it.
 
-    Each is encoded whole, as a text of the training is: a merge across the border (none in the published vocabularies)
-    moves the cut before it. Without one the parts are those of lm-eval. A context too long for the model loses its
-    left end; an option longer than the model's context its right one.
+    The cut is that of training and generation (`Tokenizer.encode_pair`). A context too long for the model loses its left
+    end; an option longer than the model's context its right one.
+
+    Raises:
+        InputError: an option has no token.
     """
-    encode, block = examinee.tokenizer.encode, examinee.block_size
-    ids, wholes = encode(prompt), [encode(prompt + option) for option in options]
-    shared = 0
-    while shared < len(ids) and all(shared + 1 < len(whole) and whole[shared] == ids[shared] for whole in wholes):
-        shared += 1
-    rests = [whole[shared : shared + block] for whole in wholes]
-    context, was_cut = examinee.last_ids(ids[:shared], block + 1 - max(map(len, rests)))
-    return Split(context, rests, was_cut or any(len(whole) > shared + block for whole in wholes))
+    block, pairs = examinee.block_size, [examinee.tokenizer.encode_pair(prompt, option) for option in options]
+    empty = [option for option, (_, rest) in zip(options, pairs) if not rest]
+    if empty:
+        raise InputError(f"{examinee.name}: its tokenizer has no token for the option {empty[0]!r}; remove that item")
+    rests = [rest[:block] for _, rest in pairs]
+    context, was_cut = examinee.last_ids(pairs[0][0], block + 1 - max(map(len, rests)))
+    return Split(context, rests, was_cut or any(len(rest) > block for _, rest in pairs))
 
 
 def _log_probabilities(
@@ -87,6 +89,8 @@ def _log_probabilities(
         for (b, o), rest, logits_TV in zip(longer, rests, logits_RTV):
             targets_T = torch.tensor(rest[1:], device=examinee.device)
             found[b][o] -= float(F.cross_entropy(logits_TV[: len(rest) - 1].float(), targets_T, reduction="sum"))
+    for parts, scores in zip(splits, found):
+        examinee.check_numbers(torch.tensor(scores), [parts.context + rest for rest in parts.rests])
     return [(found[b], examinee.letter_mass(logp_BV[b].exp(), labels[b])) for b in range(len(splits))]
 
 

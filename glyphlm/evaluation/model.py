@@ -6,7 +6,7 @@ Shapes: B rows, T new positions, S positions seen (cache + new), V vocabulary.
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file
+from glyphlm.base.tensors import TENSOR_ERRORS
 from glyphlm.evaluation.answers import first_letter
-from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
+from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -27,6 +29,7 @@ HUB = "hf:"
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
 WEIGHTS, DESCRIBED = (".safetensors", ".bin"), ("config.json", "tokenizer.json")
+SHOWN_CHARS = 60  # of a text in a message
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -91,7 +94,9 @@ class Examinee:
         ids_BT = torch.tensor([[self.first_id] * pad + list(ids) for pad, ids in zip(pads, prompts)], device=self.device)
         attended_BT = torch.tensor([[0] * pad + [1] * len(ids) for pad, ids in zip(pads, prompts)], device=self.device)
         out = self._forward(ids_BT, attended_BT, None, logits_to_keep=1)
-        return out.logits[:, -1].float(), Seen(out.past_key_values, attended_BT)
+        logits_BV = out.logits[:, -1].float()
+        self.check_numbers(logits_BV.logsumexp(-1), prompts)
+        return logits_BV, Seen(out[CACHE], attended_BT)
 
     @torch.no_grad()
     def read_on(self, seen: Seen, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Seen]:
@@ -99,12 +104,25 @@ class Examinee:
         new_BT = torch.ones_like(ids_BT) if text_BT is None else text_BT
         attended_BS = torch.cat([seen.attended_BS, new_BT], dim=1)
         out = self._forward(ids_BT, attended_BS, seen.cache, logits_to_keep=keep)
-        return out.logits, Seen(out.past_key_values, attended_BS)
+        return out.logits, Seen(out[CACHE], attended_BS)
+
+    def check_numbers(self, values_B: Tensor, texts: Sequence[Sequence[int]]) -> None:
+        """Refuse what a model with NaN or infinity in its weights gives: it would be counted as an answer.
+
+        Raises:
+            InputError: a value is not finite; the model and the text of its row are named.
+        """
+        bad_N = torch.nonzero(~values_B.isfinite())
+        if len(bad_N):
+            text = self.tokenizer.decode(list(texts[int(bad_N[0, 0])]))
+            shown = text if len(text) <= SHOWN_CHARS else f"..{text[-SHOWN_CHARS:]}"
+            raise InputError(f"{self.name} gives no probabilities (NaN or infinite logits) after {shown!r}; its training "
+                             "has diverged or a weight is damaged: give another checkpoint")
 
     def _forward(self, ids_BT: Tensor, attended_BS: Tensor, cache: Any, logits_to_keep: int) -> Any:
         places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
         options = {"position_ids": places_BT} if self._takes_positions else {}
-        options |= {"attention_mask": attended_BS, "past_key_values": cache, "use_cache": True}
+        options |= {"attention_mask": attended_BS, CACHE: cache, "use_cache": True}
         return self.model(ids_BT, logits_to_keep=logits_to_keep, **options)
 
     @cached_property
@@ -157,8 +175,12 @@ class _Foreign:
 def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Examinee:
     """The model called `name`: a run folder, another folder, or hf:NAME; in eval mode.
 
+    A text is scored after what stood before texts in the training of its model: after `</s>` in ours, whatever an old
+    config.json says of `<s>`; after the bos token of another model's tokenizer, or its eos token where it has no bos, as
+    lm-eval does.
+
     Raises:
-        InputError: it cannot be loaded, needs code of its own, or has no tokenizer that can be used.
+        InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
     """
     ours = _model_type(Path(name)).startswith("glyphlm")
     if ours or not (name.startswith(HUB) or (Path(name) / "config.json").is_file()):
@@ -170,7 +192,7 @@ def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Ex
     sizes = [getattr(model.config.get_text_config(), key, None) for key in LENGTHS]
     block = min(LONGEST, next((size for size in sizes if isinstance(size, int)), LONGEST))
     model = model.to(device, DTYPES[precision]).eval()
-    return Examinee(name, model, tokenizer, block, start, first, _digest(name, model), Path(name) if ours else None)
+    return Examinee(name, model, tokenizer, block, start, first, _digest(name, model, ours), Path(name) if ours else None)
 
 
 def _model_type(folder: Path) -> str:
@@ -183,21 +205,42 @@ def _model_type(folder: Path) -> str:
 
 def _load_foreign(name: str) -> tuple[transformers.PreTrainedModel, Tokenizer, tuple[int, ...]]:
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
         found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (*TENSOR_ERRORS, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"{name} cannot be loaded ({str(error).splitlines()[0]}); give a run folder, a folder that "
                          "transformers read without remote code, or, online, hf:NAME") from None
+    _check_complete(name, report)
     if not getattr(found, "is_fast", False):
         raise InputError(f"{name} has no tokenizer.json; convert its tokenizer to the fast format of transformers first")
     roles = {role: getattr(found, role) for role in ("pad_token", "bos_token", "eos_token", "unk_token")}
     added = tuple(found("")["input_ids"])
     start = added if added == (found.bos_token_id,) else ()
-    return model, Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name}), start
+    tokenizer = Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name})
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise InputError(f"{name}: its tokenizer has {tokenizer.vocab_size:,} ids, its model {rows:,}; give a folder whose "
+                         "tokenizer belongs to its model")
+    return model, tokenizer, start
 
 
-def _digest(name: str, model: transformers.PreTrainedModel) -> str:
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    """transformers fill in random values for tensors that a folder lacks, and drop those that they do not know."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in report.get(f"{kind}_keys") or ())
+        if keys:
+            more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+            raise InputError(f"{name}: {kind} tensors ({keys[0]}{more}): its weights do not fit its config.json; give the "
+                             "folder as its maker saved it")
+
+
+def _digest(name: str, model: transformers.PreTrainedModel, ours: bool) -> str:
+    """sha256 of all files that decide what a folder's model computes; the commit of a model of the Hub."""
     if name.startswith(HUB):
         return str(model.config._commit_hash)
-    files = [path for path in sorted(Path(name).iterdir()) if path.suffix in WEIGHTS or path.name in DESCRIBED]
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+    described = DESCRIBED if ours else (*DESCRIBED, "tokenizer_config.json")  # where others name what stands before a text
+    found = [path for folder in (Path(name), Path(name) / ADAPTER) if folder.is_dir() for path in sorted(folder.iterdir())
+             if path.suffix in WEIGHTS or path.name in described]
+    return hashlib.sha256("".join(map(sha256_file, found)).encode()).hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import to_json
+from glyphlm.base.outputs import to_json
 from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.bvv241 import is_reserved
 from glyphlm.tokenizer.piece_encoder import PieceEncoder
@@ -173,6 +173,23 @@ class Tokenizer:
             where = f"position {error.start} of the text"
             raise InputError(f"{where} holds half of a character pair (a lone surrogate); mend it") from None
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids of `prompt` and of the `answer` after it, cut at the border: the one cut of training, scoring and generation.
+
+        A prompt has the ids that it has alone, since text is generated after these. The answer has the ids that follow them
+        in prompt + answer (as in lm-eval; a vocabulary with a sign for the start of a text gives the answer none). Where a
+        token of the whole spans the border, as in Tekken's `:A`, the answer is encoded on its own instead.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        first = self.encode(prompt)
+        if self._encoder is None:  # ids that follow from merges alone are the same either way
+            whole = self.encode(prompt + answer)
+            if whole[: len(first)] == first:
+                return first, whole[len(first) :]
+        return first, self.encode(answer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
