@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glyphlm.base.errors import InputError
 from glyphlm.data.batches import Batch
 from glyphlm.modeling.model import GPT
 from glyphlm.tokenizer.tokenizer import Piece
 from glyphlm.training.loss import target_nats
+
+
+class NotFinite(InputError):
+    """A model gave a loss that is NaN or infinite."""
 
 
 @dataclass
@@ -38,8 +43,15 @@ class Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
     def add(self, nats_N: Tensor, y_N: Tensor, bytes_per_id_V: np.ndarray) -> None:
-        """Count more targets."""
-        self.nats += float(nats_N.double().sum())
+        """Count more targets.
+
+        Raises:
+            NotFinite: a loss is NaN or infinite.
+        """
+        nats = float(nats_N.double().sum())
+        if not math.isfinite(nats):
+            raise NotFinite(f"the model gives a loss of {nats}; its weights are damaged, or its training diverged")
+        self.nats += nats
         self.tokens += len(y_N)
         self.bytes += int(bytes_per_id_V[y_N.cpu().numpy()].sum())
 

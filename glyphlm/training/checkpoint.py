@@ -3,9 +3,12 @@
 RUN/state/step-00000100/ holds model.safetensors, optimizer.safetensors and state.json; where each process has a part of
 the weights only (FSDP2), it holds one file of all of them a process instead. Either is read by any number of processes.
 It is written under a temporary name and renamed; what a kill left half-written is removed and named at the next start.
+state.json also has the digest of every other file, which is checked before a file is read. A folder of another name, such
+as a copy, is neither read nor deleted.
 """
 
 import json
+import re
 import shutil
 import warnings
 from contextlib import nullcontext
@@ -18,19 +21,25 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import partial_of, replaced_folder, to_json
+from glyphlm.base.outputs import partial_of, replaced_folder, sha256_file, to_json
 from glyphlm.base.progress import say
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.tensors import WEIGHTS, load_tensors, save_tensors
 from glyphlm.training.parallel import is_sharded, world
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+NAME = re.compile(r"step-\d{8,}")
+RANGES = {name: Range(0, 2**63, whole=True) for name in ("step", "tokens", "skipped", "cached", "flat")} | {
+    "seconds": Range(0, 1e12), "best": Range(0, 1e12),
+}  # fmt: skip
+PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
 
 
 @dataclass
 class TrainState:
-    """What a resume needs beside tensors: steps and tokens done, seconds spent, steps skipped because their loss was no
-    number, tokens whose way through the frozen blocks was kept (`cached`), the best validation in bits per byte and how
-    many came after it (`flat`), position of the batches, and the sums since the last logged row (`window`)."""
+    """What a resume needs beside tensors: steps and tokens done, seconds spent, steps skipped because their loss was not
+    finite, tokens served from the frozen-activation cache (`cached`), the best validation in bits per byte and how many
+    came after it (`flat`), position of the batches, and the sums since the last logged row (`window`)."""
 
     step: int = 0
     tokens: int = 0
@@ -42,6 +51,9 @@ class TrainState:
     batches: dict[str, Any] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_values(self, "", RANGES)
+
 
 def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, keep: int) -> None:
     """Write the checkpoint of `state.step` and delete all but the newest `keep`; every process calls this."""
@@ -50,8 +62,9 @@ def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
         world().wait()
         _write_tensors(model, optimizer, partial)
         world().wait()
+        record = asdict(state) | {"files": _digests(partial, next(model.parameters()).device)}
         if world().is_main:
-            (partial / STATE).write_text(to_json(asdict(state)), encoding="utf-8")
+            (partial / STATE).write_text(to_json(record), encoding="utf-8")
     if world().is_main:
         for old in list_states(out)[:-keep]:
             shutil.rmtree(old)
@@ -59,7 +72,8 @@ def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
 
 def list_states(out: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
-    return sorted((out / "state").glob("step-*"))
+    found = [path for path in (out / "state").glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_state(
@@ -68,9 +82,10 @@ def load_state(
     """Restore the newest checkpoint into `model` and, where given, `optimizer`; None where the run has none.
 
     Raises:
-        InputError: the checkpoint is damaged or of another model; it is named.
+        InputError: the checkpoint is damaged, incomplete or of another model; it is named.
     """
-    for half in sorted((out / "state").glob(".step-*.partial")) if world().is_main else []:
+    halves = [path for path in sorted((out / "state").glob(".step-*")) if PARTIAL.fullmatch(path.name)]
+    for half in halves if world().is_main else []:
         say(f"{half.name} was left half-written by a stopped run and is removed")
         shutil.rmtree(half)
     states = list_states(out)
@@ -78,14 +93,39 @@ def load_state(
         return None
     folder = states[-1]
     try:
+        state = _read_record(folder, next(model.parameters()).device)
         if is_sharded(model) or not (folder / WEIGHTS).exists():
             _read_sharded(model, optimizer, folder)
         else:
-            _read_whole(model, optimizer, folder)
-        return TrainState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, dcp.CheckpointException) as error:
+            _read_whole(model, optimizer, folder, untouched=state.skipped == state.step)
+        return state
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, dcp.CheckpointException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be restored ({reason}); remove it to go on from an earlier one") from None
+
+
+def _digests(folder: Path, device: torch.device) -> dict[str, str]:
+    """sha256 of every file but the record; the processes share the work."""
+    files = sorted(path for path in folder.iterdir() if path.name != STATE)
+    rank, size = world().rank, world().size
+    found = [bytes.fromhex(sha256_file(path)) if number % size == rank else bytes(32) for number, path in enumerate(files)]
+    total = bytes(map(int, world().total([float(byte) for digest in found for byte in digest], device)))
+    return {path.name: total[32 * number : 32 * (number + 1)].hex() for number, path in enumerate(files)}
+
+
+def _read_record(folder: Path, device: torch.device) -> TrainState:
+    """The state, after every file of the checkpoint was compared with its digest (older checkpoints have none)."""
+    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    digests = record.pop("files", None)
+    state = TrainState(**record)
+    if folder.name != f"step-{state.step:08}":
+        raise InputError(f"{STATE} is of step {state.step}")
+    if digests is not None:
+        found = _digests(folder, device)
+        for name in sorted(digests.keys() | found.keys()):
+            if digests.get(name) != found.get(name):
+                raise InputError(f"{name} {'is not as it was written' if name in found else 'is missing'}")
+    return state
 
 
 def _write_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -97,16 +137,35 @@ def _write_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, folder: P
         save_tensors(rest, folder / OPTIMIZER)
 
 
-def _read_whole(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
+def _read_whole(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path, untouched: bool) -> None:
+    """Read the tensors of one process; only an optimizer that no step has used (`untouched`) may lack its state."""
+    if optimizer is not None:
+        tensors = load_tensors(folder / OPTIMIZER)
+        rng = tensors.pop("rng", None)
+        if rng is None:
+            raise InputError(f"{OPTIMIZER} lacks rng")
+        if tensors or not untouched:
+            _make_state(optimizer)
+            _fill(_optimizer_tensors(model, optimizer), tensors)
+        torch.set_rng_state(rng)
     model.load_state_dict(load_tensors(folder / WEIGHTS))
-    if optimizer is None:
-        return
-    tensors, parameters = load_tensors(folder / OPTIMIZER), dict(model.named_parameters())
-    torch.set_rng_state(tensors.pop("rng"))
-    for name, value in tensors.items():
-        parameter, key = name.rsplit("/", 1)
-        target = parameters[parameter]
-        optimizer.state[target][key] = value.to(target.device)  # "step" too: the optimizer is fused
+
+
+def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Copy `found` into the tensors of the same names.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    for word, names in (("lacks", targets.keys() - found.keys()), ("has unknown", found.keys() - targets.keys())):
+        if names:
+            more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+            raise InputError(f"{OPTIMIZER} {word} {min(names)}{more}")
+    for name, target in targets.items():
+        if (target.shape, target.dtype) != (found[name].shape, found[name].dtype):
+            raise InputError(f"{OPTIMIZER}: {name} has shape {list(found[name].shape)} {found[name].dtype}, not "
+                             f"{list(target.shape)} {target.dtype}")
+        target.copy_(found[name])
 
 
 def _read_sharded(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:

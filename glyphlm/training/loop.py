@@ -20,7 +20,7 @@ from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
 from glyphlm.data.batches import IGNORED, Batch, Batches
 from glyphlm.modeling.model import GPT
-from glyphlm.training.bits_per_byte import Score, score_batches
+from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.objective import Objective
@@ -66,7 +66,7 @@ def train(
                 trainer.save()
     if not trainer.is_done:
         say(f"stopped and saved at step {state.step} of {steps}; the same command goes on from there")
-        raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(0)
+        raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return state
 
 
@@ -117,7 +117,7 @@ class _Trainer:
             self._batches.restore(found.batches)
             say(f"{self._out}: going on from step {found.step}")
         if self._world.is_main:
-            _keep_metrics(self._out / METRICS, self._state.step)
+            _keep_metrics(self._out / METRICS, self._state.step if found else -1)
         self._started = time.monotonic() - self._state.seconds
         return self._state
 
@@ -139,12 +139,21 @@ class _Trainer:
         """Score the held-out batches and log the result; every rank scores all of them."""
         paused = time.monotonic()
         self._model.eval()
-        score = score_batches(self._objective, batches, self._batches.bytes_per_id_V, self._device)
+        score = self._score(batches)
         self._model.train()
         self._started += time.monotonic() - paused  # seconds are those of training
         if score.bytes:
             self._log({"split": "validation", "loss": score.loss, "bits_per_byte": score.bits_per_byte})
             self._compare(score.bits_per_byte)
+
+    def _score(self, batches: Iterator[Batch]) -> Score:
+        try:
+            return score_batches(self._objective, batches, self._batches.bytes_per_id_V, self._device)
+        except NotFinite as error:
+            if self._settings.not_finite == "stop":
+                raise InputError(f"validation at step {self._state.step}: {error}; {self._last_saved()}") from None
+            say(f"validation at step {self._state.step}: {error}; it is left out")
+            return Score()
 
     def _compare(self, bits_per_byte: float) -> None:
         state = self._state
@@ -197,6 +206,8 @@ class _Trainer:
 
     def _count(self, batch: Batch, loss: float) -> None:
         y_N = batch.y_BT[batch.y_BT != IGNORED].numpy()
+        if not len(y_N):
+            say(f"step {self._state.step + 1} had no target: every position of its batch is masked, so it learned nothing")
         self._window.nats += loss * len(y_N)
         self._window.tokens += len(y_N)
         self._window.bytes += int(self._batches.bytes_per_id_V[y_N].sum())
@@ -227,23 +238,30 @@ class _Trainer:
             return
         state = self._state
         row = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3), **values}
+        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         with (self._out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         self._trackers.log(row)
 
 
 def _keep_metrics(path: Path, step: int) -> None:
-    """Drop rows after `step`: they are logged again, so the file has neither gaps nor doubles."""
+    """Drop rows after `step`: they are logged again, so the file has neither gaps nor doubles; and the line that a kill cut.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    lines = whole.splitlines()
+    kept = [line for number, line in enumerate(lines, 1) if _step_of(line, f"{path} line {number}") <= step]
     if path.exists():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_atomic(path, "".join(f"{row}\n" for row in rows))
+        write_atomic(path, b"".join(line + b"\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes, where: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # the line that a kill cut off
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{where} is damaged; mend or delete that line") from None
 
 
 @contextmanager

@@ -4,7 +4,31 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.training.optim import Schedule, make_schedule
+
+MOST = 10**12  # of steps, and of steps between two events
+RANGES = {
+    "steps": Range(1, MOST, whole=True),
+    "tokens": Range(1, 1e18),
+    "batch_tokens": Range(1, 2**40, whole=True),
+    "micro_batch_tokens": Range(1, 2**40, whole=True),
+    "lr": Range(0, 10),  # of AdamW: about the distance that a value moves in a step
+    "lr_floor": Range(0, 1),
+    "warmup": Range(0, 1),
+    "weight_decay": Range(0, 10),
+    "beta1": Range(0, 1, below=True),
+    "beta2": Range(0, 1, below=True),
+    "clip": Range(0, 1e12, above=True),
+    "seed": Range(0, 2**63 - 1, whole=True),
+    "log_every": Range(1, MOST, whole=True),
+    "validate_every": Range(1, MOST, whole=True),
+    "validation_tokens": Range(1, 2**60, whole=True),
+    "flat_after": Range(1, MOST, whole=True),
+    "flat_below": Range(0, 100),
+    "save_every": Range(1, MOST, whole=True),
+    "keep": Range(1, MOST, whole=True),
+}
 
 
 @dataclass
@@ -30,7 +54,7 @@ class TrainSettings:
         recompute: Whether activations inside blocks are computed again in the backward pass instead of kept.
         compile: Whether torch.compile makes the blocks into kernels of their own.
         attention: Whether a position sees all text before it in its sequence, or only its own document.
-        not_finite: What a loss or gradient that is no number does: stop, or skip that step and count it.
+        not_finite: What happens when a loss or gradient is not finite: stop, or skip that step and count it.
         seed: Of the initial weights and the order of the data.
         log_every: Steps between rows of metrics.jsonl.
         validate_every: Steps between validations.
@@ -42,6 +66,9 @@ class TrainSettings:
         save_every: Steps between checkpoints.
         keep: Checkpoints kept.
         trackers: Where rows of metrics.jsonl also go.
+
+    Raises:
+        InputError: a value is outside of RANGES, or no word of its choice.
     """
 
     steps: int | None = None
@@ -74,6 +101,9 @@ class TrainSettings:
     keep: int = 2
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        check_values(self, "train.", RANGES)
+
 
 def count_steps(settings: TrainSettings) -> int:
     """Number of optimizer steps.
@@ -86,9 +116,7 @@ def count_steps(settings: TrainSettings) -> int:
                          f"tokens: {settings.tokens}); set the other to null")
     steps = settings.steps if settings.steps is not None else int(settings.tokens // settings.batch_tokens)
     if steps < 1:
-        raise InputError(f"{steps} steps of {settings.batch_tokens} tokens train nothing; raise train.steps")
-    if settings.flat_after is not None and settings.flat_after < 1:
-        raise InputError(f"train.flat_after {settings.flat_after} is not at least 1 validation; null trains all steps")
+        raise InputError(f"train.tokens {settings.tokens:g} is less than a step of {settings.batch_tokens} tokens; raise it")
     return steps
 
 

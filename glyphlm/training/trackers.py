@@ -12,10 +12,13 @@ class Trackers:
     """Sends each row to every tracker of `names` (tensorboard, wandb, trackio); the run is called as its folder.
 
     Raises:
-        InputError: the library of a tracker is not installed.
+        InputError: a name is unknown, or the library of a tracker is not installed.
     """
 
     def __init__(self, names: Sequence[str], out: Path):
+        for name in names:
+            if name not in STARTS:
+                raise InputError(f"train.trackers {name!r} must be one of {', '.join(STARTS)}")
         self._log = [STARTS[name](out) for name in names]
 
     def log(self, row: Mapping[str, Any]) -> None:
