@@ -1,29 +1,49 @@
-# Everything from nothing: `make quickstart` and `make test` make .venv, install, and run.
+# Everything from nothing: `make quickstart` and `make test` make .venv, install the versions of constraints.txt, and run.
 VENV ?= .venv
 PYTHON ?= python3
-READY := $(VENV)/.ready
+CORE := $(VENV)/.core
+TEST := $(VENV)/.test
+INSTALL = PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint fonts clean
+.PHONY: quickstart test lint fonts lock clean
 
-quickstart: $(READY) fonts
+quickstart: fonts $(CORE)
 	$(VENV)/bin/glyphlm quickstart --out runs/quickstart
 
-test: $(READY) fonts
+test: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile --durations=10
 
-lint: $(READY)
+lint: $(TEST)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
 
 fonts:
 	@sh scripts/unifont.sh
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+
+$(CORE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
 	touch $@
+
+$(TEST): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@sh scripts/unifont.sh --required
+	$(INSTALL) -e '.[test,lint]'
+	touch $(CORE) $@
+
+# The versions of everything, for every supported Python and system. What is locked stays; UPGRADE=--upgrade takes the newest.
+UPGRADE ?=
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile pyproject.toml --constraints constraints.in --all-extras --universal --python-version 3.11 \
+		$(UPGRADE) --no-config --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --quiet --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

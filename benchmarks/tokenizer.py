@@ -28,7 +28,7 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from glyphlm.analysis.tokenizers import MB, Timed, limited, tell_apart
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import to_lines
+from glyphlm.base.records import to_lines
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.corpus.reading import Passage, passages
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer

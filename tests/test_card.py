@@ -7,7 +7,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import sha256_file, to_lines
+from glyphlm.base.outputs import sha256_file
+from glyphlm.base.records import to_lines
 from glyphlm.runs.card import CardSettings, write_card
 
 SUMMARY = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glyphlm.base.outputs import to_json
+from glyphlm.base.records import to_json
 from glyphlm.cli.main import VERBS, main
 
 RECIPE = """

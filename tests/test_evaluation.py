@@ -11,7 +11,7 @@ import torch
 from examinees import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import read_lines
+from glyphlm.base.records import read_json_lines
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.corpus.phrasebook import phrases
@@ -70,8 +70,8 @@ def test_a_fused_model_is_examined_like_any_other_and_a_model_fused_with_itself_
 
 def test_every_row_has_a_value_an_interval_and_what_it_is_over(run, tasks, tmp_path):
     found = evaluate([run], list(tasks.values()), tmp_path / "out.jsonl")
-    assert found.rows == read_lines(tmp_path / "out.jsonl") and found.comparisons == []
-    assert [{**row, "run": str(run)} for row in read_lines(run / "results.jsonl")] == found.rows
+    assert found.rows == read_json_lines(tmp_path / "out.jsonl") and found.comparisons == []
+    assert [{**row, "run": str(run)} for row in read_json_lines(run / "results.jsonl")] == found.rows
     for row in found.rows:
         several = row.get("items", row.get("documents")) > 1 or "Wilson" in row["interval"]
         assert row["low"] <= row["value"] <= row["high"]
@@ -100,7 +100,7 @@ def test_what_is_done_is_not_computed_again(run, tasks, tmp_path, monkeypatch, s
     monkeypatch.setattr(evaluation, "examine", lambda *given: asked.append(given[1].name) or examine(*given))
     second = evaluate([run], wanted, out, settings=settings)
     assert asked == ["squad"] and second.rows[: len(first.rows)] == first.rows
-    assert read_lines(out) == second.rows and len(read_lines(run / "results.jsonl")) == len(second.rows)
+    assert read_json_lines(out) == second.rows and len(read_json_lines(run / "results.jsonl")) == len(second.rows)
     evaluate([run], wanted, out, settings=settings)
     assert asked == ["squad"]
 
@@ -117,7 +117,7 @@ def test_what_was_made_from_something_else_is_computed_again(tokenizer, tasks, t
     second = evaluate([run], [tasks["mmlu"]], settings=EvalSettings(limit=5 if change == "settings" else None),
                       log_items=tmp_path / "items" if change == "log" else None)  # fmt: skip
     assert (second.rows == first.rows) == (change == "log")
-    assert read_lines(run / "results.jsonl") == [{k: v for k, v in row.items() if k != "run"} for row in second.rows]
+    assert read_json_lines(run / "results.jsonl") == [{k: v for k, v in row.items() if k != "run"} for row in second.rows]
     assert (tmp_path / "items").exists() == (change == "log")
 
 
@@ -266,7 +266,7 @@ def test_rows_of_the_same_task_protocol_and_source_are_replaced(tmp_path):
     others = [row | {"source": "b"}, row | {"protocol": "sampled"}, row | {"run": "r"}]
     keep_results(tmp_path / "results.jsonl", [row, row | {"subject": "y"}, *others])
     keep_results(tmp_path / "results.jsonl", [row | {"value": 1}])
-    assert read_lines(tmp_path / "results.jsonl") == [*others, row | {"value": 1}]
+    assert read_json_lines(tmp_path / "results.jsonl") == [*others, row | {"value": 1}]
 
 
 def test_a_model_of_nan_gives_no_results(tokenizer, tasks, tmp_path):

@@ -1,11 +1,17 @@
 """Outputs appear whole or not at all, are found again, and are never overwritten by something else."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from glyphlm.base import outputs
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import RECORD, Build, read_build, sha256_file, to_json, write_atomic
+from glyphlm.base.names import BUILD
+from glyphlm.base.outputs import Build, holds_nothing, one_writer, read_build, sha256_file, write_atomic
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def make(out, **changes):
 
 
 def siblings(out):
-    return sorted(path.name for path in out.parent.iterdir())
+    return sorted(path.name for path in out.parent.iterdir()) if out.parent.exists() else []
 
 
 # Found again
@@ -42,7 +48,7 @@ def test_a_place_without_files_is_not_done(out, there):
 def test_an_empty_folder_is_filled(out):
     out.mkdir(parents=True)
     make(out)
-    assert sorted(path.name for path in out.iterdir()) == [RECORD, "content"]
+    assert sorted(path.name for path in out.iterdir()) == [BUILD, "content"]
 
 
 def test_the_same_build_is_done_and_loads_its_result(out):
@@ -72,6 +78,38 @@ def test_another_build_is_refused_with_the_difference_and_both_values(out, chang
         build(**changes).is_done(out)
 
 
+DIGESTS = [f"{number}" * 64 for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        ({"moved/a.txt": DIGESTS[0], "moved/b.txt": DIGESTS[1]}, True),
+        ({"a.txt": DIGESTS[0], "c.txt": DIGESTS[1]}, True),
+        ({"a.txt": DIGESTS[1], "b.txt": DIGESTS[0]}, False),
+        ({"moved/a.txt": DIGESTS[0], "moved/b.txt": DIGESTS[2]}, False),
+        ({"moved/a.txt": DIGESTS[0]}, False),
+        ({"moved/a.txt": DIGESTS[0], "b.txt": DIGESTS[1], "c.txt": DIGESTS[2]}, False),
+    ],
+)
+def test_inputs_are_known_by_their_digests_whatever_they_are_called(out, now, same):
+    done = Build("thing", {}, {"a.txt": DIGESTS[0], "b.txt": DIGESTS[1]})
+    with done.folder(out):
+        pass
+    if same:
+        assert Build("thing", {}, now).is_done(out)
+    else:
+        with pytest.raises(InputError, match="already holds other work"):
+            Build("thing", {}, now).is_done(out)
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_name(out):
+    with Build("thing", {}, {"hf:one": "hub"}).folder(out):
+        pass
+    with pytest.raises(InputError, match="hf:one = 'hub', not None"):
+        Build("thing", {}, {"hf:two": "hub"}).is_done(out)
+
+
 def test_a_setting_that_was_dropped_is_a_difference(out):
     make(out, settings={"old": 1})
     with pytest.raises(InputError, match="old = 1, not None"):
@@ -87,8 +125,25 @@ def test_a_folder_of_someone_else_is_refused(out):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file"):
+    with pytest.raises(InputError, match="file is a file, and the output is a folder; choose another name"):
         build().is_done(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [".", "", "../here", "../link"])
+def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="the folder you are in.*name a new folder"):
+        build().is_done(Path(name))
+
+
+def test_a_linked_folder_is_filled_where_it_is(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    make(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / BUILD).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
 def test_reading_a_missing_folder_names_it(out):
@@ -99,8 +154,8 @@ def test_reading_a_missing_folder_names_it(out):
 @pytest.mark.parametrize("damage", [b"", b'{"made": "th', b"\xff\xfe\x00", b"[]", b"7", b'{"made": "thing"}', b'{"x": 1}'])
 def test_a_damaged_record_is_refused_with_its_name(out, damage):
     make(out)
-    (out / RECORD).write_bytes(damage)
-    with pytest.raises(InputError, match=f"{out / RECORD} is damaged .*; remove {out} and make it again"):
+    (out / BUILD).write_bytes(damage)
+    with pytest.raises(InputError, match=f"{out / BUILD} is damaged .*; remove {out} and make it again"):
         build().is_done(out)
 
 
@@ -128,15 +183,17 @@ def test_the_folder_is_not_there_before_it_is_whole(out):
 
 def test_a_folder_that_holds_files_is_never_replaced(out):
     make(out)
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(InputError, match="made by another process meanwhile"):
         make(out, settings={"size": 4})
     assert read_build(out).settings["size"] == 3 and siblings(out) == [out.name]
 
 
 def test_what_a_killed_process_left_is_no_obstacle(out):
-    left = out.with_name(f".{out.name}.partial")
+    left = out.with_name(f".{out.name}.99999.partial")
     left.mkdir(parents=True)
     (left / "half").touch()
+    out.mkdir()
+    (out / ".summary.json.99999.partial").touch()
     make(out)
     assert not (out / "half").exists() and siblings(out) == [out.name]
 
@@ -166,13 +223,123 @@ def test_text_that_cannot_be_written_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Forms
-
-
-def test_json_is_sorted_and_keeps_real_characters():
-    assert to_json({"b": "я", "a": 1}) == '{\n  "a": 1,\n  "b": "я"\n}\n'
+# Digests
 
 
 def test_the_digest_is_sha256_of_the_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# One writer
+
+HOLD = """
+import sys, time
+from glyphlm.base.outputs import one_writer
+with one_writer(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(out):
+    """Another process that holds `out`."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_and_the_holder_named(out, holder):
+    place = f"process {holder.pid} on .+ since .+-c {out}"
+    with pytest.raises(InputError, match=f"{out} is being written by {place}.*; wait .* or choose another --out"):
+        with one_writer(out):
+            pass
+    with pytest.raises(InputError, match=f"process {holder.pid}"):
+        make(out)
+
+
+def test_every_spelling_of_a_folder_is_the_same_lock(out, holder, monkeypatch):
+    out.mkdir()
+    (out.parent / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    for name in (".", "../here", "../link", out.parent / "link"):
+        with pytest.raises(InputError, match="is being written"), one_writer(name):
+            pass
+
+
+def test_a_killed_holder_does_not_block(out, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    make(out)
+    assert siblings(out) == [out.name]
+
+
+def test_blocks_of_one_process_lie_inside_each_other(out):
+    with one_writer(out), one_writer(out):
+        make(out)
+        assert siblings(out) == [f".{out.name}.lock", out.name]
+    assert siblings(out) == [out.name]
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError), one_writer(tmp_path / "a" / "b" / "c"):
+        raise InputError("no")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_in_a_folder_is_no_content(tmp_path, monkeypatch):
+    """Beside a folder where a file system begins other machines would not see it."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
+    with one_writer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"] and holds_nothing(tmp_path)
+
+
+def test_where_nothing_can_be_written_there_is_nothing_to_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with one_writer(tmp_path / "out"):
+        assert not any(tmp_path.iterdir())
+
+
+def test_the_top_of_a_file_system_is_no_output():
+    with pytest.raises(InputError, match="/ is the top of a file system"), one_writer("/"):
+        pass
+
+
+def test_a_file_system_without_locks_is_reported(out, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(outputs, "_lock", no_locks)
+    with one_writer(out):
+        assert "no locks here (Function not implemented)" in capsys.readouterr().err
+
+
+def test_only_the_first_process_of_torchrun_takes_the_lock(out, holder, monkeypatch):
+    monkeypatch.setattr(outputs, "IS_MAIN", False)
+    with one_writer(out):
+        pass
+
+
+PAIR = """
+import sys
+from pathlib import Path
+from glyphlm.base.outputs import Build
+build = Build("thing", {}, {})
+if not build.is_done(Path(sys.argv[1])):
+    with build.folder(Path(sys.argv[1])) as partial:
+        (partial / "content").write_text("x" * 1000)
+"""
+
+
+def test_of_processes_that_start_together_one_makes_it_and_the_others_are_refused(tmp_path):
+    """Each leaves a whole folder and no other file, whoever was first."""
+    for number in range(4):
+        place = tmp_path / f"{number}"
+        pair = [subprocess.Popen([sys.executable, "-c", PAIR, str(place)], stderr=subprocess.PIPE) for _ in range(2)]
+        errors = [process.communicate()[1].decode() for process in pair]
+        assert 0 in [process.returncode for process in pair]
+        assert all("InputError" in error for process, error in zip(pair, errors) if process.returncode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}" for number in range(4)]
+    assert all((path / "content").read_text() == "x" * 1000 for path in tmp_path.iterdir())

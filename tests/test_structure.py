@@ -39,7 +39,7 @@ OWNERS = {
     },
     "transformers": {"evaluation.model", "modeling.hf", "runs.folder"},
     "wrapt": {"__init__"},
-    "yaml": {"experiments.recipe"},
+    "yaml": {"base.records", "experiments.recipe"},
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {"modeling.fusion", "modeling.hf", "modeling.mixing", "modeling.model", "modeling.together"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import read_lines
+from glyphlm.base.records import read_json_lines
 from glyphlm.cli.parser import Parser
 from glyphlm.experiments.recipe import recipe_text
 from glyphlm.planning.plan import PlanSettings, make_plans
@@ -235,7 +235,7 @@ def test_a_study_is_made_after_a_kill_without_an_arm_that_fails_and_found_done()
     results = study(Study(**settings), Path("out"), unlock=True)
     made = flags()
     assert begun.items() <= made.items() and len(made) == 6  # tokenizer, shards, two substrates, two trainings
-    rows = read_lines(Path("out/results.jsonl"))
+    rows = read_json_lines(Path("out/results.jsonl"))
     assert {row["arm"] for row in rows if row["measure"] == "bits per byte, validation"} == {"bits", "learned"}
     text = results.read_text()
     assert "missing.npy does not exist; name a file that does" in text and "Not trained: broken 1.\n" in text

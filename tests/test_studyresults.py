@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from glyphlm.base.outputs import read_lines, to_lines, write_atomic
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.studies.claims import Claim, detectable
 from glyphlm.studies.commands import Model, Study
@@ -108,7 +109,7 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
             f"| {low:+.4f} to {high:+.4f} | 0.02 | supported | --only frozen trained |\n") in text
     assert ("| more is known | – | trained − both | boolq | – | – | better | not decidable: arm both was not made "
             "| --only trained frozen |\n") in text
-    rows = read_lines(tmp_path / "claims.jsonl")
+    rows = read_json_lines(tmp_path / "claims.jsonl")
     assert [row["verdict"] for row in rows] == ["supported", "not decidable"]
     assert rows[0]["command"] == "glyphlm study s.yaml --out out --only frozen trained"
     page = (tmp_path / "report.html").read_text()
@@ -117,7 +118,7 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
 
 def test_without_claims_nothing_is_said_of_them(found, tmp_path):
     assert "## Claims" not in write(found, tmp_path)
-    assert not read_lines(tmp_path / "claims.jsonl") and 'id="claims"' not in (tmp_path / "report.html").read_text()
+    assert not read_json_lines(tmp_path / "claims.jsonl") and 'id="claims"' not in (tmp_path / "report.html").read_text()
 
 
 def test_what_failed_is_told_with_its_reason_and_not_measured(found, tmp_path):

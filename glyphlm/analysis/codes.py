@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, to_json, write_atomic
+from glyphlm.base.outputs import Build, write_atomic
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import WEIGHTS
 from glyphlm.modeling.model import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate

@@ -24,8 +24,9 @@ from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_names, find_
 from glyphlm.analysis.separability import class_mean, class_sums, gain, knn_right, linear_right, reciprocal_ranks
 from glyphlm.analysis.tokenizers import named
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, read_lines, to_json, to_lines
+from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter
+from glyphlm.base.records import read_json_lines, to_json, to_lines
 from glyphlm.corpus.reading import describe, find_sources
 from glyphlm.evaluation.stats import bootstrap
 from glyphlm.modeling.model import GPT, scale_rows
@@ -67,7 +68,7 @@ def probe(
             rows += [{"run": label, **row} for row in found]
         with build.folder(out) as folder:
             _write(folder, rows)
-    return read_lines(out / ROWS)
+    return read_json_lines(out / ROWS)
 
 
 def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run: str | None = None) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from glyphlm.analysis.growth_view import labelled
 from glyphlm.analysis.run_data import NUMBER, TEXT, Run, finite, told_run
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import to_json
+from glyphlm.base.records import to_json
 from glyphlm.evaluation.published import published_line
 from glyphlm.evaluation.stats import against_chance, holm, over_seeds
 from glyphlm.evaluation.text import PERCENT, shown

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import read_lines
 from glyphlm.base.progress import say
+from glyphlm.base.records import read_json_lines
 
 NUMBER = (int, float)
 TEXT = (str,)
@@ -81,7 +81,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read_run(folder: Path) -> Run:
     summary = _read_summary(folder / "summary.json")
-    metrics = read_lines(folder / "metrics.jsonl", METRICS)
+    metrics = read_json_lines(folder / "metrics.jsonl", METRICS, finite=False)
     sheet, settings = folder / "glyphs.png", folder / "settings.yaml"
     return Run(
         label=summary["name"],
@@ -89,8 +89,8 @@ def _read_run(folder: Path) -> Run:
         summary=summary,
         train=[row for row in metrics if row["split"] == "train"],
         validation=[row for row in metrics if row["split"] == "validation"],
-        results=read_lines(folder / "results.jsonl", RESULTS),
-        samples=read_lines(folder / "samples.jsonl", SAMPLES),
+        results=read_json_lines(folder / "results.jsonl", RESULTS),
+        samples=read_json_lines(folder / "samples.jsonl", SAMPLES),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else None,
     )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, read_lines, to_lines
+from glyphlm.base.outputs import Build
+from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.corpus.reading import STRICT, Passage, Reading, describe, find_sources, passages
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -90,7 +91,7 @@ def compare(
     if not build.is_done(out):
         with build.folder(out) as partial:
             _write(partial, _rows(tokenizers, sources, limit_mb, reading))
-    return read_lines(out / ROWS)
+    return read_json_lines(out / ROWS)
 
 
 def named(folders: Sequence[str]) -> dict[str, str]:

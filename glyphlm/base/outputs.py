@@ -1,23 +1,37 @@
-"""Outputs appear whole or not at all, say what they were made from, and are never overwritten by something else."""
+"""Outputs appear whole or not at all, say what they were made from, have one writer, and are never overwritten."""
 
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import BUILD, LOCK
+from glyphlm.base.progress import IS_MAIN, say
+from glyphlm.base.records import parse_json, read_json, to_json
 
-RECORD = "build.json"
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+SHA256 = re.compile("[0-9a-f]{64}")
+WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the text, which others can still read there
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to a temporary sibling and rename it: a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     payload = data.encode() if isinstance(data, str) else data
     try:
         with partial.open("wb") as file:
@@ -30,61 +44,165 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
-def to_json(value: Any) -> str:
-    """The one JSON form of the project: sorted keys, real characters, a newline at the end."""
-    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-
-
-def to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as JSON lines, with real characters."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def read_lines(path: Path, needed: Mapping[str, tuple[type, ...]] | None = None) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with the `needed` keys of these types; no file, no rows.
-
-    Raises:
-        InputError: a line is damaged; file and line are named.
-    """
-    rows = []
-    # Bytes, because text would also be cut at the line separators of Unicode that a row may hold.
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
-        fault = _fault(line, needed or {})
-        if fault:
-            raise InputError(f"{path} line {number} is damaged ({fault}); mend or delete that line")
-        rows.append(json.loads(line))
-    return rows
-
-
-def _fault(line: bytes, needed: Mapping[str, tuple[type, ...]]) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return "not JSON"
-    if not isinstance(row, dict):
-        return "not an object"
-    return next((f"no valid {key!r}" for key, types in needed.items() if not isinstance(row.get(key), types)), None)
-
-
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def partial_of(out: Path) -> Path:
-    """The hidden sibling in which `out` is made."""
-    return out.with_name(f".{out.name}.partial")
+# The one writer of a folder
+
+_held: dict[Path, int] = {}  # lock file -> how often this process holds it
 
 
 @contextmanager
-def replaced_folder(out: Path, resume: bool = False) -> Iterator[Path]:
+def one_writer(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` for this process while the block runs; its blocks may lie inside each other.
+
+    The lock belongs to the operating system (flock; on Windows a locked byte), so it ends with its process however that
+    ends, and a requeued job finds it free. Its file is beside the folder, `.NAME.lock`, and inside of it, `.lock`, where
+    nothing can be written beside it or a file system begins there. Leftovers of killed writers (`.NAME.PID.partial`) are
+    removed. Of the processes of torchrun the first holds it for all; a worker that fills a folder of its own inside
+    of `folder` holds that one.
+
+    Network file systems: NFS (v3 with a lock daemon, v4), CephFS, GPFS, and Lustre mounted with `flock` pass the lock on
+    to all machines. After the death of a machine NFS frees it when the server's lease ends, about a minute. Lustre with
+    `localflock` and older SMB know it on one machine only. Where there are no locks at all one line says so, and it is
+    for the user to run one command at a time.
+
+    Raises:
+        InputError: another process holds it; process, machine, command and time are named.
+    """
+    path = _lock_file(Path(folder))
+    if not IS_MAIN or path is None or path in _held:
+        with _counted(path):
+            yield
+        return
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        file = _locked(path, folder)
+        try:
+            with _counted(path):
+                _remove_leftovers(Path(folder).resolve())
+                yield
+        finally:
+            with suppress(OSError):  # Windows keeps open files
+                path.unlink()
+            os.close(file)
+    finally:
+        for parent in made:
+            with suppress(OSError):  # not empty
+                parent.rmdir()
+
+
+def _lock_file(folder: Path) -> Path | None:
+    """None where this user can write nothing, so that there is nothing to lock: a finished output on a read-only disk."""
+    folder = folder.resolve()
+    if not folder.name:
+        raise InputError(f"{folder} is the top of a file system and no output; name a folder in it")
+    beside = next(parent for parent in folder.parents if parent.exists())
+    if os.access(beside, os.W_OK) and not os.path.ismount(folder):
+        return folder.with_name(f".{folder.name}{LOCK}")
+    return folder / LOCK if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def _counted(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    _held[path] = _held.get(path, 0) + 1
+    try:
+        yield
+    finally:
+        _held[path] -= 1
+        if not _held[path]:
+            del _held[path]
+
+
+def _locked(path: Path, folder: str | Path) -> int:
+    """The open lock file of this process, its holder written into it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # a command that failed removed the folder that it had made
+        except PermissionError:
+            raise InputError(f"{path} belongs to another user; when no command of theirs runs, have it removed, or choose "
+                             "another --out") from None
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            os.close(file)
+            raise InputError(f"{folder} is being written by {_holder(path)}; wait until that ends, or choose another "
+                             "--out") from None
+        except OSError as error:
+            say(f"{folder}: no locks here ({error.strerror}); make sure that no other command writes this folder")
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            break
+        os.close(file)  # the last holder removed it between the two calls
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
+              "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(file, 0)
+    os.write(file, to_json(holder).encode())
+    return file
+
+
+def _lock(file: int) -> None:
+    if sys.platform == "win32":
+        os.lseek(file, WINDOWS_BYTE, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        os.lseek(file, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = parse_json(path.read_text(encoding="utf-8", errors="replace"), path)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command'][:200]})"
+    except (OSError, InputError, KeyError):  # it has just begun or ended
+        return "another process"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What killed writers of this folder left: who holds the lock is the only one who can be making anything."""
+    own = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.partial")
+    beside = [found for found in folder.parent.iterdir() if own.fullmatch(found.name)] if folder.parent.is_dir() else []
+    inside = [found for found in folder.glob(".*.partial") if re.fullmatch(r"\..*\.\d+\.partial", found.name)]
+    for found in beside + inside:
+        shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+
+
+# Folders that are made as a whole
+
+
+def partial_of(out: Path) -> Path:
+    """The hidden sibling in which several processes of one command, or one after the other, make `out`."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether an output folder is missing or empty; a lock in it does not count.
+
+    Raises:
+        InputError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and the output is a folder; choose another name")
+    return not folder.exists() or all(found.name == LOCK for found in folder.iterdir())
+
+
+@contextmanager
+def replaced_folder(out: Path, resume: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it does not.
 
-    With `resume` it does not vanish: what a stopped run left there is found by the next.
+    With `resume` it does not vanish: what a stopped run left there is found by the next. With `shared` it is
+    `partial_of(out)`, which other processes of the command fill, too. Otherwise its name is this process's own.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(out)
+    partial = partial_of(out) if resume or shared else out.with_name(f".{out.name}.{os.getpid()}.partial")
     if not resume:
         shutil.rmtree(partial, ignore_errors=True)  # what an earlier kill left
     partial.mkdir(exist_ok=True)
@@ -103,8 +221,8 @@ def replaced_folder(out: Path, resume: bool = False) -> Iterator[Path]:
 class Build:
     """One output folder: what it is (`made`), from which settings and inputs, and what came out (`result`).
 
-    The three are written into the folder as build.json, so that the same command run again finds its work done and
-    another command refuses to overwrite it.
+    The four are written into the folder as build.json, so that the same command run again finds its work done and
+    another command refuses to overwrite it. Inputs are known by their digests: a file may be renamed or moved.
     """
 
     made: str
@@ -116,9 +234,11 @@ class Build:
         """Whether `out` already holds exactly this build; True also loads its `result`.
 
         Raises:
-            InputError: `out` holds something else; the first difference is named.
+            InputError: `out` holds something else (the first difference is named), or cannot be replaced by a folder.
         """
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if holds_nothing(out):
+            if Path.cwd().is_relative_to(out.resolve()):
+                raise InputError(f"{out} is the folder you are in, or above it; name a new folder, such as {out / 'out'}")
             return False
         found = read_build(out)
         difference = self._difference(found)
@@ -131,22 +251,38 @@ class Build:
     def folder(self, out: Path, resume: bool = False) -> Iterator[Path]:
         """Yield the folder to fill; build.json is written last and the whole appears at `out` by one rename.
 
-        With `resume` it still holds what a stopped run left there.
+        With `resume` it still holds what a stopped run left there. `out` is locked until then.
+
+        Raises:
+            InputError: another process writes `out`, or did so since `is_done`.
         """
-        with replaced_folder(out, resume) as partial:
-            yield partial
-            record = {"made": self.made, "settings": self.settings, "inputs": self.inputs, "result": self.result}
-            (partial / RECORD).write_text(to_json(record), encoding="utf-8")
+        with one_writer(out):
+            if not holds_nothing(out):
+                raise InputError(f"{out} was made by another process meanwhile; run the command again to use it")
+            with replaced_folder(out.resolve() if out.is_symlink() else out, resume) as partial:
+                yield partial
+                (partial / BUILD).write_text(to_json(vars(self)), encoding="utf-8")
 
     def _difference(self, found: "Build") -> str | None:
         if found.made != self.made:
             return f"made = {found.made!r}, not {self.made!r}"
+        was, now = vars(found), json.loads(json.dumps(vars(self)))
         for part in ("settings", "inputs"):
-            was, now = getattr(found, part), json.loads(json.dumps(getattr(self, part)))
-            for key in sorted(was.keys() | now.keys()):
-                if was.get(key) != now.get(key):
-                    return f"{key} = {was.get(key)!r}, not {now.get(key)!r}"
+            if part == "inputs" and same_inputs(was[part], now[part]):
+                continue
+            for key in sorted(was[part].keys() | now[part].keys()):
+                if was[part].get(key) != now[part].get(key):
+                    return f"{key} = {was[part].get(key)!r}, not {now[part].get(key)!r}"
         return None
+
+
+def same_inputs(was: Any, now: Any) -> bool:
+    """Whether two records of inputs (name -> sha256) tell of the same content, whatever the names of the files are."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return was == now
+    gone, new = ([part[key] for key in part.keys() - other.keys()] for part, other in ((was, now), (now, was)))
+    renamed = all(isinstance(value, str) and SHA256.fullmatch(value) for value in gone) and sorted(gone) == sorted(new)
+    return renamed and all(same_inputs(was[key], now[key]) for key in was.keys() & now.keys())
 
 
 def read_build(folder: Path) -> Build:
@@ -155,14 +291,16 @@ def read_build(folder: Path) -> Build:
     Raises:
         InputError: there is no such folder, or none of our commands made it.
     """
-    path = Path(folder) / RECORD
-    try:
-        return Build(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        what = "holds files but no build.json" if Path(folder).exists() else "does not exist"
-        raise InputError(f"{folder} {what}: give a folder that a glyphlm command made, or an empty one") from None
-    except (ValueError, TypeError, NotADirectoryError) as error:  # ValueError: no JSON, or not even text
-        raise InputError(f"{path} is damaged ({error}); remove {folder} and make it again") from None
+    path = Path(folder) / BUILD
+    if not path.is_file():
+        what = "holds files but no build.json" if Path(folder).is_dir() else "does not exist or is a file"
+        raise InputError(f"{folder} {what}: give a folder that a glyphlm command made, or an empty one")
+    cure = f"remove {folder} and make it again"
+    found = read_json(path, cure=cure)
+    kinds = {"made": str, "settings": dict, "inputs": dict, "result": dict}
+    if found.keys() != kinds.keys() or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+        raise InputError(f"{path} is damaged (it does not hold {', '.join(kinds)} alone, each of its type); {cure}")
+    return Build(**found)
 
 
 def first_difference(was: Any, now: Any, name: str = "") -> str | None:

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from glyphlm.base.outputs import to_json, write_atomic
+from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import IS_MAIN
+from glyphlm.base.records import to_json
 from glyphlm.cli.parser import TEXTS, Parser
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, to_json
+from glyphlm.base.outputs import Build
 from glyphlm.base.progress import say
+from glyphlm.base.records import to_json
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, Substrate

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import first_difference, to_json, write_atomic
+from glyphlm.base.outputs import first_difference, write_atomic
+from glyphlm.base.records import to_json
 
 RECORD, ROWS, KEYS = "cache.json", "rows.f32", "keys.bin"
 SLOT = np.dtype([("key", "S16"), ("checksum", "<u4")])

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import to_lines, write_atomic
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.records import to_lines
 from glyphlm.corpus.cldr import ARTICLE, Subject, subjects
 
 TOLD = {"en": 2, "ru": 2, "zh": 4}  # training paragraphs a subject: Chinese says the same in half the characters

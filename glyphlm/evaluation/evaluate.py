@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glyphlm.base.devices import resolve_precision
-from glyphlm.base.outputs import read_lines, to_lines, write_atomic
+from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
+from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.corpus.reading import STRICT, Reading
 from glyphlm.evaluation.examination import BITS, Asked, EvalSettings, ask, examine
 from glyphlm.evaluation.item_log import compare_items, folder_name, log_name, read_log, result_rows
@@ -95,7 +96,7 @@ def _finished(
     places = [(examinee.folder / RESULTS, None)] if examinee.folder else []
     for place, run in [*places, *([(out, examinee.name)] if out else [])]:
         asked_for = {"run": run, "task": task.name, "source": task.source, "made_from": made_from}
-        found = [row for row in read_lines(place) if all(row.get(key) == value for key, value in asked_for.items())]
+        found = [row for row in read_json_lines(place) if all(row.get(key) == value for key, value in asked_for.items())]
         if found:
             rows = [{key: value for key, value in row.items() if key != "run"} for row in found]
             return rows, read_log(path) if path else None
@@ -118,7 +119,7 @@ def _keep(
 def keep_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a results file; all rows of the same run, task, protocol and source are replaced."""
     new = {_key(row) for row in rows}
-    write_atomic(path, to_lines([*(row for row in read_lines(path) if _key(row) not in new), *rows]))
+    write_atomic(path, to_lines([*(row for row in read_json_lines(path) if _key(row) not in new), *rows]))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import read_lines, to_json
+from glyphlm.base.records import read_json_lines, to_json
 from glyphlm.evaluation import stats
 from glyphlm.evaluation.answers import Corpus, squad_scores, translation_measures
 
@@ -208,7 +208,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file, a line is damaged, or it holds none.
     """
-    rows = read_lines(Path(path), NEEDED)
+    rows = read_json_lines(Path(path), NEEDED)
     if not rows:
         raise InputError(f"{path} does not exist or is empty; make it with: glyphlm eval ... --log-items FOLDER")
     return rows

@@ -15,8 +15,9 @@ import torch
 
 from glyphlm.base.devices import local_device
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import first_difference, read_lines, to_json, to_lines, write_atomic
+from glyphlm.base.outputs import first_difference, write_atomic
 from glyphlm.base.progress import say
+from glyphlm.base.records import read_json_lines, to_json, to_lines
 from glyphlm.composition.fuse import describe_fusion
 from glyphlm.data.batches import (
     Batch,
@@ -259,7 +260,7 @@ def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
 
 def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
     """What came out: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
-    last = {row["split"]: row for row in read_lines(out / METRICS)}
+    last = {row["split"]: row for row in read_json_lines(out / METRICS)}
     train, validation = last.get("train", {}), last.get("validation", {})
     floor = unigram_bits_per_byte(arm.training, arm.validation()) if arm.held_out else None
     return {

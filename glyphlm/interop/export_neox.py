@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, to_json
+from glyphlm.base.outputs import Build
 from glyphlm.base.progress import say
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import WEIGHTS, save_tensors
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.card import RESULTS, write_card

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.hub import fetch
-from glyphlm.base.outputs import Build, to_json
+from glyphlm.base.outputs import Build
 from glyphlm.base.progress import say
+from glyphlm.base.records import to_json
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.interop.checkpoint_files import digests, read_config, read_sizes, read_tokenizer, read_weights, weight_files

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import RECORD, read_build
+from glyphlm.base.names import BUILD
+from glyphlm.base.outputs import read_build
 from glyphlm.base.progress import say
 from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.experiments.recipe import Recipe
@@ -107,7 +108,7 @@ def vocabulary_size(settings: TokenizerSettings) -> int:
     Raises:
         InputError: neither tells it.
     """
-    if settings.path and (Path(settings.path) / RECORD).is_file():
+    if settings.path and (Path(settings.path) / BUILD).is_file():
         return _built(settings.path, "tokenizer")["vocab_size"]
     for folder in (settings.path, settings.base):
         if folder and Path(folder).exists():

@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from glyphlm.base.outputs import read_lines, sha256_file, write_atomic
+from glyphlm.base.outputs import sha256_file, write_atomic
+from glyphlm.base.records import read_json_lines
 from glyphlm.base.tensors import WEIGHTS
 from glyphlm.runs.folder import SAMPLING
 
@@ -50,7 +51,8 @@ def card_text(run: Path, summary: dict[str, Any], settings: CardSettings) -> str
         InputError: results.jsonl is damaged.
     """
     recipe = (run / "settings.yaml").read_text(encoding="utf-8") if (run / "settings.yaml").is_file() else ""
-    rows = [row for row in read_lines(run / RESULTS) if all(isinstance(row.get(key), MEASURED[key]) for key in MEASURED)]
+    results = read_json_lines(run / RESULTS)
+    rows = [row for row in results if all(isinstance(row.get(key), MEASURED[key]) for key in MEASURED)]
     parts = [_front_matter(summary, settings, recipe, rows), _introduction(summary)]
     parts += [_table(rows)] if rows else []
     parts += [_usage(run, summary["name"]), _origin(run, summary, recipe), _citation()]

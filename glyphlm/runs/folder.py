@@ -18,7 +18,8 @@ import transformers
 from transformers import GenerationConfig
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import sha256_file, to_json, write_atomic
+from glyphlm.base.outputs import sha256_file, write_atomic
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import TENSOR_ERRORS, WEIGHTS, as_os_errors, share
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM

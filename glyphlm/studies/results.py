@@ -10,8 +10,9 @@ from typing import Any
 
 from glyphlm.analysis.plots import draw_held_out
 from glyphlm.analysis.report import write_report
-from glyphlm.base.outputs import read_lines, to_lines, write_atomic
+from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
+from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import BITS, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
@@ -55,7 +56,7 @@ def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
 
 
 def _of_evaluation(path: Path) -> Iterator[Row]:
-    for row in read_lines(path):
+    for row in read_json_lines(path):
         told = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
         name = f"{' '.join(filter(None, told))}, {row['source']}"
         yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
@@ -165,7 +166,7 @@ def _curves(models: Sequence[Model], done: set[str]) -> str | None:
     logged: dict[str, dict[int, list[float]]] = {}
     for model in models:
         if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
-            for row in read_lines(model.run / "metrics.jsonl"):
+            for row in read_json_lines(model.run / "metrics.jsonl", finite=False):
                 if row["split"] == "validation":
                     logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
     means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, read_build, sha256_file, to_json
+from glyphlm.base.outputs import Build, read_build, sha256_file
 from glyphlm.base.progress import say
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import WEIGHTS, load_ending, load_tensors, save_tensors
 from glyphlm.modeling.model import Substrate, SubstrateConfig
 from glyphlm.substrate.codes import (

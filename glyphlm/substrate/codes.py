@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import to_json
 from glyphlm.base.progress import meter
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.modeling.model import Substrate, SubstrateConfig, scale_rows
 

@@ -20,9 +20,11 @@ import numpy as np
 
 from glyphlm.base.cluster import Engine
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import RECORD, Build, sha256_file, to_json, write_atomic
+from glyphlm.base.names import BUILD
+from glyphlm.base.outputs import Build, sha256_file, write_atomic
 from glyphlm.base.processes import share_out
 from glyphlm.base.progress import meter, say
+from glyphlm.base.records import to_json
 from glyphlm.corpus.cldr import language_name
 from glyphlm.corpus.reading import STRICT, SUFFIXES, Passage, Reading, find_sources, is_data_set, passages
 from glyphlm.tokenizer.ngram_stats import LanguageNgrams, read_ngrams, write_ngrams
@@ -90,7 +92,7 @@ def count_ngrams(
         _count_all(missing, settings, reading, jobs)
     languages = [_language(lang, [parts[source] for source in found], settings) for lang, found in sources.items()]
     record = Build("ngrams", asdict(settings) | asdict(reading), {"languages": sources, "sources": digests})
-    write_atomic(folder / RECORD, to_json(asdict(record)))
+    write_atomic(folder / BUILD, to_json(asdict(record)))
     _write_once(out, languages)
     return languages
 

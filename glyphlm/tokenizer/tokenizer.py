@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import to_json
+from glyphlm.base.records import to_json
 from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.bvv241 import is_reserved
 from glyphlm.tokenizer.piece_encoder import PieceEncoder

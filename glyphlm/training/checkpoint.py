@@ -21,9 +21,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import partial_of, replaced_folder, sha256_file, to_json
+from glyphlm.base.outputs import partial_of, replaced_folder, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.base.ranges import Range, check_values
+from glyphlm.base.records import to_json
 from glyphlm.base.tensors import WEIGHTS, load_tensors, save_tensors
 from glyphlm.training.parallel import is_sharded, world
 
@@ -58,7 +59,7 @@ class TrainState:
 def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, keep: int) -> None:
     """Write the checkpoint of `state.step` and delete all but the newest `keep`; every process calls this."""
     folder = out / "state" / f"step-{state.step:08}"
-    with replaced_folder(folder) if world().is_main else nullcontext(partial_of(folder)) as partial:
+    with replaced_folder(folder, shared=True) if world().is_main else nullcontext(partial_of(folder)) as partial:
         world().wait()
         _write_tensors(model, optimizer, partial)
         world().wait()
