@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glyphlm.base import processes
+from glyphlm.base import jobs as base_jobs
 from glyphlm.base.errors import InputError
 from glyphlm.cli.main import main
 from glyphlm.corpus.cldr import language_name
@@ -368,7 +368,7 @@ def test_a_killed_process_is_told_with_its_cure(shelf, tmp_path, monkeypatch):
             future.set_exception(BrokenProcessPool("died"))
             return future
 
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", Killed)
+    monkeypatch.setattr(base_jobs, "ProcessPoolExecutor", Killed)
     with pytest.raises(InputError, match="killed.* fewer --jobs"):
         count_ngrams({"en": english(shelf)}, SETTINGS, tmp_path / "out.txt", jobs=2)
 

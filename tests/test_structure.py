@@ -18,7 +18,7 @@ studies cli
 OWNERS = {
     "babel": {"corpus.cldr"},
     "datasets": {"corpus.reading", "corpus.task_files"},
-    "datatrove": {"base.cluster"},
+    "datatrove": {"base.jobs"},
     "fontTools": {"substrate.fonts"},
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"base.hub", "runs.card"},

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from glyphlm.base.cluster import Submitted
 from glyphlm.base.errors import InputError
+from glyphlm.base.jobs import Submitted
 from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of
 
 

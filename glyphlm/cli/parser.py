@@ -7,8 +7,8 @@ from typing import Any
 
 import jsonargparse
 
-from glyphlm.base.cluster import EXECUTORS, Engine
 from glyphlm.base.errors import InputError
+from glyphlm.base.jobs import EXECUTORS, Engine
 from glyphlm.corpus.reading import Reading
 
 TEXTS = "texts: .txt, .jsonl, .parquet (.gz, .zst), folders of these, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"

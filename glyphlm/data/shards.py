@@ -8,7 +8,6 @@ token_bytes.npy tells the bytes of text that each id stands for.
 
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,10 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from glyphlm.base.cluster import Engine
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, read_build, sha256_file
-from glyphlm.base.processes import share_out
+from glyphlm.base.jobs import Engine, refuse_open_tasks, share_out, usable_cores
+from glyphlm.base.outputs import Build, one_writer, read_build, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.corpus.reading import STRICT, Reading, describe, is_data_set, passages
 from glyphlm.data.sft import describe_examples, examples
@@ -54,16 +52,21 @@ def prepare(
     """
     if not 0 <= validation_share <= 1:
         raise InputError(f"validation share {validation_share} is not between 0 and 1")
-    inputs = describe(texts)
-    plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs))
-    build = plan.record(plan.inputs)
-    if build.is_done(out):
+    if jobs < 0:
+        raise InputError(f"jobs {jobs} is less than 0; give the number of processes, or 0 for one a core")
+    with one_writer(out):
+        inputs = describe(texts)
+        plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs))
+        build = plan.record(plan.inputs)
+        if build.is_done(out):
+            return out
+        if engine is None:
+            refuse_open_tasks(out)
+        with build.folder(out, resume=True) as partial:
+            plan.write_parts(partial, jobs, engine)
+            build.result = _complete(partial, tokenizer, plan.collect(partial))
+        _say_counts(out, build.result["splits"], validation_share)
         return out
-    with build.folder(out, resume=True) as partial:
-        plan.write_parts(partial, jobs, engine)
-        build.result = _complete(partial, tokenizer, plan.collect(partial))
-    _say_counts(out, build.result["splits"], validation_share)
-    return out
 
 
 def prepare_examples(tokenizer: Tokenizer, specs: Sequence[str], out: Path, validation_share: float = 0.01) -> Path:
@@ -119,7 +122,7 @@ class Preparation:
         if engine and missing:
             engine(self.write_part, [(folder, number) for number in missing])
             return
-        jobs = min(len(missing), jobs or len(os.sched_getaffinity(0)))
+        jobs = min(len(missing), jobs or usable_cores())
         if jobs <= 1:
             for number in missing:
                 place = f" {number + 1}/{len(self.parts)}" if len(self.parts) > 1 else ""

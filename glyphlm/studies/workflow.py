@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.jobs import usable_cores
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import meter, say
 
@@ -58,7 +59,7 @@ def run_workflow(
     """
     if importlib.util.find_spec("snakemake") is None:
         raise InputError("a study needs Snakemake, which is not installed: pip install 'glyphlm[study]'")
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, usable_cores() // jobs)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / SNAKEFILE, snakefile(stages, out, threads))
     for stage in stages:

@@ -18,11 +18,10 @@ from typing import Literal
 
 import numpy as np
 
-from glyphlm.base.cluster import Engine
 from glyphlm.base.errors import InputError
+from glyphlm.base.jobs import Engine, share_out
 from glyphlm.base.names import BUILD
 from glyphlm.base.outputs import Build, sha256_file, write_atomic
-from glyphlm.base.processes import share_out
 from glyphlm.base.progress import meter, say
 from glyphlm.base.records import to_json
 from glyphlm.corpus.cldr import language_name

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm.base.cluster import Engine, Share, Submitted
 from glyphlm.base.errors import InputError
+from glyphlm.base.jobs import Engine, Share, Submitted, usable_cores
 from glyphlm.cli.main import main
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.data import shards as preparation
@@ -188,6 +190,8 @@ def test_slurm_makes_the_parts_and_the_same_command_joins_them(tokenizer, tokeni
         assert f"#SBATCH --{line}\n" in script
 
     assert run_task(0).returncode == 0
+    with pytest.raises(InputError, match="1 of 2 tasks submitted before still run"):  # it would make their parts, too
+        prepare(tokenizer, files, Path("out"))
     assert not Path("out").exists() and len(list(Path(".out.partial").glob("part-*"))) == 3
     assert command(tokenizer_folder, files, *options) == 2
     assert "1 of 2 tasks submitted before still run or failed" in capfd.readouterr().err
@@ -256,3 +260,71 @@ def test_without_datatrove_the_cure_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove", None)
     with pytest.raises(InputError, match=r'the engine local needs datatrove; pip install "glyphlm\[cluster\]"'):
         Engine("local", Path("out"))
+
+
+# This machine
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a b/c\n", "sys/fs/cgroup/a b/cpu.max": "300000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "9900000 100000\n"}, 8),
+        ({"proc/self/cgroup": "3:cpu,cpuacct:/a\n2:memory:/a\n", "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "400000\n",
+          "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"proc/self/cgroup": "3:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
+)  # fmt: skip
+def test_cores_are_those_of_the_process_and_its_control_groups(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert usable_cores(tmp_path) == cores
+
+
+def test_cores_are_known_on_systems_without_affinity(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores(tmp_path) == 6
+
+
+SLEEPERS = """
+import os, sys, time
+from pathlib import Path
+from glyphlm.base.jobs import share_out
+def work(number):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    share_out(work, [(1,), (2,)], 2, "sleeping", [1, 1])
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_their_parent(tmp_path, how):
+    script, pids = tmp_path / "sleepers.py", tmp_path / "pids"
+    script.write_text(SLEEPERS, encoding="utf-8")
+    pids.mkdir()
+    with subprocess.Popen([sys.executable, str(script), str(pids)], stderr=subprocess.DEVNULL) as parent:
+        until(lambda: len(list(pids.iterdir())) == 2)
+        parent.send_signal(how)
+    until(lambda: not any(is_alive(int(path.name)) for path in pids.iterdir()))
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """A zombie, which nobody has waited for yet, is not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return not state.startswith("Z") and bool(state)

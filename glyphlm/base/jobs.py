@@ -1,0 +1,225 @@
+"""Work that is made part by part: by processes of this machine, or by the executors of datatrove (an optional extra).
+
+`prepare` and `tokenizer ngrams` hand their missing parts to `share_out`, or to an `Engine`: datatrove's executors for this
+machine, Slurm and Ray. The tasks fill the same folder, so the bytes are the same, and either way continues where the other
+stopped. All machines must see the same files under the same names, and have glyphlm and datatrove.
+"""
+
+import inspect
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import chdir
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from glyphlm.base import progress
+from glyphlm.base.errors import InputError
+from glyphlm.base.progress import meter, say
+from glyphlm.base.records import read_json
+
+EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
+SET_HERE = {"pipeline", "tasks", "logging_dir", "depends"}  # parameters of the executors that users cannot set
+RANKS = "ranks_to_run.json"  # in the logs: the tasks that were given to Slurm
+
+
+# This machine
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """CPU cores that this process may keep busy: those it may run on, but no more than the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([cores, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas, in cores, of the control group of this process and of those around it (Linux, version 1 or 2)."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        controllers, path = line.split(":", 2)[1:]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        place = top / path.strip("/")
+        for folder in (place, *place.parents):
+            if not folder.is_relative_to(top):
+                break
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            numbers = [number for name in names for number in _text(folder / name).split()]
+            if len(numbers) == 2 and numbers[0] not in ("max", "-1"):
+                yield int(numbers[0]) / int(numbers[1])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # no such control group, or no Linux
+        return ""
+
+
+def share_out(
+    work: Callable[..., None], parts: Sequence[tuple[Any, ...]], jobs: int, title: str, sizes: Sequence[float]
+) -> None:
+    """Do `work(*part)` for each of `parts` in `jobs` processes, under a bar titled `title` over their `sizes`.
+
+    The processes end with this one, however it ends.
+
+    Raises:
+        InputError: what `work` raises, or a process was killed.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with meter(title, sum(sizes) or None) as bar, ProcessPoolExecutor(jobs, spawn, initializer=_begin_worker) as pool:
+        sizes_of = {pool.submit(work, *part): size for part, size in zip(parts, sizes)}
+        try:
+            for number, done in enumerate(as_completed(sizes_of), start=1):
+                done.result()
+                bar.advance(sizes_of[done], f"{number} of {len(parts)} done")
+        except BrokenProcessPool:
+            raise InputError(f"{title}: one of {jobs} processes was killed, perhaps for its memory; run the same command "
+                             "with fewer --jobs: finished parts are kept") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """One bar is shown, the parent's; Ctrl-C and the end of the parent end a process at once and without words."""
+    progress.console.quiet = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        wait([parent.sentinel])  # a pipe that the system closes when the parent ends, even by SIGKILL
+        os._exit(1)
+
+
+# datatrove
+
+
+class Submitted(Exception):
+    """The tasks wait in a queue; their parts are joined by a later call."""
+
+
+class Share:
+    """One task's share of the parts: every `world_size`-th. (Of a dataclass the executors would log all fields.)"""
+
+    def __init__(self, work: Callable[..., None], parts: Sequence[tuple[Any, ...]]):
+        self._work, self._parts, self._place = work, parts, Path.cwd()
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        with chdir(self._place):  # paths may be relative, and Ray starts its tasks elsewhere
+            for part in self._parts[rank::world_size]:
+                self._work(*part)
+
+    def __repr__(self) -> str:
+        return f"{len(self._parts)} parts"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Makes parts with an executor of datatrove.
+
+    Args:
+        name: local, slurm or ray.
+        out: What is made in the end; the logs are beside it.
+        tasks: How many tasks share the parts (default: one a part).
+        options: Of the executor's constructor.
+
+    Raises:
+        InputError: datatrove is not installed, an option is unknown or missing, or there are no tasks.
+    """
+
+    name: str
+    out: Path
+    tasks: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tasks is not None and self.tasks < 1:
+            raise InputError(f"tasks {self.tasks} is less than 1; leave --tasks out, and each part is a task")
+        takes = inspect.signature(self._executor).parameters
+        known = sorted(takes.keys() - SET_HERE)
+        for key in self.options.keys() - set(known):
+            raise InputError(f"the engine {self.name} has no option {key!r}; it has {', '.join(known)}")
+        for key in known:
+            if takes[key].default is inspect.Parameter.empty and key not in self.options:
+                raise InputError(f"the engine {self.name} needs the option {key!r}; give it in --engine-options")
+
+    def __call__(self, work: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> None:
+        """Do `work(*part)` for each of `parts`; a part that is there already must be left as it is.
+
+        Raises:
+            Submitted: the parts will be made later.
+            InputError: a task failed, or tasks of an earlier submission may still run.
+        """
+        refuse_open_tasks(self.out)
+        shutil.rmtree(self.logs, ignore_errors=True)
+        tasks = min(self.tasks or len(parts), len(parts))
+        options = {"tasks": tasks, "logging_dir": str(self.logs)} | self._defaults(tasks) | self.options
+        executor = self._executor([Share(work, parts)], **options)
+        say(f"{len(parts)} parts in {tasks} tasks, logs in {self.logs}")
+        try:
+            executor.run()
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise InputError(f"{reason} (engine {self.name}, logs in {self.logs})") from error
+        finally:
+            if getattr(executor, "job_id", None) is None:  # Slurm took no task, so there is none to wait for
+                (self.logs / RANKS).unlink(missing_ok=True)
+        if self.name == "slurm":
+            say(f"{tasks} tasks submitted; when they have ended, run the same command again: it joins the parts")
+            raise Submitted
+        failed = executor.get_incomplete_ranks(skip_completed=True)
+        if failed:
+            raise InputError(f"{len(failed)} of {tasks} tasks failed, see {self.logs}; the same command goes on")
+
+    @property
+    def logs(self) -> Path:
+        """Where the executor writes; the next run of the engine removes it."""
+        return _logs(self.out)
+
+    @property
+    def _executor(self) -> Callable[..., Any]:
+        try:
+            from datatrove import executor
+        except ImportError:
+            raise InputError(f'the engine {self.name} needs datatrove; pip install "glyphlm[cluster]"') from None
+        return getattr(executor, EXECUTORS[self.name])
+
+    def _defaults(self, tasks: int) -> dict[str, Any]:
+        """On this machine a process a core; on Slurm the commands of this environment, unless another is named."""
+        if self.name == "local":
+            return {"workers": min(tasks, usable_cores())}
+        if self.name == "slurm" and not self.options.keys() & {"env_command", "condaenv", "venv_path"}:
+            return {"env_command": f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"}
+        return {}
+
+
+def _logs(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.name}.logs")
+
+
+def refuse_open_tasks(out: Path) -> None:
+    """Make sure that no tasks wait in a queue of Slurm that make parts of `out`.
+
+    Raises:
+        InputError: some do, or failed.
+    """
+    logs = _logs(out)
+    if not (logs / RANKS).exists():
+        return
+    ranks = read_json(logs / RANKS, list, cure=f"remove {logs} when no task runs")
+    left = len(ranks) - len(list(logs.glob("completions/*")))
+    if left:
+        raise InputError(f"{left} of {len(ranks)} tasks submitted before still run or failed, see {logs}; "
+                         "when none runs any more, remove that folder, and the same command goes on")
