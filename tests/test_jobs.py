@@ -297,24 +297,26 @@ def test_cores_are_known_on_systems_without_affinity(tmp_path, monkeypatch):
 SLEEPERS = """
 import os, sys, time
 from pathlib import Path
-from glyphlm.base.jobs import share_out
+from glyphlm.base.jobs import Engine, share_out
 def work(number):
-    Path(sys.argv[1], str(os.getpid())).touch()
+    Path(f"pid-{os.getpid()}").touch()
     time.sleep(600)
 if __name__ == "__main__":
+    if sys.argv[1] == "engine":
+        Engine("local", Path("out"), options={"workers": 2})(work, [(1,), (2,)])
     share_out(work, [(1,), (2,)], 2, "sleeping", [1, 1])
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_end_with_their_parent(tmp_path, how):
-    script, pids = tmp_path / "sleepers.py", tmp_path / "pids"
-    script.write_text(SLEEPERS, encoding="utf-8")
-    pids.mkdir()
-    with subprocess.Popen([sys.executable, str(script), str(pids)], stderr=subprocess.DEVNULL) as parent:
-        until(lambda: len(list(pids.iterdir())) == 2)
+@pytest.mark.parametrize("way", ["plain", pytest.param("engine", marks=needs_datatrove)])
+def test_processes_end_with_their_parent(tmp_path, way, how):
+    (tmp_path / "sleepers.py").write_text(SLEEPERS, encoding="utf-8")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "sleepers.py", way], cwd=tmp_path, **quiet) as parent:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
         parent.send_signal(how)
-    until(lambda: not any(is_alive(int(path.name)) for path in pids.iterdir()))
+    until(lambda: not any(is_alive(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")))
 
 
 def until(condition):
@@ -326,5 +328,5 @@ def until(condition):
 
 def is_alive(pid):
     """A zombie, which nobody has waited for yet, is not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
     return not state.startswith("Z") and bool(state)

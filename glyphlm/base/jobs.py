@@ -90,17 +90,18 @@ def share_out(
 
 
 def _begin_worker() -> None:
-    """One bar is shown, the parent's; Ctrl-C and the end of the parent end a process at once and without words."""
+    """One bar is shown, the parent's; Ctrl-C ends a process at once and without words."""
     progress.console.quiet = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent("multiprocessing")
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        wait([parent.sentinel])  # a pipe that the system closes when the parent ends, even by SIGKILL
-        os._exit(1)
+def end_with_parent(library: str) -> None:
+    """Let this process end as soon as its parent does, even by SIGKILL; `library` started it, if any did."""
+    parent = sys.modules[library].parent_process() if library in sys.modules else None
+    if parent is not None:
+        sentinel = parent.sentinel  # a pipe that the system closes when the parent ends
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 # datatrove
@@ -117,6 +118,7 @@ class Share:
         self._work, self._parts, self._place = work, parts, Path.cwd()
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        end_with_parent("multiprocess")  # which the local executor uses
         with chdir(self._place):  # paths may be relative, and Ray starts its tasks elsewhere
             for part in self._parts[rank::world_size]:
                 self._work(*part)
