@@ -1,4 +1,4 @@
-"""Print the size and the shape of the package, of the working tree or of any revision: `python scripts/structure.py [REVISION ..]`."""
+"""Print the size and the shape of the package: `python scripts/structure.py [REVISION ..]`, or of the working tree."""
 
 import ast
 import io
@@ -63,7 +63,8 @@ def describe(revision: str | None) -> None:
     upward = [f"{a} -> {b}" for a in graph for b in graph[a] if None not in (rank[a], rank[b]) and rank[a] < rank[b]]
     circular = sorted(module for module in graph if module in reachable(graph, module))
     print(f"{revision or 'working tree'}: {len(files)} files, {sum(lines.values()):,} lines, in {len(folders)} folders")
-    print(f"  lines of a file: median {median(lines.values()):.0f}, longest {max(lines.values())} ({max(lines, key=lines.get)})")
+    longest = max(lines, key=lines.get)
+    print(f"  lines of a file: median {median(lines.values()):.0f}, longest {lines[longest]} ({longest})")
     print(f"  functions: {len(lengths):,}; lines: median {median(lengths):.0f}, p90 {quantiles(lengths, n=10)[-1]:.0f}, "
           f"longest {max(lengths)}")
     print(f"  files of a folder: {', '.join(f'{name} {count}' for name, count in sorted(folders.items()))}")
