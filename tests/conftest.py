@@ -9,10 +9,14 @@ import torch
 
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.data import shards as preparation
+from glyphlm.data.batches import Batches, TokenText, unigram_bits_per_byte, validation_batches
 from glyphlm.data.shards import prepare
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.training.loop import train
+from glyphlm.training.settings import TrainSettings, batch_rows
 
 VOCAB_SIZE = 1024
 VALIDATION_SHARE = 0.05
@@ -87,6 +91,29 @@ def substrates(tokenizer, tmp_path_factory) -> dict[str, Path]:
     for kind, settings in SUBSTRATES.items():
         build_substrate(tokenizer, settings, folder / kind)
     return {kind: folder / kind for kind in SUBSTRATES}
+
+
+@pytest.fixture(scope="session")
+def trained(shards, tmp_path_factory) -> list[GPT]:
+    """Two models of one shape that have learned to use context, so that a cache that is lost changes what they say."""
+    text, held_out = TokenText(shards, "train"), TokenText(shards, "validation")
+
+    def validation():
+        return validation_batches([held_out], 64, 4, 2048)
+
+    settings = TrainSettings(steps=150, batch_tokens=256, micro_batch_tokens=256, lr=1e-2, precision="fp32", device="cpu",
+                             log_every=150, validate_every=150, validation_tokens=2048, save_every=150)
+    models, unigram = [], unigram_bits_per_byte([text], validation())
+    for seed in (1, 2):
+        substrate = Substrate(SubstrateConfig(text.vocab_size, 64, "learned", trainable=True), 64)
+        torch.nn.init.normal_(substrate.table_VE, generator=torch.Generator().manual_seed(seed))
+        models.append(GPT(ModelConfig(64, 2, 4, 64, head_bias=True), substrate))
+        models[-1].init_weights(seed)
+        out = tmp_path_factory.mktemp("trained")
+        train(models[-1], Batches([text], [1.0], 64, batch_rows(settings, 64), seed), settings, out, validation)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["split"] == "validation" and rows[-1]["bits_per_byte"] < unigram - 0.3
+    return [model.eval() for model in models]
 
 
 @pytest.fixture(scope="session")

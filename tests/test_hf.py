@@ -20,7 +20,6 @@ from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.hf import GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
-from glyphlm.runs.generate import Sampling, continue_text, generate
 
 TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
 SUBSTRATES = {
@@ -175,19 +174,6 @@ def test_all_ways_of_opening_give_the_same_logits(strangers):
     assert remote["others"] == first["others"] == second["others"]
 
 
-def test_generated_tokens_are_the_likeliest_with_and_without_cache(loaded):
-    expected_BT = some_ids(3)
-    with torch.no_grad():
-        for _ in range(12):
-            likeliest_B = loaded.gpt(expected_BT)[:, -1].argmax(-1)
-            expected_BT = torch.cat([expected_BT, likeliest_B[:, None]], 1)
-    assert (expected_BT != loaded.config.eos_token_id).all()  # no text ends early
-    for cached in (True, False):
-        attended_BT = torch.ones_like(some_ids(3))
-        found_BT = loaded.generate(some_ids(3), attention_mask=attended_BT, max_new_tokens=12, use_cache=cached, **GREEDY)
-        assert torch.equal(found_BT, expected_BT)
-
-
 def test_given_positions_count_by_their_distance(loaded):
     places_T = torch.arange(12)
     with torch.no_grad():
@@ -196,22 +182,6 @@ def test_given_positions_count_by_their_distance(loaded):
     torch.testing.assert_close(plain, loaded(some_ids()).logits.detach())
     torch.testing.assert_close(moved, plain, atol=1e-4, rtol=1e-4)
     assert (stretched - plain).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("options", [GREEDY, GREEDY | {"num_beams": 3}])
-def test_prompts_of_a_padded_batch_continue_as_alone(loaded, options):
-    long, short = some_ids()[0], some_ids()[0, 5:] + 3
-    padded_BT = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.long), short])])
-    attended_BT = torch.tensor([[1] * 12, [0] * 5 + [1] * 7])
-    options = options | {"max_new_tokens": 6, "min_new_tokens": 6}
-    together_BT = loaded.generate(padded_BT, attention_mask=attended_BT, **options)
-    for row, ids_T in enumerate((long, short)):
-        alone_T = loaded.generate(ids_T[None], attention_mask=torch.ones(1, len(ids_T), dtype=torch.long), **options)[0]
-        assert together_BT[row, -6:].tolist() == alone_T[-6:].tolist()
-    with torch.no_grad():
-        logits = loaded(padded_BT, attention_mask=attended_BT).logits
-        torch.testing.assert_close(logits[1, 5:], loaded(short[None]).logits[0], atol=1e-4, rtol=1e-4)
-    assert logits.isfinite().all()
 
 
 def test_beam_search_finds_the_likeliest_pair_of_tokens(loaded):
@@ -272,26 +242,6 @@ def test_exporting_again_replaces_the_folder_and_leaves_nothing_behind(runs, tok
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in runs["frozen"].folder.iterdir()}
     with torch.no_grad():
         assert torch.equal(load_run(tmp_path)[0](some_ids()).logits, runs["frozen"].model(some_ids()))
-
-
-def test_same_seed_gives_the_same_text_and_another_seed_another(runs, tokenizer):
-    first, second = (generate(runs["frozen"].folder, ["Hello", ""], Sampling(max_new_tokens=12)) for _ in range(2))
-    assert first == second and first[0].startswith("Hello")
-    loaded, _ = load_run(runs["frozen"].folder)
-    assert first[0] != continue_text(loaded, tokenizer, "Hello", Sampling(max_new_tokens=12, seed=2))
-
-
-def test_temperature_0_takes_the_likeliest_token(loaded, tokenizer):
-    text = continue_text(loaded, tokenizer, "Hello", Sampling(max_new_tokens=1, temperature=0))
-    with torch.no_grad():
-        likeliest = loaded(torch.tensor([tokenizer.encode("Hello")])).logits[0, -1].argmax().item()
-    assert text == tokenizer.decode([*tokenizer.encode("Hello"), likeliest])
-
-
-@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
-def test_sampling_out_of_range_is_refused(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        Sampling(**wrong)
 
 
 def change_tokenizer(run: Path) -> None:
