@@ -35,7 +35,7 @@ H200 = PlanSettings(gpu="h200", measure=False)
 
 def read(name, *options):
     parser = Parser.of("plan", "", "")
-    parser.add_recipe(GrowthRecipe)
+    parser.add_recipe()
     return parser.read_recipe([str(RECIPES / f"{name}.yaml"), *options], GrowthRecipe)[1]
 
 

@@ -23,7 +23,7 @@ OWNERS = {
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"base.hub", "runs.card"},
     "jinja2": {"analysis.report"},
-    "jsonargparse": {"cli.parser", "experiments.recipe"},
+    "jsonargparse": {"cli.parser"},
     "matplotlib": {"analysis.plots"},
     "peft": {"runs.adapters"},
     "PIL": {"substrate.fonts", "substrate.glyphs"},
@@ -39,7 +39,7 @@ OWNERS = {
     },
     "transformers": {"evaluation.model", "modeling.hf", "runs.folder"},
     "wrapt": {"__init__"},
-    "yaml": {"base.records", "experiments.recipe"},
+    "yaml": {"base.records"},
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {"modeling.fusion", "modeling.hf", "modeling.mixing", "modeling.model", "modeling.together"}

@@ -14,8 +14,7 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json_lines
-from glyphlm.cli.parser import Parser
-from glyphlm.experiments.recipe import recipe_text
+from glyphlm.experiments.recipe import load_recipe
 from glyphlm.planning.plan import PlanSettings, make_plans
 from glyphlm.studies.claims import Claim
 from glyphlm.studies.commands import Stages, Study, arm_recipe, arms_of, model_names
@@ -56,12 +55,8 @@ def commands(stages, verb):
     return [shlex.join(stage.command) for stage in stages.ordered if shlex.join(stage.command).startswith(f"glyphlm {verb}")]
 
 
-def read_study(name, *options):
-    parser = Parser.of("study", "", "")
-    parser.add_argument("--study", action="config")
-    parser.add_class_arguments(Study)
-    options = parser.read(["--study", recipe_text(RECIPES / f"{name}.yaml", *options)])
-    return Study(**{key: options[key] for key in Study.__dataclass_fields__})
+def read_study(name, profile):
+    return load_recipe(RECIPES / f"{name}.yaml", profile, kind=Study)
 
 
 # The stages

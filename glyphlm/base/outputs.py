@@ -29,6 +29,10 @@ SHA256 = re.compile("[0-9a-f]{64}")
 WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the text, which others can still read there
 
 
+class OtherWork(InputError):
+    """An output folder holds what another command, or other inputs, made."""
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to a temporary sibling and rename it: a reader sees the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -243,7 +247,7 @@ class Build:
         found = read_build(out)
         difference = self._difference(found)
         if difference:
-            raise InputError(f"{out} already holds other work: {difference}; choose another --out or remove {out}")
+            raise OtherWork(f"{out} already holds other work: {difference}; choose another --out or remove {out}")
         self.result = found.result
         return True
 

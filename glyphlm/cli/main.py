@@ -1,10 +1,11 @@
-"""glyphlm VERB: this file knows the verbs and nothing else, so that help and errors come at once."""
+"""glyphlm VERB: this file imports nothing but the errors, so that help comes at once."""
 
 import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from glyphlm.base.errors import InputError
 
@@ -36,24 +37,29 @@ Language models over frozen codes of Unicode text, next to their trainable twins
 
 {verbs}
 
-glyphlm VERB --help tells the options of a verb, with an example. Start with:
+glyphlm VERB --help shows the options of a verb, with an example. Start with:
 
   glyphlm quickstart --out runs/quickstart
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run one verb; the exit code is 0, 2 for what went wrong, 130 after Ctrl-C, 143 after SIGTERM.
+
+    What went wrong is one line, whatever library it came from; with GLYPHLM_TRACEBACK=1 it is the whole traceback.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
-    except (InputError, OSError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the panics of libraries in Rust are no Exception
         if os.environ.get("GLYPHLM_TRACEBACK"):
             raise
         print(f"glyphlm: {_one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(arguments: list[str]) -> int:
@@ -67,7 +73,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb = next((v for v in (" ".join(arguments[:2]), arguments[0]) if v in VERBS), None)
     if verb is None:
-        raise InputError(f"{' '.join(arguments[:2])!r} is no verb; the verbs are: {', '.join(VERBS)}")
+        given = " ".join(arguments[:2])
+        near = get_close_matches(given, VERBS, 1) or get_close_matches(arguments[0], VERBS, 1)
+        cure = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{given!r} is no verb; {cure}the verbs are: {', '.join(VERBS)}")
     verbs = importlib.import_module(f"glyphlm.cli.{VERBS[verb][0]}")
     getattr(verbs, f"run_{verb.replace(' ', '_')}")(arguments[len(verb.split()) :])
     return 0
@@ -78,8 +87,15 @@ def _help() -> str:
     return HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items()))
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return text
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{place}; free some space and run the same command again (nothing finished is lost)"
-    return " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
+    if isinstance(error, OSError) and error.filename:
+        return text
+    return f"{type(error).__name__}: {text or 'no reason was given'} (GLYPHLM_TRACEBACK=1 shows where)"

@@ -37,7 +37,7 @@ def run_train(arguments: Sequence[str]) -> None:
         "glyphlm train recipe.yaml --train.steps 2000 --out runs/mine",
     )
     parser.usage = "glyphlm train RECIPE [--section.key VALUE ...] --out RUN"
-    parser.add_recipe(Recipe)
+    parser.add_recipe()
     parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
     parser.add_out("run folder", required=True)
     options, recipe = parser.read_recipe(arguments, Recipe)
@@ -59,7 +59,7 @@ def run_grow(arguments: Sequence[str]) -> None:
         "  glyphlm grow recipe.yaml --growth.base runs/mine --growth.start zero --out runs/mine-grown",
     )
     parser.usage = "glyphlm grow RECIPE [--section.key VALUE ...] --out FOLDER"
-    parser.add_recipe(GrowthRecipe)
+    parser.add_recipe()
     parser.add_out("folder of the stages", required=True)
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.analysis.report import write_report
@@ -112,7 +112,7 @@ def run_plan(arguments: Sequence[str]) -> None:
         "glyphlm plan recipe.yaml\n  glyphlm plan recipe.yaml --gpu h200 --gpus 8 --parallel fsdp2 --price-per-hour 3",
     )
     parser.usage = "glyphlm plan RECIPE [--section.key VALUE ...] [options]"
-    parser.add_recipe(GrowthRecipe)
+    parser.add_recipe()
     names = parser.add_class_arguments(PlanSettings, skip={"measure"})
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
@@ -137,20 +137,18 @@ def run_study(arguments: Sequence[str]) -> None:
         "  glyphlm study study.yaml --out runs/mine --jobs 20 -- --executor slurm --default-resources slurm_partition=gpu",
     )
     parser.usage = "glyphlm study STUDY [--key VALUE ...] --out FOLDER [-- OPTIONS OF SNAKEMAKE]"
-    parser.add_argument("--study", action="config", help="the YAML file; its name may also stand first")
-    parser.add_argument("--profile", help="one of the study's profiles, such as laptop: its values replace the study's")
-    parser.add_class_arguments(Study, skip={"seeds", "only", "evaluate", "data"})
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each arm is trained once with each")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="the arms to make (default: all)")
-    parser.add_argument("--evaluate", nargs="+", default=[], metavar="NAME=PATH", help="what glyphlm eval asks all models")
-    parser.add_argument("--data", nargs="+", default=[], metavar="TEXT|NAME=PATH",
+    parser.add_recipe("study")
+    parser.add_argument("--seeds", type=int, nargs="+", help="each arm is trained once with each (default: 1 2 3)")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="the arms to make (default: all)")
+    parser.add_argument("--evaluate", nargs="+", metavar="NAME=PATH", help="what glyphlm eval asks all models")
+    parser.add_argument("--data", nargs="+", metavar="TEXT|NAME=PATH",
                         help=f"instead of the data of the recipe; {TEXTS}, and examples, as NAME=PATH")
     parser.add_argument("--jobs", type=int, default=1, help="stages that run at once; here they share the cores")
     parser.add_argument("--dry_run", action="store_true", help="tell what would run, and why, and run nothing")
     parser.add_argument("--unlock", action="store_true", help="go on where a study was killed, not stopped")
     parser.add_out("folder of everything", required=True)
     ours, options = _at_dashes(arguments)
-    asked, settings = parser.read_recipe(ours, Study, "study")
+    asked, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
     from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
 
     command = f"glyphlm study {shlex.join(ours)}"

@@ -1,17 +1,24 @@
 """What all verbs have in common: their parser, its groups of options, and what these come to."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import EXECUTORS, Engine
+from glyphlm.base.records import parse_yaml
 from glyphlm.corpus.reading import Reading
 
 TEXTS = "texts: .txt, .jsonl, .parquet (.gz, .zst), folders of these, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
+
+
+Settings = TypeVar("Settings")
+YAML = "yaml-1.2"  # how values are read, as in our files
+jsonargparse.set_loader(YAML, lambda text: parse_yaml(text, "the value", object), (InputError,))
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -29,19 +36,52 @@ class Parser(jsonargparse.ArgumentParser):
             description=about,
             epilog=f"example:\n  {example}",
             formatter_class=_Formatter,
+            parser_mode=YAML,
             exit_on_error=False,
         )
 
     def read(self, arguments: Sequence[str]) -> Any:
-        """Parsed options, settings groups as their dataclasses.
+        """Parsed options of a verb.
 
         Raises:
-            InputError: an option or key is unknown, missing or of the wrong type.
+            InputError: an option is unknown, missing or of the wrong type.
         """
         try:
             return self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
             raise InputError(f"{error} (see {self.prog} --help)") from None
+
+    def add_settings(self, kind: type, flags: Mapping[str, str] = {}, skip: Collection[str] = ()) -> None:
+        """An option for each value of a settings dataclass; `flags` (name -> help) are switched on by their name alone."""
+        self.add_class_arguments(kind, skip={*flags, *skip})
+        for name, what in flags.items():
+            self.add_argument(f"--{name}", action="store_true", help=what)
+
+    def add_recipe(self, name: str = "recipe") -> None:
+        """A file of settings and its profiles, for `read_recipe`."""
+        self.add_argument(name, nargs="?", metavar=name.upper(), help=f"the YAML file; --{name} FILE is the same")
+        self.add_argument("--profile", help=f"one of the {name}'s profiles, such as tiny: its values replace the {name}'s")
+
+    def read_recipe(
+        self, arguments: Sequence[str], kind: type[Settings], name: str = "recipe", own: Collection[str] = ()
+    ) -> tuple[Any, Settings]:
+        """Parsed options of the verb, and the recipe with its profile and what was overridden.
+
+        Each `--section.key VALUE` is an override that `load_recipe` checks; the options in `own` are values of the recipe
+        that the verb has options of its own for.
+
+        Raises:
+            InputError: as `read` and `load_recipe`.
+        """
+        from glyphlm.experiments.recipe import load_recipe
+
+        if any(one in ("-h", "--help") or one.endswith(".help") for one in arguments):
+            self.add_class_arguments(kind, skip={*own})
+            self.read(arguments)  # shows the help and exits
+        rest, overrides = _overrides([_with_underscores(one) for one in arguments], kind, name, own)
+        options = self.read(rest)
+        given = {key: options[key] for key in own if options[key] is not None}
+        return options, load_recipe(options[name], options.profile, [overrides, given], kind)
 
     def add_texts(self, needed: bool = True) -> None:
         """The options of every verb that reads text."""
@@ -61,26 +101,6 @@ class Parser(jsonargparse.ArgumentParser):
                           help='what its executor takes: \'{"partition": "cpu", "time": "10:00:00"}\'')
         self.add_argument("--tasks", type=int, help="tasks of --engine (default: one a part)")
 
-    def add_recipe(self, kind: type) -> None:
-        """The recipe, and each of its values; `kind` is Recipe or a class of its own kind."""
-        self.add_argument("--recipe", action="config", help="the YAML file; its name may also stand first")
-        self.add_argument("--profile", help="one of the recipe's profiles, such as tiny: its values replace the recipe's")
-        self.add_class_arguments(kind)
-
-    def read_recipe(self, arguments: Sequence[str], kind: type, name: str = "recipe") -> tuple[Any, Any]:
-        """Parsed options, and the recipe with its profile and what was overridden.
-
-        Raises:
-            InputError: as `read` and `recipe_text`.
-        """
-        from glyphlm.experiments.recipe import recipe_text
-
-        given = list(arguments)
-        if given and not given[0].startswith("-"):
-            given[:1] = [f"--{name}", recipe_text(Path(given[0]), _value_of("--profile", given))]
-        options = self.read(given)
-        return options, kind(**{name: options[name] for name in kind.__dataclass_fields__})
-
     def add_switch(self, name: str, what: str, default: bool = False) -> None:
         """An option that is switched on by --NAME and off by --no_NAME."""
         self.add_argument(name, action=jsonargparse.ActionYesNo, default=default, help=what)
@@ -90,11 +110,34 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--out", type=Path, help=what, **options)
 
 
-def _value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """What follows an option, before the options are parsed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name)
-    return vars(parser.parse_known_args(arguments)[0])[name.lstrip("-")]
+def _overrides(
+    arguments: Sequence[str], kind: type, name: str, own: Collection[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """The arguments that are options of the verb, and the values of a recipe of type `kind` by their dotted names."""
+    rest, found, given = [], {}, iter(arguments)
+    names = get_type_hints(kind).keys() - own
+    for argument in given:
+        option, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or (option != name and option.split(".")[0] not in names):
+            rest.append(argument)
+            continue
+        value = value if equals else next(given, "--")
+        if value.startswith("--"):
+            raise InputError(f"--{option} has no value; give one, as in YAML: --{option} VALUE")
+        if option == name:
+            rest.append(value)
+        else:
+            found[option] = _typed(kind, option, value)
+    return rest, found
+
+
+def _typed(kind: Any, option: str, value: str) -> Any:
+    """A value of the command line; text stays as it is typed, everything else is YAML."""
+    for part in option.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    if kind is str or (kind == str | None and value != "null"):
+        return value
+    return parse_yaml(value, f"--{option}", object, "give a value as in YAML")
 
 
 def _with_underscores(argument: str) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from glyphlm.base.names import MADE_INPUTS
+from glyphlm.base.outputs import one_writer
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe
-from glyphlm.experiments.train_recipe import build_inputs, prepared_data, run_recipe
+from glyphlm.experiments.train_recipe import build_inputs, has_begun, prepared_data, run_recipe
 from glyphlm.modeling.model import GPT, Substrate, SubstrateConfig
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import flops_per_token
@@ -31,7 +33,7 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
         InputError: as `run_recipe`, there is no stage, or one would take layers away.
     """
     check_stages(recipe)
-    with joined() as world:
+    with joined() as world, one_writer(out):
         if world.size > 1 and world.is_main:
             with_inputs(recipe, out)  # the others wait, and find them done
         world.wait()
@@ -45,15 +47,16 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
 
 def with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
     """The recipe with tokenizer, substrate and shards made and named, for all stages to share."""
-    inputs = out / "inputs"
-    tokenizer, recipe = build_inputs(recipe, inputs)
+    inputs, begun = out / MADE_INPUTS, any(has_begun(run) for run in out.glob("stage-*"))
+    tokenizer, recipe = build_inputs(recipe, inputs, begun)
     path = recipe.tokenizer.path or str(inputs / "tokenizer")
-    stages = [_with_data(stage, tokenizer, inputs / f"stage-{number}") for number, stage in enumerate(recipe.stages, 1)]
+    stages = [_with_data(stage, tokenizer, inputs / f"stage-{number}", begun)
+              for number, stage in enumerate(recipe.stages, 1)]
     return replace(recipe, tokenizer=replace(recipe.tokenizer, path=path), stages=stages)
 
 
-def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path) -> Stage:
-    return stage if stage.data is None else replace(stage, data=prepared_data(stage.data, tokenizer, inputs))
+def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path, begun: bool) -> Stage:
+    return stage if stage.data is None else replace(stage, data=prepared_data(stage.data, tokenizer, inputs, begun))
 
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:

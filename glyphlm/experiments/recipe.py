@@ -1,16 +1,15 @@
 """A recipe says the whole of an arm: tokenizer, substrate, data, model, training."""
 
-import argparse
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
-
-import jsonargparse
-import yaml
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glyphlm.base.devices import resolve_device, resolve_precision
 from glyphlm.base.errors import InputError
+from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.data.batches import Source
@@ -19,6 +18,7 @@ from glyphlm.substrate.build import SubstrateSettings
 from glyphlm.tokenizer.build import TokenizerSettings
 from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 
+Settings = TypeVar("Settings")
 
 @dataclass
 class Recipe:
@@ -93,7 +93,7 @@ class GrowthRecipe(Recipe):
     controls: list[Literal["tokens", "flops"]] = field(default_factory=list)
 
 
-def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
+def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     """The recipe with `auto` settings decided for this machine, or as `recorded` when the run was begun.
 
     Raises:
@@ -114,9 +114,9 @@ def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
         raise InputError("fusion says how runs become one model; name them as fusion.experts")
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
-    before = (recorded or {}).get("train", {})
+    before = recorded.train if recorded else recipe.train
     device, precision = (
-        before.get(name, "auto") if value == "auto" else value
+        getattr(before, name) if value == "auto" else value
         for name, value in (("device", recipe.train.device), ("precision", recipe.train.precision))
     )
     device = resolve_device(device)
@@ -125,53 +125,108 @@ def resolve(recipe: Recipe, recorded: dict[str, Any] | None = None) -> Recipe:
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Mapping[str, Any] | None,
     profile: str | None = None,
     overrides: Iterable[Mapping[str, Any]] = (),
-    kind: type[Recipe] = GrowthRecipe,
-) -> Any:
+    kind: type[Settings] = GrowthRecipe,
+) -> Settings:
     """The recipe of a file, or of nested dictionaries, with each of `overrides` laid over it in turn.
 
     Args:
-        profile: One of the profiles of the file.
+        source: A YAML file, its content, or None for the defaults.
+        profile: One of the profiles of the recipe: values that replace those of the same name, lists as a whole.
         overrides: Parts of a recipe; a key may be dotted, such as train.lr.
-        kind: Recipe, or GrowthRecipe, which also has stages and controls.
+        kind: Recipe, GrowthRecipe, which also has stages and controls, or another dataclass of settings.
 
     Raises:
-        InputError: as `recipe_text`, or a key or value is unknown or of the wrong type.
+        InputError: the file is missing or damaged, has no such profile, or a key or value is unknown, out of range or of
+            the wrong type.
     """
-    values = dict(source) if isinstance(source, Mapping) else yaml.safe_load(recipe_text(Path(source), profile))
+    values = with_profile(dict(source or {}) if isinstance(source, Mapping | None) else read_yaml(Path(source)), profile)
     for override in overrides:
         for name, value in override.items():
             for part in reversed(name.split(".")):
                 value = {part: value}
             values = _laid_over(values, value)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    try:
-        return kind(**parser.instantiate(parser.parse_object(values)))
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
-        raise InputError(f"the recipe cannot be read: {error}") from None
+    return settings_of(kind, values)
 
 
-def recipe_text(path: Path, profile: str | None) -> str:
-    """The YAML of a recipe file with one of its `profiles` laid over it, or with none.
-
-    A profile is a part of a recipe: its values replace those of the same name, lists as a whole.
+def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
+    """The values of a recipe with one of its `profiles` laid over them, or with none.
 
     Raises:
-        InputError: the file does not exist or is damaged, or has no such profile.
+        InputError: the profiles have the wrong shape, or this is not one of them.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give the recipe's YAML file")
+    values = dict(recipe)
+    profiles = values.pop("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(one, dict) for one in profiles.values()):
+        raise InputError("profiles must be a mapping of names to parts of the recipe, such as {tiny: {train: {steps: 100}}}")
+    if profile is None:
+        return values
+    if profile not in profiles:
+        raise InputError(f"the recipe has no profile {profile!r}; it has {', '.join(profiles) or 'none'}")
+    return _laid_over(values, profiles[profile])
+
+
+def settings_of(kind: Any, value: Any, name: str = "") -> Any:
+    """The `value` of a YAML file as type `kind`: a dataclass, a list or mapping of some, a number, text or a choice.
+
+    Nothing that a file names is ever imported, as libraries that make settings of files do.
+
+    Raises:
+        InputError: a key is unknown, or a value is of another type or out of range.
+    """
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    fitting = next((one for one in choices if _fits(one, value)), None)
+    if fitting is None:
+        wanted = " or ".join(_described(one) for one in choices if one is not NoneType)
+        raise InputError(f"{name or 'the recipe'} is {_shown(value)}, and must be {wanted}; mend or remove it")
+    if is_dataclass(fitting):
+        return _section(fitting, value, name)
+    if get_origin(fitting) is list:
+        return [settings_of(get_args(fitting)[0], part, f"{name}[{number}]") for number, part in enumerate(value)]
+    if get_origin(fitting) is dict:
+        return {key: settings_of(get_args(fitting)[1], part, f"{name}.{key}") for key, part in value.items()}
+    return fitting(value) if fitting in (int, float) else value
+
+
+def _section(kind: Any, values: Mapping[str, Any], name: str) -> Any:
+    hints = get_type_hints(kind)
+    if unknown := [key for key in values if key not in hints]:
+        near = get_close_matches(str(unknown[0]), hints, 1)
+        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(hints)}"
+        raise InputError(f"unknown key {unknown[0]!r}{f' in {name}' if name else ''}; {cure}")
+    if missing := [one.name for one in fields(kind) if one.name not in values and one.default is one.default_factory]:
+        raise InputError(f"{name or 'the file'} has no {missing[0]!r}; give one")
+    parts = {key: settings_of(hints[key], part, f"{name}.{key}".lstrip(".")) for key, part in values.items()}
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        profiles = recipe.pop("profiles", {})
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{path} is no recipe ({' '.join(str(error).split())})") from None
-    if profile not in (None, *profiles):
-        raise InputError(f"{path} has no profile {profile!r}; it has {', '.join(profiles) or 'none'}")
-    return yaml.safe_dump(_laid_over(recipe, profiles[profile]) if profile else recipe, sort_keys=False, allow_unicode=True)
+        return kind(**parts)
+    except ValueError as error:  # that settings raise about their own ranges
+        raise InputError(str(error)) from None
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value of a YAML file can be of this type; a whole number may be written as 1e6."""
+    if is_dataclass(kind) or get_origin(kind) is dict:
+        return isinstance(value, Mapping)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or value == value // 1)
+    return kind is Any or isinstance(value, get_origin(kind) or kind)
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if is_dataclass(kind):
+        return f"a mapping such as {{{fields(kind)[0].name}: ..}}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+    return names[get_origin(kind) or kind]
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value is None else repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}.."
 
 
 def _laid_over(below: Any, above: Any) -> Any:
@@ -182,16 +237,4 @@ def _laid_over(below: Any, above: Any) -> Any:
 
 def settings_text(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The resolved recipe of a run, as nested dictionaries.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); choose another --out") from None
+    return to_yaml(asdict(recipe))

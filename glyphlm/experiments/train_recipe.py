@@ -1,23 +1,23 @@
 """run_recipe(): one recipe -> one run folder, every stage in order, each skipped where it is done."""
 
 import hashlib
-import json
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from glyphlm.base.devices import local_device
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import first_difference, write_atomic
+from glyphlm.base.names import GLYPH_SHEET, INPUTS, MADE_INPUTS, METRICS, SAMPLES, SETTINGS
+from glyphlm.base.outputs import OtherWork, first_difference, one_writer, write_atomic
 from glyphlm.base.progress import say
-from glyphlm.base.records import read_json_lines, to_json, to_lines
+from glyphlm.base.records import read_json, read_json_lines, to_json, to_lines
 from glyphlm.composition.fuse import describe_fusion
 from glyphlm.data.batches import (
     Batch,
@@ -30,7 +30,7 @@ from glyphlm.data.batches import (
 )
 from glyphlm.data.shards import prepare, prepare_examples
 from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
-from glyphlm.experiments.recipe import Recipe, read_settings, resolve, settings_text
+from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
 from glyphlm.experiments.stages import base_shape, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, count_parameters
@@ -38,23 +38,29 @@ from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapt
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, weights_sha256, write_summary
 from glyphlm.runs.generate import Sampling, generate
-from glyphlm.substrate.build import SHEET, build_substrate
+from glyphlm.substrate.build import SubstrateSettings, build_substrate, describe
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import TrainState, list_states, load_state
 from glyphlm.training.flops import flops_per_token
-from glyphlm.training.loop import METRICS, train
+from glyphlm.training.loop import train
 from glyphlm.training.objective import Objective
 from glyphlm.training.parallel import is_sharded, joined
 from glyphlm.training.settings import batch_rows, micro_batch_rows
 
-SETTINGS, INPUTS = "settings.yaml", "inputs.json"
+# Settings that change no result beyond rounding: they may be others when a run goes on.
+OPERATIONAL = ("micro_batch_tokens", "recompute", "save_every", "keep", "log_every", "validate_every", "trackers")
+PATHS = (
+    ("tokenizer", "path"), ("tokenizer", "ngrams"), ("tokenizer", "shared_strings"), ("tokenizer", "special_names"),
+    ("tokenizer", "base"), ("substrate", "path"), ("substrate", "file"), ("substrate", "font"), ("growth", "base"),
+)  # fmt: skip
+Made = TypeVar("Made")
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
 @dataclass
-class Arm:
-    """A recipe whose stages all exist, opened: ready to train."""
+class OpenedRecipe:
+    """A recipe whose inputs all exist, opened: ready to train."""
 
     recipe: Recipe
     tokenizer: Tokenizer
@@ -81,78 +87,127 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
     Raises:
         InputError: the recipe contradicts itself or its inputs, or `out` holds another run.
     """
-    with joined() as world:
+    with joined() as world, one_writer(out):
         if world.is_main:
-            recipe = claim(out, recipe)
+            recipe, _ = record_settings(out, recipe)
             if world.size > 1 and read_summary(out) is None:
-                build_inputs(recipe, out / "inputs")  # the others wait, and find them done
+                build_inputs(recipe, out / MADE_INPUTS, has_begun(out))  # the others wait, and find them there
         world.wait()
-        recipe, summary = claim(out, recipe), read_summary(out)
-        if summary is not None:
-            say(f"{out} is done already: {told(summary)}")
+        (recipe, same), summary = record_settings(out, recipe), read_summary(out)
+        if summary is not None and same:
+            say(f"{out} is done already: {result_line(summary)}")
             return summary
-        arm = open_arm(recipe, out)
+        opened = open_recipe(recipe, out)
         if world.is_main:
-            pin_inputs(arm, out)
+            pin_inputs(opened, recipe, out)
+        if summary is not None:
+            say(f"{out} is done already, with these inputs: {result_line(summary)}")
+            return summary
         if dry_run:
-            return try_out(arm, out)
-        summary = describe_arm(arm, command)
-        validation = arm.validation if arm.held_out else None
-        state = train(arm.model, arm.batches, arm.recipe.train, out, validation)
+            return try_out(opened, out)
+        summary = describe_start(opened, command)
+        validation = opened.validation if opened.held_out else None
+        state = train(opened.model, opened.batches, opened.recipe.train, out, validation)
         if world.is_main:
-            finish(arm, state, summary, out)
+            finish(opened, state, summary, out)
         world.wait()
         return read_summary(out)
 
 
-def try_out(arm: Arm, out: Path) -> dict[str, Any]:
+def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
     """The loss of the first micro-batch; weights and checkpoints stay untouched."""
-    rows = micro_batch_rows(arm.recipe.train, arm.recipe.model.block_size)
-    x_BT, y_BT = (ids_BT[:rows].to(arm.model.device) for ids_BT in next(arm.batches))
-    loss = float(Objective(arm.model, torch.float32)(x_BT, y_BT).mean())
-    uniform = math.log(arm.tokenizer.vocab_size)
+    rows = micro_batch_rows(opened.recipe.train, opened.recipe.model.block_size)
+    x_BT, y_BT = (ids_BT[:rows].to(opened.model.device) for ids_BT in next(opened.batches))
+    loss = float(Objective(opened.model, torch.float32)(x_BT, y_BT).mean())
+    uniform = math.log(opened.tokenizer.vocab_size)
     say(f"{out}: all inputs fit; loss {loss:.3f} before training (a uniform guess: {uniform:.3f})")
     return {"loss": loss}
 
 
-def finish(arm: Arm, state: TrainState, before: dict[str, Any], out: Path) -> None:
+def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out: Path) -> None:
     """Complete the run folder of a trained arm: weights, card, samples, summary."""
-    if is_sharded(arm.model):
-        arm = replace(arm, model=build_model(arm.recipe, arm.tokenizer))
-        load_state(out, arm.model)
-    summary = before | describe_training(arm, state, out)
-    if arm.recipe.growth.lora.apart and adapted(arm.model):
-        detach_adapters(arm.model, out / ADAPTER)
-    merge_adapters(arm.model)
-    export_model(arm.model, arm.tokenizer, out)
-    write_samples(arm, out)
-    sheet = Path(arm.recipe.substrate.path or "") / SHEET
+    if is_sharded(opened.model):
+        opened = replace(opened, model=build_model(opened.recipe, opened.tokenizer))
+        load_state(out, opened.model)
+    summary = before | describe_training(opened, state, out)
+    if opened.recipe.growth.lora.apart and adapted(opened.model):
+        detach_adapters(opened.model, out / ADAPTER)
+    merge_adapters(opened.model)
+    export_model(opened.model, opened.tokenizer, out)
+    write_samples(opened, out)
+    sheet = Path(opened.recipe.substrate.path or "") / GLYPH_SHEET
     if sheet.exists():
-        shutil.copyfile(sheet, out / SHEET)
+        shutil.copyfile(sheet, out / GLYPH_SHEET)
     write_card(out, summary)
     write_summary(out, summary)
-    say(f"{out}: {told(summary)}")
+    say(f"{out}: {result_line(summary)}")
 
 
-def claim(out: Path, recipe: Recipe) -> Recipe:
-    """Make `out` this recipe's folder, or make sure that it is; the recipe comes back resolved.
+def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
+    """Make `out` this recipe's folder, or make sure that it is; the resolved recipe, and whether its text is the recorded.
+
+    What changes no result (OPERATIONAL, prompts) may change when a run goes on; inputs may have other paths, and are
+    compared by `pin_inputs`, which also records such changes.
 
     Raises:
-        InputError: the recipe contradicts itself, or `out` holds something that is no run, or another run (the first
-            difference is named). A run that was refused before its first step holds nothing and is replaced.
+        InputError: the recipe contradicts itself, or `out` holds something that is no run, another run (the first
+            difference is named) or damaged settings. A run that was refused before its first step is replaced.
     """
-    path = out / SETTINGS
-    if not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    path, begun = out / SETTINGS, has_begun(out)
+    recorded = read_settings(out) if path.exists() else None
+    if recorded is None and out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
         raise InputError(f"{out} holds something that is no run; choose another --out")
-    recorded = read_settings(path) if path.exists() else None
     recipe = resolve(recipe, recorded)
-    difference = first_difference(recorded, asdict(recipe)) if recorded else None
-    if difference and has_begun(out):
+    difference = first_difference(comparable(recorded), comparable(recipe)) if recorded else None
+    if difference and begun:
         raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
-    if difference or recorded is None:
+    if recorded != recipe and not begun:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, settings_text(recipe))
-    return recipe
+    return recipe, recorded == recipe
+
+
+def read_settings(out: Path) -> Recipe:
+    """The recipe that `out` was begun with.
+
+    Raises:
+        InputError: settings.yaml is damaged, is no recipe, or is not the one that the first step was made with.
+    """
+    try:
+        recorded = load_recipe(out / SETTINGS, kind=Recipe)
+    except InputError as error:
+        raise InputError(f"{out / SETTINGS} is not the settings of a training ({error}); put it back, or choose another "
+                         "--out") from None
+    digest = read_json(out / INPUTS).get("settings") if has_begun(out) else None
+    if digest not in (None, digest_of(recorded)):
+        raise InputError(f"{out / SETTINGS} is not what the run was begun with (sha256 {str(digest)[:12]}); put it back, or "
+                         "choose another --out")
+    return recorded
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """The values that a result depends on; inputs only by their number and kind, because they are known by digest."""
+    values = asdict(replace(recipe, prompts=[]))
+    train, growth = values["train"], values["growth"]
+    for name in OPERATIONAL:
+        if name != "validate_every" or train["flat_after"] is None:  # else it decides where training ends
+            del train[name]
+    for section, name in PATHS:
+        values[section][name] = values[section][name] not in (None, [])
+    for source in values["data"]:
+        source |= {name: bool(source[name]) for name in ("shards", "text", "sft")}
+    values["fusion"]["experts"], values["validation"] = len(recipe.fusion.experts), len(recipe.validation)
+    growth["cache"] = growth["cache"] if growth["cache"] in ("none", "memory") else "folder"
+    return values
+
+
+def digest_of(recipe: Recipe) -> str:
+    """sha256 of what `comparable` keeps and is not as by default: settings that come later change no digest."""
+    plain, values = comparable(Recipe()), comparable(recipe)
+    said = {name: part for name, part in values.items() if part != plain[name]}
+    said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
+             for name, part in said.items() if isinstance(part, dict)}
+    return hashlib.sha256(to_json(said).encode()).hexdigest()
 
 
 def has_begun(out: Path) -> bool:
@@ -160,35 +215,44 @@ def has_begun(out: Path) -> bool:
     return (out / METRICS).exists() or bool(list_states(out))
 
 
-def pin_inputs(arm: Arm, out: Path) -> None:
-    """Write down what the run is made from, or make sure that it goes on with the same.
+def pin_inputs(opened: OpenedRecipe, settings: Recipe, out: Path) -> None:
+    """Write down the digests of what the run is made from, or make sure that it goes on with the same.
 
     Raises:
-        InputError: tokenizer, substrate or shards were made anew since the first step; the first difference is named.
+        InputError: tokenizer, substrate, shards or runs are others than at the first step; the first difference is named.
     """
-    path = out / INPUTS
-    inputs = {
-        "tokenizer": arm.tokenizer.fingerprint,
-        "substrate": arm.model.substrate.config.fingerprint,
-        "shards": {str(text.folder): text.sha256 for text in arm.training},
+    path, recipe = out / INPUTS, opened.recipe
+    inputs: dict[str, Any] = {
+        "tokenizer": opened.tokenizer.fingerprint,
+        "substrate": opened.model.substrate.config.fingerprint,
+        "shards": shards_read(opened.training),
+        "validation": shards_read(opened.held_out),
+        "settings": digest_of(settings),
     }
-    made_of = [arm.recipe.growth.base] if arm.recipe.growth.base else arm.recipe.fusion.experts
+    made_of = [recipe.growth.base] if recipe.growth.base else recipe.fusion.experts
     if made_of:
-        inputs["runs"] = {run: weights_sha256(run) for run in made_of}
-    difference = first_difference(json.loads(path.read_text(encoding="utf-8")), inputs) if path.exists() else None
-    if difference and has_begun(out):
-        raise InputError(f"{out} was begun with other inputs: {difference}; choose another --out or remove {out}")
-    if difference or not path.exists():
+        inputs["runs"] = [weights_sha256(run) for run in made_of]
+    if not has_begun(out):
         write_atomic(path, to_json(inputs))
+        return
+    for name, was in read_json(path).items():
+        was = [*was.values()] if isinstance(was, dict) else was  # version 0.1 wrote digests by path
+        if was != inputs.get(name):
+            shown = (one if isinstance(one, str) else hashlib.sha256(to_json(one).encode()).hexdigest()
+                     for one in (was, inputs.get(name)))
+            raise InputError(f"{out} was begun with other inputs: {name} was {next(shown)[:12]}, is now {next(shown)[:12]}; "
+                             "put back what it was begun with, or choose another --out")
+    if read_summary(out) is None:
+        write_atomic(out / SETTINGS, settings_text(settings))
 
 
-def open_arm(recipe: Recipe, out: Path) -> Arm:
+def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     """Build the stages that the recipe describes but does not name, and open all of them.
 
     Raises:
         InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
     """
-    tokenizer, recipe = build_inputs(recipe, out / "inputs")
+    tokenizer, recipe = build_inputs(recipe, out / MADE_INPUTS, has_begun(out))
     model = build_model(recipe, tokenizer)
     training, weights = open_training(recipe.data, tokenizer)
     rows = batch_rows(recipe.train, recipe.model.block_size)
@@ -200,103 +264,130 @@ def open_arm(recipe: Recipe, out: Path) -> Arm:
     held_out = [text for text in held_out if text.tokens > 1]
     if recipe.growth.base:
         go_on_from_base(recipe, model, training, batches)
-    return Arm(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
+    return OpenedRecipe(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
 
 
-def build_inputs(recipe: Recipe, inputs: Path) -> tuple[Tokenizer, Recipe]:
+def build_inputs(recipe: Recipe, inputs: Path, begun: bool) -> tuple[Tokenizer, Recipe]:
     """The tokenizer, and the recipe with every path filled in; a grown model has its base's, a fused one its experts'.
 
+    Before the first step (not `begun`) what an earlier, refused recipe left in `inputs` is made again.
+
     Raises:
-        InputError: as `stages.base_shape`, before any text is read, or text is bad.
+        InputError: as `stages.base_shape`, before any text is read, or text is bad or a width does not fit.
     """
     base_shape(recipe)
     recipe = with_parts_of_base(recipe)
     if recipe.fusion.experts:
         tokenizer = Tokenizer.load(recipe.tokenizer.path or recipe.fusion.experts[0])
-        return tokenizer, replace(recipe, data=prepared_data(recipe.data, tokenizer, inputs))
+        return tokenizer, replace(recipe, data=prepared_data(recipe.data, tokenizer, inputs, begun))
     if recipe.tokenizer.path:
         tokenizer = Tokenizer.load(recipe.tokenizer.path)
     else:
-        texts = [text for source in recipe.data for text in source.texts]
-        tokenizer = build_tokenizer(texts, recipe.tokenizer, inputs / "tokenizer")
+        texts, folder = [text for source in recipe.data for text in source.texts], inputs / "tokenizer"
+        tokenizer = _made(folder, begun, lambda: build_tokenizer(texts, recipe.tokenizer, folder))
     substrate = recipe.substrate
     if not substrate.path:
-        build_substrate(tokenizer, substrate, inputs / "substrate")
-        substrate = replace(substrate, path=str(inputs / "substrate"))
-    return tokenizer, replace(recipe, substrate=substrate, data=prepared_data(recipe.data, tokenizer, inputs))
+        check_lift(substrate, tokenizer.vocab_size, recipe.model.d_model)
+        folder = inputs / "substrate"
+        _made(folder, begun, lambda: build_substrate(tokenizer, recipe.substrate, folder))
+        substrate = replace(substrate, path=str(folder))
+    return tokenizer, replace(recipe, substrate=substrate, data=prepared_data(recipe.data, tokenizer, inputs, begun))
 
 
-def prepared_data(sources: Sequence[Source], tokenizer: Tokenizer, inputs: Path) -> list[Source]:
+def _made(folder: Path, begun: bool, make: Callable[[], Made]) -> Made:
+    try:
+        return make()
+    except OtherWork:
+        if begun:
+            raise
+        say(f"{folder} is of an earlier recipe and is made again")
+        shutil.rmtree(folder)
+        return make()
+
+
+def check_lift(settings: SubstrateSettings, vocab_size: int, d_model: int) -> None:
+    """Refuse a width of codes that cannot be lifted to `d_model`.
+
+    Raises:
+        InputError: with both.
+    """
+    try:
+        describe(settings, vocab_size).check_lift(d_model)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def prepared_data(sources: Sequence[Source], tokenizer: Tokenizer, inputs: Path, begun: bool) -> list[Source]:
     """The sources as shards, those that are text or examples under `inputs`."""
-    return [prepared(source, tokenizer, inputs / f"shards-{number}") for number, source in enumerate(sources)]
+    return [prepared(source, tokenizer, inputs / f"shards-{number}", begun) for number, source in enumerate(sources)]
 
 
-def prepared(source: Source, tokenizer: Tokenizer, folder: Path) -> Source:
+def prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) -> Source:
     """The source as shards; its text or its examples are tokenized into `folder` where they are not."""
     if source.shards:
         return source
     if source.sft:
-        prepare_examples(tokenizer, source.sft, folder)
+        _made(folder, begun, lambda: prepare_examples(tokenizer, source.sft or [], folder))
     else:
-        prepare(tokenizer, source.texts, folder, jobs=0)
+        _made(folder, begun, lambda: prepare(tokenizer, source.texts, folder, jobs=0))
     return replace(source, shards=str(folder), text=None, sft=None)
 
 
-def describe_arm(arm: Arm, command: str) -> dict[str, Any]:
+def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
     """What is known before training: name, sizes, fingerprints, digest of the initial values, versions."""
-    settings = arm.recipe.train
+    settings = opened.recipe.train
     return {
         "command": command,
-        **describe_model(arm.model, arm.tokenizer),
-        "init": initial_digest(arm.model),
+        **describe_model(opened.model, opened.tokenizer),
+        "init": initial_digest(opened.model),
         "precision": settings.precision,
         "device": settings.device,
         "seed": settings.seed,
-        "growth": asdict(arm.recipe.growth) if arm.recipe.growth.base else None,
-        "fusion": describe_fusion(arm.model, arm.recipe.fusion) if arm.recipe.fusion.experts else None,
+        "growth": asdict(opened.recipe.growth) if opened.recipe.growth.base else None,
+        "fusion": describe_fusion(opened.model, opened.recipe.fusion) if opened.recipe.fusion.experts else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 
 
-def describe_training(arm: Arm, state: TrainState, out: Path) -> dict[str, Any]:
+def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dict[str, Any]:
     """What came out: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
     last = {row["split"]: row for row in read_json_lines(out / METRICS)}
     train, validation = last.get("train", {}), last.get("validation", {})
-    floor = unigram_bits_per_byte(arm.training, arm.validation()) if arm.held_out else None
+    floor = unigram_bits_per_byte(opened.training, opened.validation()) if opened.held_out else None
     return {
         "name": out.name,
         "tokens": state.tokens,
         "steps": state.step,
         "skipped": state.skipped,
-        "epochs": arm.batches.epochs,
-        "shards": shards_read(arm.training),
-        "position": arm.batches.state(),
-        "cost": describe_cost(arm, state),
+        "epochs": opened.batches.epochs,
+        "shards": shards_read(opened.training),
+        "position": opened.batches.state(),
+        "cost": describe_cost(opened, state),
         "seconds": round(state.seconds, 1),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
         "mfu": train.get("mfu"),
-        "data_order": arm.batches.digest,
+        "data_order": opened.batches.digest,
         "bits_per_byte": {"train": train.get("bits_per_byte"), "validation": validation.get("bits_per_byte")},
         "unigram_bits_per_byte": {"validation": floor},
     }
 
 
-def describe_cost(arm: Arm, state: TrainState) -> dict[str, Any]:
+def describe_cost(opened: OpenedRecipe, state: TrainState) -> dict[str, Any]:
     """Floating-point operations of the run by part, both passes; those of frozen blocks only where they were computed."""
-    parts = flops_per_token(arm.model, recompute=arm.recipe.train.recompute)
+    parts = flops_per_token(opened.model, recompute=opened.recipe.train.recompute)
     flops = {part: found.total * (state.tokens - (state.cached if part == "frozen" else 0)) for part, found in parts.items()}
-    trained = count_parameters(arm.model)["trained"]
+    trained = count_parameters(opened.model)["trained"]
     return {"flops": flops, "flops_total": sum(flops.values()), "cached_tokens": state.cached,
             "trained": trained, "optimizer_bytes": 8 * trained, "seconds": round(state.seconds, 1)}
 
 
-def write_samples(arm: Arm, out: Path) -> None:
+def write_samples(opened: OpenedRecipe, out: Path) -> None:
     """samples.jsonl: how the run folder, loaded as anybody loads it, continues the prompts of the recipe."""
-    sampling = Sampling(max_new_tokens=min(100, arm.recipe.model.block_size))
-    texts = generate(out, arm.recipe.prompts, sampling) if arm.recipe.prompts else []
+    sampling = Sampling(max_new_tokens=min(100, opened.recipe.model.block_size))
+    texts = generate(out, opened.recipe.prompts, sampling) if opened.recipe.prompts else []
     rows = [{"prompt": prompt, "text": text, "settings": sampling.describe()}
-            for prompt, text in zip(arm.recipe.prompts, texts)]
-    write_atomic(out / "samples.jsonl", to_lines(rows))
+            for prompt, text in zip(opened.recipe.prompts, texts)]
+    write_atomic(out / SAMPLES, to_lines(rows))
 
 
 def initial_digest(model: GPT | Fusion) -> str:
@@ -308,7 +399,7 @@ def initial_digest(model: GPT | Fusion) -> str:
     return digest.hexdigest()
 
 
-def told(summary: dict[str, Any]) -> str:
+def result_line(summary: dict[str, Any]) -> str:
     """The result in half a line."""
     reached, floor = summary["bits_per_byte"]["validation"], summary["unigram_bits_per_byte"]["validation"]
     if reached is None:
