@@ -32,12 +32,15 @@ OWNERS = {
     "rich": {"base.progress"},
     "sacrebleu": {"evaluation.answers"},
     "safetensors": {"base.tensors"},
+    "pydantic": {"interop.openai_api"},
     "scipy": {"evaluation.stats"},
+    "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {
         "tokenizer.build", "tokenizer.bvv241", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.spelling",
         "tokenizer.tokenizer",
     },
-    "transformers": {"evaluation.model", "modeling.hf", "runs.folder"},
+    "transformers": {"evaluation.model", "interop.openai_api", "modeling.hf", "runs.folder"},
+    "uvicorn": {"interop.http_server"},
     "wrapt": {"__init__"},
     "yaml": {"base.records"},
 }

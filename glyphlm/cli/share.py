@@ -96,10 +96,10 @@ def run_serve(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "serve",
-        "Answer OpenAI clients with a run, through the server of transformers (pip install 'glyphlm[serve]') or vLLM. It "
-        "gets a GPT-NeoX export of the run, kept in RUN/.served, or the run folder itself where it cannot be exported. "
-        "Requests name the model by the name of the run folder; chat needs a chat template in its tokenizer_config.json. "
-        "The command that is started is printed, to be run again with options of the server's own.",
+        "Answer OpenAI clients with a run (pip install 'glyphlm[serve]'): GET /health and /v1/models, POST /v1/completions "
+        "and /v1/chat/completions, also as streams. Requests name the model by the name of the run folder; chat needs a "
+        "chat template in chat_template.jinja or tokenizer_config.json of the run. With --server vllm a GPT-NeoX export of "
+        "the run, kept in RUN/.served, is served by vLLM; its command is printed, to be run again with options of its own.",
         "glyphlm serve runs/mine --port 8000",
     )
     parser.add_argument("run", type=Path, help="run folder")

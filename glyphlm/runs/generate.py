@@ -1,8 +1,9 @@
 """Text from a trained run: prompts in, continuations out, by transformers' generate()."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,14 +54,33 @@ def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling) -> lis
 
 def continue_text(model: GlyphLMForCausalLM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
     """`prompt` and its continuation, up to the end of the document."""
-    ids = tokenizer.encode(prompt) or [tokenizer.end_id]  # from nothing, a new document begins
+    ids = prompt_ids(tokenizer, prompt)
+    return tokenizer.decode(ids + continue_ids(model, ids, sampling))
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """What the model reads before it continues `prompt`."""
+    return tokenizer.encode(prompt) or [tokenizer.end_id]  # an empty prompt begins a new document
+
+
+def continue_ids(
+    model: GlyphLMForCausalLM, ids: list[int], sampling: Sampling, stop: Callable[[list[int]], bool] | None = None
+) -> list[int]:
+    """The new ids after `ids`, with the one that ends the document if it came.
+
+    Args:
+        stop: Called after each new id with all new ids; True ends the continuation.
+    """
     ids_BT = torch.tensor([ids], device=model.device)
-    chosen = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling.temperature > 0:
         chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    if stop is not None:
+        chosen["stopping_criteria"] = [lambda seen_BS, _: torch.tensor([stop(seen_BS[0, len(ids):].tolist())],
+                                                                       device=model.device)]
     torch.manual_seed(sampling.seed)
     with torch.no_grad():
         out_BT = model.generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens, **chosen
         )
-    return tokenizer.decode(out_BT[0].tolist())
+    return out_BT[0, len(ids):].tolist()

@@ -265,12 +265,14 @@ def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
 
 def _read_config(path: Path) -> dict[str, object]:
     """Ours where there is none; of a foreign one the names of the special tokens and the chat template."""
-    if not path.is_file():
-        return dict(HF_CONFIG)
+    template = path.with_name("chat_template.jinja")  # where transformers write it
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        written = {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {}
+        if not path.is_file():
+            return HF_CONFIG | written
+        found = json.loads(path.read_text(encoding="utf-8")) | written
         kept = {key: found[key] for key in KEPT_FROM_FOREIGN if found.get(key)}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); build the tokenizer again") from None
     names = {key: value["content"] if isinstance(value, dict) else value for key, value in kept.items()}
     return {key: value for key, value in HF_CONFIG.items() if not key.endswith("_token")} | names

@@ -1,0 +1,190 @@
+"""Answers for many clients from one model: a bounded queue of jobs, and the one thread that generates.
+
+Whatever ends a job early (time limit, client gone, shutdown) ends its generation at the next token.
+"""
+
+import asyncio
+import math
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.progress import say
+from glyphlm.modeling.hf import GlyphLMForCausalLM
+from glyphlm.runs.generate import Sampling, continue_ids
+from glyphlm.tokenizer.spelling import BYTE
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
+
+
+@dataclass
+class Limits:
+    """What one request and one client may take.
+
+    Args:
+        max_body_bytes: Longest request body.
+        max_new_tokens: Most new tokens a request may ask for, within the context of the model.
+        request_seconds: Time from the end of a request to the end of its answer.
+        client_seconds: Time a client has to send its headers, to send its body, and to take the end of the answer.
+        max_waiting: Requests that wait while another is answered; more get status 429.
+        max_connections: Open connections; requests on more get status 503.
+    """
+
+    max_body_bytes: int = 1 << 20
+    max_new_tokens: int = 4096
+    request_seconds: float = 60.0
+    client_seconds: float = 10.0
+    max_waiting: int = 128
+    max_connections: int = 256
+
+    def __post_init__(self) -> None:
+        for name in Limits.__dataclass_fields__:
+            value, least = getattr(self, name), 1 if name.startswith("max") else 0.1
+            if not least <= value < math.inf:
+                raise InputError(f"{name} {value} is out of range; give a number of at least {least}")
+
+
+class Refusal(Exception):
+    """Why a request gets no answer: an HTTP status, a sentence, and the field at fault."""
+
+    def __init__(self, status: int, message: str, param: str | None = None):
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+class Answer(NamedTuple):
+    """The end of an answer."""
+
+    text: str  # what was not sent before
+    new_tokens: int
+    finish_reason: str  # stop or length
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way through the queue. Made inside the event loop, which alone calls its methods but `call`."""
+
+    ids: list[int]
+    sampling: Sampling
+    stops: list[str] = field(default_factory=list)
+    stream: bool = False
+    deltas: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)  # of a stream; None ends it
+    refusal: Refusal | None = None  # read by the thread at each token
+
+    def __post_init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[Answer] = self.loop.create_future()
+
+    def call(self, act: Callable[..., object], *arguments: object) -> None:
+        """Call `act` in the event loop, from the thread; nothing waits for it where the loop has been closed."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(act, *arguments)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End the job early, whether it waits or is being answered."""
+        self.refusal = self.refusal or refusal
+        self.finish(self.refusal)
+
+    def finish(self, outcome: Answer | Refusal) -> None:
+        """Give the outcome to whoever waits for it; only the first one counts."""
+        if self.done.done():
+            return
+        if isinstance(outcome, Refusal):
+            self.done.set_exception(outcome)
+            self.done.exception()  # marked as seen: the client may have gone
+        else:
+            self.done.set_result(outcome)
+        self.deltas.put_nowait(None)
+
+
+class Worker:
+    """The thread that generates, one job after another."""
+
+    def __init__(self, model: GlyphLMForCausalLM, tokenizer: Tokenizer, max_waiting: int):
+        self._model, self._tokenizer = model, tokenizer
+        self._waiting: queue.Queue[Job | None] = queue.Queue(max_waiting)
+        self._jobs: set[Job] = set()
+        self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        try:
+            self._waiting.put_nowait(job)
+        except queue.Full:
+            raise Refusal(429, f"{self._waiting.maxsize} requests are waiting; try again later, or start the server with "
+                               "a larger --max_waiting") from None
+        self._jobs.add(job)
+        job.done.add_done_callback(lambda _: self._jobs.discard(job))
+
+    def refuse_all(self, refusal: Refusal) -> None:
+        """End all jobs early."""
+        for job in list(self._jobs):
+            job.refuse(refusal)
+
+    def close(self) -> None:
+        """End the thread after the jobs that it has."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            outcome = job.refusal or self._outcome(job)
+            job.call(job.finish, outcome)
+
+    def _outcome(self, job: Job) -> Answer | Refusal:
+        try:
+            watch = _Watch(job, self._tokenizer, lambda text: job.call(job.deltas.put_nowait, text))
+            new = continue_ids(self._model, job.ids, job.sampling, watch)
+            text, stopped = watch.text(new)
+            ended = stopped or new[-1] == self._tokenizer.end_id
+            return Answer(text[watch.sent :], len(new), "stop" if ended else "length")
+        except Exception as error:  # of whatever kind: the next job must get its answer
+            say(f"a request failed: {type(error).__name__}: {error}")
+            return Refusal(500, f"generation failed ({type(error).__name__}: {error})")
+
+
+class _Watch:
+    """Sees the new ids of a job after each token: sends text that can no longer change, and says when to stop."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, send: Callable[[str], object]):
+        self._job, self._tokenizer, self._send, self.sent = job, tokenizer, send, 0
+        self._before = len(tokenizer.decode(job.ids))  # decoded with the prompt: foreign decoders trim the first space
+        self._held = max(map(len, job.stops), default=1) - 1  # characters that may be the beginning of a stop text
+
+    def text(self, new: list[int]) -> tuple[str, bool]:
+        """The text of the new ids, and whether a stop text ended it."""
+        text = self._tokenizer.decode(self._job.ids + new)[self._before :]
+        ends = [at for stop in self._job.stops if (at := text.find(stop)) >= 0]
+        return (text[: min(ends)], True) if ends else (text, False)
+
+    def __call__(self, new: list[int]) -> bool:
+        """Whether the answer ends with these new ids."""
+        if self._job.refusal is not None:
+            return True
+        if not (self._job.stream or self._job.stops):
+            return False
+        text, stopped = self.text(new)
+        if self._job.stream:
+            certain = text if stopped else self._certain(new)
+            if len(certain) > self.sent:
+                self._send(certain[self.sent :])
+                self.sent = len(certain)
+        return stopped
+
+    def _certain(self, new: list[int]) -> str:
+        """The text that no later id can change: bytes in a row are decoded together, so that a later one can."""
+        settled = len(new)
+        while settled and BYTE.fullmatch(self._tokenizer.tokens[new[settled - 1]]):
+            settled -= 1
+        text, _ = self.text(new[:settled])
+        return text[: len(text) - self._held].rstrip(PARTIAL)

@@ -1,0 +1,357 @@
+"""A small OpenAI-compatible HTTP server around one loaded run: health, models, completions, chat completions.
+
+A request is checked before anything is computed; what cannot be honoured is refused with a reason, never ignored.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from glyphlm.base.errors import InputError
+from glyphlm.interop.generation_queue import Answer, Job, Limits, Refusal, Worker
+from glyphlm.runs.generate import Sampling, prompt_ids
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+
+def _listed(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _only_one(prompt: Any) -> Any:
+    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, numbers in quotes, and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class StreamOptions(_Strict):
+    """`include_usage` adds a last chunk with the numbers of tokens."""
+
+    include_usage: bool = False
+
+
+# Fields of the API that have no effect here, with the values that ask for none; any other value is refused.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "frequency_penalty": (0,),
+    "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "response_format": ({"type": "text"},),
+}
+
+
+class Asked(_Strict):
+    """Fields of both kinds of request."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stop: Annotated[list[StopText], BeforeValidator(_listed), Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_effect(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name, neutral in WITHOUT_EFFECT.items():
+            if given.get(name) is not None and given[name] not in neutral:
+                raise ValueError(f"{name} is not supported with this value; leave it out, or give {neutral[0]!r}")
+        return {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
+
+
+class CompletionAsked(Asked):
+    """POST /v1/completions."""
+
+    prompt: Annotated[str, BeforeValidator(_only_one)]
+
+
+class TextPart(_Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)]
+    name: str | None = None
+
+
+class ChatAsked(Asked):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+
+class Served:
+    """A model with the two readings of its tokenizer, and what a request to it may ask for.
+
+    Args:
+        name: What requests call the model.
+        tokenizer: In a prompt the name of a special token is text, as in training text.
+        chat_tokenizer: The same vocabulary, where the names of special tokens, which templates write, are those tokens.
+        block_size: Context of the model in tokens.
+    """
+
+    def __init__(self, name: str, tokenizer: Tokenizer, chat_tokenizer: Tokenizer, block_size: int, limits: Limits):
+        self.name, self.limits, self.block_size = name, limits, block_size
+        self._tokenizer, self._chat_tokenizer = tokenizer, chat_tokenizer
+        self._most_bytes = (block_size - 1) * max(4, int(tokenizer.bytes_per_id_V.max()))  # 4: a character without id
+
+    def job(self, asked: CompletionAsked | ChatAsked) -> Job:
+        """The job that answers a request.
+
+        Raises:
+            Refusal: the request is for another model, or does not fit the context or the limits.
+        """
+        if asked.model != self.name:
+            raise Refusal(404, f"model {asked.model[:100]!r} is not served here; ask for {self.name!r}", "model")
+        if isinstance(asked, ChatAsked):
+            ids = self._chat_ids(asked.messages)
+            most = asked.max_completion_tokens or asked.max_tokens
+        else:
+            ids, most = self._ids(self._tokenizer, asked.prompt, "prompt"), asked.max_tokens
+        return Job(ids, self._sampling(asked, len(ids), most), asked.stop or [], bool(asked.stream))
+
+    def _ids(self, tokenizer: Tokenizer, text: str, param: str) -> list[int]:
+        """Ids of a prompt, which is measured in bytes before it is tokenized."""
+        size = len(text.encode())
+        if size > self._most_bytes:
+            raise Refusal(400, f"the prompt has {size:,} bytes, but {self.block_size} tokens of context hold at most "
+                               f"{self._most_bytes:,}; shorten it", param)
+        ids = prompt_ids(tokenizer, text)
+        if len(ids) >= self.block_size:
+            raise Refusal(400, f"the prompt has {len(ids)} tokens, which leaves no room in {self.block_size} tokens of "
+                               "context; shorten it", param)
+        return ids
+
+    def _chat_ids(self, messages: list[Message]) -> list[int]:
+        config = self._chat_tokenizer.config
+        template = config.get("chat_template")
+        if not isinstance(template, str):
+            raise Refusal(400, "the model has no chat template: put one into chat_template.jinja of the run folder and "
+                               "start the server again, or use /v1/completions", "messages")
+        turns = [{"role": message.role, "content": "".join(part.text for part in message.content)} for message in messages]
+        if sum(len(turn["content"].encode()) for turn in turns) > self._most_bytes:
+            raise Refusal(400, f"the messages hold more than {self._most_bytes:,} bytes, the most that {self.block_size} "
+                               "tokens of context hold; shorten them", "messages")
+        names: dict[str, Any] = {role: name for role, name in config.items() if role.endswith("_token")}
+        try:
+            [text], _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **names)
+        except Exception as error:  # a template may raise whatever it likes
+            raise Refusal(400, f"the chat template refuses these messages ({error})", "messages") from None
+        return self._ids(self._chat_tokenizer, text, "messages")
+
+    def _sampling(self, asked: Asked, read: int, most: int | None) -> Sampling:
+        """As `glyphlm generate` samples, with what the request says otherwise; without seed, a random one."""
+        room = self.block_size - read
+        if most is not None and most > room:
+            raise Refusal(400, f"max_tokens {most} after a prompt of {read} tokens exceeds the context of {self.block_size} "
+                               f"tokens; ask for at most {room}", "max_tokens")
+        if most is not None and most > self.limits.max_new_tokens:
+            raise Refusal(400, f"max_tokens {most} exceeds the limit of this server; ask for at most "
+                               f"{self.limits.max_new_tokens}, or start it with a larger --max_new_tokens", "max_tokens")
+        most = most or min(room, self.limits.max_new_tokens, Sampling.max_new_tokens)
+        seed = secrets.randbelow(1 << 31) if asked.seed is None else asked.seed
+        given = {name: value for name in ("temperature", "top_p", "top_k") if (value := getattr(asked, name)) is not None}
+        try:
+            return Sampling(most, seed=seed, **given)
+        except InputError as error:
+            raise Refusal(400, str(error)) from None
+
+
+class Api:
+    """The four routes."""
+
+    def __init__(self, served: Served, worker: Worker):
+        self._served, self._worker, self._limits = served, worker, served.limits
+        self._started = int(time.time())
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/health", self.health),
+            Route("/v1/models", self.models),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Refusal: _refused, ClientDisconnect: _gone}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    async def health(self, request: Request) -> Response:
+        """200 while the server answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        model = {"id": self._served.name, "object": "model", "created": self._started, "owned_by": "glyphlm"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def completions(self, request: Request) -> Response:
+        """Continue a prompt."""
+        return await self._answer(request, CompletionAsked)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation."""
+        return await self._answer(request, ChatAsked)
+
+    async def _answer(self, request: Request, kind: type[CompletionAsked] | type[ChatAsked]) -> Response:
+        asked = _parse(await self._body(request), kind)
+        job = self._served.job(asked)
+        self._worker.submit(job)
+        late = Refusal(504, f"no answer within {self._limits.request_seconds:g} s; ask for fewer tokens, or start the "
+                            "server with a larger --request_seconds")
+        clock = job.loop.call_later(self._limits.request_seconds, job.refuse, late)
+        job.done.add_done_callback(lambda _: clock.cancel())
+        reply = _Reply(job, self._served.name, chat=kind is ChatAsked)
+        if job.stream:
+            return _Stream(job, reply.events(asked.stream_options))
+        gone = asyncio.ensure_future(_until_gone(request, job))
+        try:
+            return JSONResponse(reply.whole(await job.done))
+        finally:
+            gone.cancel()
+
+    async def _body(self, request: Request) -> bytes:
+        """The body of a request; what is too long is read on, not kept, so that the client gets to read the refusal."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refusal(415, "send JSON, with the header content-type: application/json")
+        body, size, most = bytearray(), 0, self._limits.max_body_bytes
+        try:
+            async with asyncio.timeout(self._limits.client_seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size <= most:
+                        body += chunk
+        except TimeoutError:
+            raise Refusal(408, f"the request was not complete within {self._limits.client_seconds:g} s; resend it") from None
+        if size > most:
+            raise Refusal(413, f"the request has {size:,} bytes, more than {most:,}; shorten it")
+        return bytes(body)
+
+
+def _parse(body: bytes, kind: type[CompletionAsked] | type[ChatAsked]) -> CompletionAsked | ChatAsked:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        given = "" if not place else f", not {first['input']!r}"[:80]
+        raise Refusal(400, f"{place or 'the request'}: {reason}{given}", place or None) from None
+
+
+async def _until_gone(request: Request, job: Job) -> None:
+    """Ends the job when its client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.refuse(Refusal(499, "the client has gone"))
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; the job ends with the response, also where the client closes the connection."""
+
+    def __init__(self, job: Job, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._job = job
+
+    async def __call__(self, *asgi: Any) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(*asgi)
+        finally:
+            self._job.refuse(Refusal(499, "the client has gone"))
+
+
+class _Reply:
+    """A job's answer as the OpenAI API writes it."""
+
+    def __init__(self, job: Job, model: str, chat: bool):
+        self._job, self._chat = job, chat
+        identity = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+        self._head = {"id": identity, "created": int(time.time()), "model": model}
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The response of a request without stream."""
+        said = {"message": {"role": "assistant", "content": answer.text}} if self._chat else {"text": answer.text}
+        kind = "chat.completion" if self._chat else "text_completion"
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": answer.finish_reason}
+        return {**self._head, "object": kind, "choices": [choice], "usage": self._usage(answer)}
+
+    async def events(self, options: StreamOptions | None) -> AsyncIterator[str]:
+        """The events of a stream; a refusal after its beginning is an event, too."""
+        if self._chat:
+            yield self._chunk({"role": "assistant", "content": ""}, None)
+        while (delta := await self._job.deltas.get()) is not None:
+            yield self._chunk({"content": delta} if self._chat else delta, None)
+        try:
+            answer = self._job.done.result()
+        except Refusal as refusal:
+            yield _event(_error(refusal))
+            return
+        yield self._chunk({"content": answer.text} if self._chat else answer.text, answer.finish_reason)
+        if options is not None and options.include_usage:
+            yield _event({**self._head, "object": self._chunk_kind, "choices": [], "usage": self._usage(answer)})
+        yield "data: [DONE]\n\n"
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    def _chunk(self, said: str | dict[str, str], finish_reason: str | None) -> str:
+        choice = {"index": 0, "delta" if self._chat else "text": said, "logprobs": None, "finish_reason": finish_reason}
+        return _event({**self._head, "object": self._chunk_kind, "choices": [choice]})
+
+    def _usage(self, answer: Answer) -> dict[str, int]:
+        read, new = len(self._job.ids), answer.new_tokens
+        return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
+    return {"error": {"message": str(refusal), "type": kind, "param": refusal.param, "code": refusal.status}}
+
+
+async def _refused(request: Request, refusal: Refusal) -> Response:
+    # The connection closes: the rest of the request may never come.
+    return JSONResponse(_error(refusal), refusal.status, {"connection": "close"})
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    return await _refused(request, Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)
