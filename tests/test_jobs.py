@@ -137,11 +137,11 @@ def test_the_local_engine_counts_the_same_bytes(files):
 @pytest.mark.parametrize("goes_on", ["plain", "local"])
 def test_what_a_failed_engine_has_made_is_kept(tokenizer, files, goes_on, capsys):
     good = Path(files[2]).read_bytes()
-    Path(files[2]).write_bytes(b'{"text": 1}')
+    Path(files[2]).write_bytes(b'{"text": "a"}\n{"text": 1}')
     engine = Engine("local", Path("out"), options={"workers": 1})
-    with pytest.raises(InputError, match=r"2.jsonl:1 has no text in 'text' .*\(engine local, logs in .*/\.out\.logs\)$"):
+    with pytest.raises(InputError, match=r"2.jsonl:2 has no text in 'text' .*\(engine local, logs in .*/\.out\.logs\)$"):
         prepare(tokenizer, files, Path("out"), engine=engine)
-    assert "InputError: 2.jsonl:1" in Path(".out.logs/logs/task_00002.log").read_text(encoding="utf-8")
+    assert "InputError: 2.jsonl:2" in Path(".out.logs/logs/task_00002.log").read_text(encoding="utf-8")
     Path(files[2]).write_bytes(good)
     out = prepare(tokenizer, files, Path("out"), engine=engine if goes_on == "local" else None)
     assert "going on: 2 of 5 parts are there" in capsys.readouterr().err
@@ -202,11 +202,11 @@ def test_slurm_makes_the_parts_and_the_same_command_joins_them(tokenizer, tokeni
 
 @needs_datatrove
 def test_a_task_of_slurm_that_fails_is_seen_as_failed(tokenizer, files, slurm):
-    Path(files[1]).write_bytes(b'{"text": 1}')
+    Path(files[1]).write_bytes(b'{"text": "a"}\n{"text": 1}')
     engine = Engine("slurm", Path("out"), 2, QUEUE)
     with pytest.raises(Submitted):
         prepare(tokenizer, files, Path("out"), engine=engine)
-    assert "1.jsonl:1 has no text" in run_task(1).stderr and run_task(0).returncode == 0
+    assert "1.jsonl:2 has no text" in run_task(1).stderr and run_task(0).returncode == 0
     with pytest.raises(InputError, match=r"1 of 2 tasks submitted before still run or failed, see .*/\.out\.logs; when"):
         prepare(tokenizer, files, Path("out"), engine=engine)
     shutil.rmtree(".out.logs")

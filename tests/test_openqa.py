@@ -11,7 +11,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.corpus.items import Item
 from glyphlm.corpus.task_files import Row
 from glyphlm.corpus.tasks import TASKS, read_task
-from glyphlm.data.sft import examples
+from glyphlm.data.shards import examples
 from glyphlm.evaluation.item_log import measures
 
 TRIVIA = {"Question": "Which bird hoots?", "QuestionId": "qz_1", "SearchResults": [],

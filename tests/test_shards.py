@@ -1,19 +1,29 @@
 """Shards hold every document once, whatever the number of processes and however often the work was interrupted."""
 
 import copy
+import hashlib
+import io
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from glyphlm.base import progress
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.phrasebook import phrases
+from glyphlm.corpus.reading import Reading
+from glyphlm.corpus.tasks import read_task
 from glyphlm.data import shards as preparation
 from glyphlm.data.batches import TokenText
-from glyphlm.data.shards import part_name, prepare
+from glyphlm.data.shards import Example, describe_examples, examples, part_name, prepare, split_specs
 from glyphlm.tokenizer.tokenizer import Piece
 
 DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
@@ -275,8 +285,8 @@ def test_parts_of_other_files_or_settings_are_made_again(tokenizer, files, tmp_p
 
 def test_bad_text_in_one_part_keeps_the_others_for_the_next_try(tokenizer, files, tmp_path):
     good = Path(files[2]).read_bytes()
-    Path(files[2]).write_bytes(b'{"text": 1}')
-    with pytest.raises(InputError, match="2.jsonl:1 has no text in 'text'"):
+    Path(files[2]).write_bytes(b'{"text": "a"}\n{"text": 1}')
+    with pytest.raises(InputError, match="2.jsonl:2 has no text in 'text'"):
         prepare(tokenizer, files, tmp_path / "out", 0.2, jobs=2)
     Path(files[2]).write_bytes(good)
     assert contents(prepare(tokenizer, files, tmp_path / "out", 0.2)) == contents(
@@ -284,6 +294,193 @@ def test_bad_text_in_one_part_keeps_the_others_for_the_next_try(tokenizer, files
     )
 
 
+def test_a_mistake_at_the_head_of_any_file_is_found_before_the_work(tokenizer, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "describe", None)  # digests of all files are work, too
+    Path(files[4]).write_bytes(b'{"body": "a"}')
+    with pytest.raises(InputError, match=r"4.jsonl:1 has no text in 'text' \(it has: body\)"):
+        prepare(tokenizer, files, tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["notes.txt", "thesis", "."])
+def test_an_output_that_cannot_be_is_refused_before_the_text_is_read(tokenizer, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("my only copy")
+    Path("thesis").mkdir()
+    Path("thesis/notes.txt").touch()
+    with pytest.raises(InputError, match="is a file|no build.json"):
+        prepare(tokenizer, ["missing.txt"], Path(out))
+    assert Path("notes.txt").read_text() == "my only copy"
+
+
+def test_negative_jobs_are_refused(tokenizer, text, tmp_path):
+    with pytest.raises(InputError, match="jobs -1 is less than 0; .*0 for one a core"):
+        prepare(tokenizer, [text], tmp_path / "out", jobs=-1)
+
+
+def test_moved_texts_are_known_by_their_digests(tokenizer, files, tmp_path):
+    out = prepare(tokenizer, files, tmp_path / "out")
+    before = contents(out)
+    (tmp_path / "moved").mkdir()
+    moved = [str(Path(file).rename(tmp_path / "moved" / Path(file).name)) for file in files]
+    assert prepare(tokenizer, moved, out.rename(tmp_path / "new")) == tmp_path / "new"
+    assert contents(tmp_path / "new") == before
+
+
+def test_a_file_whose_name_is_not_utf8_is_prepared(tokenizer, tmp_path):
+    name = write_documents(tmp_path / os.fsdecode(b"caf\xe9{}.jsonl"))
+    out = prepare(tokenizer, [name], tmp_path / os.fsdecode(b"out\xe9"))
+    assert name in json.loads((out / "build.json").read_text(encoding="utf-8"))["inputs"]
+    assert prepare(tokenizer, [name], out) == out
+
+
+def test_rows_left_out_are_counted(tokenizer, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": null}\n{"text": " "}\n{"text": "b"}\n')
+    out = prepare(tokenizer, [str(path)], tmp_path / "out", 0, Reading(skip_empty=True))
+    assert decoded(out, "train", tokenizer) == ["a", "b"] and result(out)["skipped"] == 2
+    assert "2 rows without text are left out" in capsys.readouterr().err
+
+
+PREPARE = """
+import sys
+from glyphlm.cli.main import main
+from glyphlm.data import shards
+shards.PART_BYTES = 1
+if __name__ == "__main__":
+    sys.exit(main(["prepare", "--tokenizer", *sys.argv[1:]]))
+"""
+
+
+def start(tokenizer_folder, files, out, jobs):
+    command = [sys.executable, "-c", PREPARE, str(tokenizer_folder), "--out", str(out), "--jobs", jobs, *files]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_of_two_commands_on_one_folder_the_second_is_refused(tokenizer, tokenizer_folder, files, tmp_path, jobs):
+    pair = [start(tokenizer_folder, files, tmp_path / "out", jobs) for _ in range(2)]
+    ended = [(process.communicate()[1], process.returncode) for process in pair]
+    assert sorted(code for _, code in ended) in ([0, 2], [0, 0])
+    assert all("is being written by process" in said for said, code in ended if code)
+    assert contents(tmp_path / "out") == contents(prepare(tokenizer, files, tmp_path / "alone"))
+
+
+def test_a_killed_command_goes_on_at_once(tokenizer, tokenizer_folder, files, tmp_path):
+    """Whatever its processes were writing when it was killed."""
+    killed = start(tokenizer_folder, files, tmp_path / "out", "2")
+    while not list(tmp_path.glob(".out.partial/.part-*")):
+        assert killed.poll() is None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert contents(prepare(tokenizer, files, tmp_path / "out")) == contents(prepare(tokenizer, files, tmp_path / "alone"))
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_tokenizer_is_the_same_in_another_process(tokenizer):
     again = copy.copy(tokenizer)  # goes the way of sending it to a process
     assert again.fingerprint == tokenizer.fingerprint and again.encode("a</s>") == tokenizer.encode("a</s>")
+
+
+# Supervised examples
+
+
+SQUAD = """{"data": [{"paragraphs": [{"context": "Owls fly.", "qas": [
+  {"question": "Who swims?", "answers": [], "is_impossible": true}%s]}]}]}"""
+ANSWERED = ', {"question": "Who flies?", "answers": [{"text": "Owls"}, {"text": "owls"}], "is_impossible": false}'
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Two blocks, two pairs of sentences, a question with an answer and one without, two subjects."""
+    texts = {
+        "a.txt": "T: a\nQ: b\nA: c\n\nT: d\nQ: e\nA: f\n",
+        "eng": "An owl.\nA cat.\n",
+        "rus": "Сова.\nКот.\n",
+        "squad.json": SQUAD % ANSWERED,
+        "unanswered.json": SQUAD % "",
+        "mmlu/b_dev.csv": "b?,1,2,3,4,D\n",
+        "mmlu/a_dev.csv": "a?,1,2,3,4,C\n",
+    }
+    (tmp_path / "mmlu").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def refusal(read, *arguments):
+    with pytest.raises(InputError) as caught:
+        list(read(*arguments))
+    return str(caught.value)
+
+
+def test_examples_come_in_the_order_of_the_specs_and_of_their_files(asked):
+    specs = [f"en-ru={asked}/eng,{asked}/rus", f"qa={asked}/a.txt", f"mmlu={asked}/mmlu"]
+    assert list(examples(specs)) == [
+        Example("Translate from English to Russian:\nAn owl.\nAnswer:", "Сова."),
+        Example("Translate from English to Russian:\nA cat.\nAnswer:", "Кот."),
+        Example("Context: a\nQuestion: b\nAnswer:", "c"),
+        Example("Context: d\nQuestion: e\nAnswer:", "f"),
+        Example("Question: a?\nOptions: A) 1 B) 2 C) 3 D) 4\nAnswer:", "C"),
+        Example("Question: b?\nOptions: A) 1 B) 2 C) 3 D) 4\nAnswer:", "D"),
+    ]
+    assert list(examples(specs[::-1]))[0].answer == "C"
+
+
+def test_prompts_are_those_of_the_items(asked):
+    found = examples([f"qa={asked}/a.txt"])
+    assert [example.prompt for example in found] == [item.prompt for item in read_task("qa", asked / "a.txt")]
+
+
+def test_the_first_answer_is_taught_and_questions_without_one_are_left_out(asked):
+    assert list(examples([f"squad={asked}/squad.json"])) == [
+        Example("Context: Owls fly.\nQuestion: Who flies?\nAnswer:", "Owls")
+    ]
+
+
+def test_a_file_without_any_answer_is_refused(asked):
+    expected = f"squad={asked}/unanswered.json holds no question with an answer; remove it or give another file"
+    assert refusal(examples, [f"qa={asked}/a.txt", f"squad={asked}/unanswered.json"]) == expected
+
+
+@pytest.mark.parametrize("spec", ["arc_easy", "arc_easy=", "=a.jsonl", ""])
+def test_what_is_no_spec_is_refused_with_the_names(spec):
+    expected = f"{spec!r} is no NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: mmlu,"
+    assert refusal(split_specs, [spec]).startswith(expected)
+
+
+def test_a_path_may_hold_an_equals_sign():
+    assert split_specs(["qa=a=b.txt"]) == [("qa", "a=b.txt")]
+
+
+def test_no_spec_and_the_same_spec_twice_are_refused():
+    assert refusal(examples, []).startswith("no examples were given: name them")
+    assert refusal(examples, ["qa=a", "boolq=b", "qa=a"]).startswith("qa=a is given twice;")
+
+
+def test_every_path_is_looked_for_before_the_first_file_is_read(asked):
+    assert "missing does not exist or is no file;" in refusal(next, examples([f"qa={asked}/a.txt", "boolq=missing"]))
+
+
+def test_a_spec_is_described_by_the_digest_of_its_file_or_files(asked):
+    one, pair, folder = f"qa={asked}/a.txt", f"en-ru={asked}/eng,{asked}/rus", f"mmlu={asked}/mmlu"
+    digests = {file: hashlib.sha256((asked / file).read_bytes()).hexdigest() for file in ("a.txt", "eng", "rus")}
+    found = describe_examples([one, pair, folder])
+    assert list(found) == [one, pair, folder] and found[one] == digests["a.txt"]
+    assert found[pair] == hashlib.sha256((digests["eng"] + digests["rus"]).encode()).hexdigest()
+    (asked / "mmlu/b_dev.csv").write_text("b?,1,2,3,4,A\n", encoding="utf-8")
+    assert describe_examples([folder])[folder] != found[folder]
+
+
+def test_the_order_of_a_pair_is_part_of_its_digest(asked):
+    forth, back = f"en-ru={asked}/eng,{asked}/rus", f"en-ru={asked}/rus,{asked}/eng"
+    assert describe_examples([forth])[forth] != describe_examples([back])[back]
+
+
+def test_progress_counts_examples_and_the_bytes_of_finished_files(asked, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal, wherever the test runs
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "console", Console(file=io.StringIO(), soft_wrap=True))
+    list(examples([f"qa={asked}/a.txt", f"en-ru={asked}/eng,{asked}/rus"], "mixing"))
+    lines = progress.console.file.getvalue().splitlines()
+    assert lines[0].startswith("mixing: 0%,") and lines[0].endswith("1 examples")
+    assert lines[-1].startswith("mixing: 100%,") and lines[-1].endswith("4 examples")

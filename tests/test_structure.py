@@ -17,7 +17,7 @@ studies cli
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {
     "babel": {"corpus.cldr"},
-    "datasets": {"corpus.reading", "corpus.task_files"},
+    "datasets": {"corpus.reading"},
     "datatrove": {"base.jobs"},
     "fontTools": {"substrate.fonts"},
     "gguf": {"interop.gguf"},

@@ -27,7 +27,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter
 from glyphlm.base.records import read_json_lines, to_json, to_lines
-from glyphlm.corpus.reading import describe, find_sources
+from glyphlm.corpus.sources import describe, find_sources
 from glyphlm.evaluation.stats import bootstrap
 from glyphlm.modeling.model import GPT, scale_rows
 from glyphlm.runs.folder import load_run, weights_sha256

@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.corpus.reading import STRICT, Passage, Reading, describe, find_sources, passages
+from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
+from glyphlm.corpus.sources import describe, find_sources
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 MB = 1_000_000
@@ -87,7 +87,7 @@ def compare(
     if out is None:
         return _rows(tokenizers, sources, limit_mb, reading)
     read = {language: describe(found) for language, found in sources.items()}
-    build = Build("comparison", {"limit_mb": limit_mb, **asdict(reading)}, {"tokenizers": fingerprints, "texts": read})
+    build = Build("comparison", {"limit_mb": limit_mb, **reading.settings()}, {"tokenizers": fingerprints, "texts": read})
     if not build.is_done(out):
         with build.folder(out) as partial:
             _write(partial, _rows(tokenizers, sources, limit_mb, reading))

@@ -240,11 +240,9 @@ class Build:
         Raises:
             InputError: `out` holds something else (the first difference is named), or cannot be replaced by a folder.
         """
-        if holds_nothing(out):
-            if Path.cwd().is_relative_to(out.resolve()):
-                raise InputError(f"{out} is the folder you are in, or above it; name a new folder, such as {out / 'out'}")
+        found = found_build(out)
+        if found is None:
             return False
-        found = read_build(out)
         difference = self._difference(found)
         if difference:
             raise OtherWork(f"{out} already holds other work: {difference}; choose another --out or remove {out}")
@@ -287,6 +285,19 @@ def same_inputs(was: Any, now: Any) -> bool:
     gone, new = ([part[key] for key in part.keys() - other.keys()] for part, other in ((was, now), (now, was)))
     renamed = all(isinstance(value, str) and SHA256.fullmatch(value) for value in gone) and sorted(gone) == sorted(new)
     return renamed and all(same_inputs(was[key], now[key]) for key in was.keys() & now.keys())
+
+
+def found_build(out: Path) -> Build | None:
+    """What an output folder holds: a build, or nothing.
+
+    Raises:
+        InputError: it holds something else, is a file, or cannot be replaced by a folder.
+    """
+    if not holds_nothing(out):
+        return read_build(out)
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"{out} is the folder you are in, or above it; name a new folder, such as {out / 'out'}")
+    return None
 
 
 def read_build(folder: Path) -> Build:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # file names stay as they are
 PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
 
 
@@ -19,7 +19,8 @@ IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun s
 def say(message: str) -> None:
     """One line for the person who runs the command; results go to stdout, these lines to stderr."""
     if IS_MAIN:
-        console.print(message, markup=False)
+        # Characters that the terminal does not have, and bytes of file names that are none, are shown as escapes.
+        console.print(message.encode(console.encoding, "backslashreplace").decode(console.encoding))
 
 
 class Meter:
@@ -55,6 +56,6 @@ def meter(title: str | None, total: float | None = None, *, done: float = 0) -> 
         yield Meter(title, total, None, done)
         return
     bar_and_share = (BarColumn(12), "{task.percentage:>3.0f}%")  # short: a line must fit into 80 columns
-    left_and_note = (TimeRemainingColumn(compact=True), "left", TextColumn("{task.fields[note]}"))
-    with Progress("{task.description}", *bar_and_share, *left_and_note, console=console) as bar:
+    left_and_note = (TimeRemainingColumn(compact=True), "left", TextColumn("{task.fields[note]}", markup=False))
+    with Progress(TextColumn("{task.description}", markup=False), *bar_and_share, *left_and_note, console=console) as bar:
         yield Meter(title, total, bar, done)

@@ -13,7 +13,7 @@ from glyphlm.base.jobs import EXECUTORS, Engine
 from glyphlm.base.records import parse_yaml
 from glyphlm.corpus.reading import Reading
 
-TEXTS = "texts: .txt, .jsonl, .parquet (.gz, .zst), folders of these, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
+TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
 
 
 Settings = TypeVar("Settings")
@@ -92,6 +92,7 @@ class Parser(jsonargparse.ArgumentParser):
         """How text is read."""
         self.add_argument("--text_field", default="text", help="name of the text in JSON lines and parquet")
         self.add_argument("--errors", choices=("strict", "replace"), default="strict", help="bytes that are not UTF-8")
+        self.add_argument("--skip_empty", action="store_true", help="leave out rows without text (null or blank)")
 
     def add_engine(self) -> None:
         """Who makes the parts of a large corpus."""
@@ -147,7 +148,7 @@ def _with_underscores(argument: str) -> str:
 
 def reading_of(options: Any) -> Reading:
     """How the options say that text is read."""
-    return Reading(options.text_field, options.errors)
+    return Reading(options.text_field, options.errors, options.skip_empty)
 
 
 def engine_of(options: Any) -> Engine | None:

@@ -1,32 +1,41 @@
 """Text from anywhere, as a stream of passages: memory stays bounded however long a file or a document is.
 
-A source is a `.txt` file (one document), `.jsonl` (a document a line), either as `.gz` or `.zst`, `.parquet` (a
-document a row), a folder of these, `hf:NAME[:CONFIG][:SPLIT]`, a data set of the Hugging Face Hub, or `embedded:WORDS`,
+A source is a `.txt` file (one document), `.jsonl` (a document a line), either as `.gz`, `.bz2`, `.xz` or `.zst`, `.parquet`
+(a document a row), a folder of these, `hf:NAME[:CONFIG][:SPLIT]`, a data set of the Hugging Face Hub, or `embedded:WORDS`,
 documents of the phrase book, such as `embedded:en,ru` or `embedded:qa` (see `phrasebook.chosen`).
 """
 
+import bz2
 import codecs
 import gzip
-import hashlib
 import io
 import json
+import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import sha256_file
-from glyphlm.base.progress import Meter, meter
+from glyphlm.base.names import EMBEDDED, HUB
+from glyphlm.base.progress import Meter, meter, say
+from glyphlm.corpus.sources import embedded_documents, find_sources, is_data_set, size_of, suffix_of
 
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
+UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
+    "": lambda raw: raw,
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    # zstandard's own reader takes a file that was cut off for a shorter one
+    ".zst": lambda raw: io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")),
+}
 PASSAGE_CHARS = 1 << 18  # a quarter million characters: small for memory, large against the cost of a call
 MAX_LINE_BYTES = 1 << 30  # a JSON line must be held whole to be parsed
-HUB, EMBEDDED = "hf:", "embedded:"
 
 
 class Passage(NamedTuple):
@@ -38,195 +47,133 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How text is read: the JSON or column name of a document, and what to do with bytes that are not UTF-8."""
+    """How text is read.
+
+    Args:
+        text_field: The JSON key or column name of a document.
+        errors: Whether bytes that are not UTF-8 are refused, or replaced by U+FFFD.
+        skip_empty: Leave out rows whose text is null or blank; else null is refused and blank text a document.
+    """
 
     text_field: str = "text"
     errors: Literal["strict", "replace"] = "strict"
+    skip_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.text_field:
+            raise InputError("text_field is empty; give the name of a key or column, such as text")
+
+    def settings(self) -> dict[str, Any]:
+        """As records of a build have it; `skip_empty` only where it is set, since records made before lack it."""
+        found = asdict(self)
+        return found if self.skip_empty else {key: found[key] for key in ("text_field", "errors")}
 
 
 STRICT = Reading()
 
 
-def passages(texts: Sequence[str], reading: Reading = STRICT, title: str | None = "reading") -> Iterator[Passage]:
+def passages(
+    texts: Sequence[str], reading: Reading = STRICT, title: str | None = "reading", skipped: Counter[str] | None = None
+) -> Iterator[Passage]:
     """Stream every document of `texts` in order, with a progress bar over the bytes read (none without `title`).
+
+    Rows that `reading` skips are counted by source, in `skipped` or else in one printed line.
 
     Raises:
         InputError: a source is missing, empty, of an unknown kind or damaged; the place is named.
     """
     sources = find_sources(texts)
-    sizes = [0 if is_data_set(source) else Path(source).stat().st_size for source in sources]
-    with meter(title, sum(sizes) or None) as bar:
-        for source, size in zip(sources, sizes):
-            yield from _not_empty(source, _read(source, reading, Advance(bar, size)))
+    counts = Counter() if skipped is None else skipped
+    with meter(title, sum(map(size_of, sources)) or None) as bar:
+        for name in sources:
+            yield from _not_empty(name, _read(_Source(name, reading, counts, Advance(bar))))
+            if skipped is None and counts[name]:
+                say(f"{name}: {counts[name]:,} rows without text are left out")
 
 
-def find_sources(texts: Sequence[str]) -> list[str]:
-    """Names of all files and data sets in `texts`; folders are searched through, in sorted order.
+def check_sources(sources: Sequence[str], reading: Reading) -> None:
+    """Read the beginning of each file, so that most mistakes are found before the work and not in the middle of it.
 
     Raises:
-        InputError: nothing was given, a path does not exist, a file is of an unknown kind, or one is named twice.
+        InputError: as `passages`.
     """
-    if not texts:
-        raise InputError("no text was given: name files, folders, hf:NAME data sets or embedded:LANGUAGES")
-    sources = [source for text in texts for source in _expand(text)]
-    if len(set(sources)) < len(sources):
-        twice = next(source for number, source in enumerate(sources) if source in sources[:number])
-        raise InputError(f"{twice} is named twice; name it once (a recipe can weigh sources)")
-    return sources
-
-
-def describe(texts: Sequence[str]) -> dict[str, str]:
-    """What identifies the input: name -> sha256 of each file; a data set of the Hub stands for itself."""
-    return {source: _digest(source) for source in find_sources(texts)}
-
-
-def is_data_set(source: str) -> bool:
-    """Whether `source` names a data set, of the Hub or embedded, and no file."""
-    return source.startswith((HUB, EMBEDDED))
-
-
-def _digest(source: str) -> str:
-    if source.startswith(EMBEDDED):
-        return hashlib.sha256("\0".join(_embedded(source)).encode()).hexdigest()  # another release of CLDR says other things
-    return "hub" if is_data_set(source) else sha256_file(Path(source))
-
-
-def _embedded(source: str) -> list[str]:
-    from glyphlm.corpus.phrasebook import chosen  # loads CLDR, and most texts are files
-
-    return chosen(source.removeprefix(EMBEDDED))
-
-
-def _expand(text: str) -> list[str]:
-    path = Path(text)
-    if is_data_set(text):
-        return [text]
-    if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
-        if not found:
-            raise InputError(f"{text} holds no {', '.join(SUFFIXES)} file")
-        return found
-    if not path.exists():
-        raise InputError(f"{text} does not exist; give a file, a folder, hf:NAME or embedded:LANGUAGES")
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{text} is of an unknown kind; known are {', '.join(SUFFIXES)}")
-    return [text]
+    with meter(None) as bar:
+        for name in sources:
+            if not is_data_set(name):
+                with closing(_read(_Source(name, reading, Counter(), Advance(bar)))) as stream:
+                    next(stream, None)
 
 
 class Advance:
     """Moves the bar by the share of a file's bytes that have been read since the last call."""
 
-    def __init__(self, bar: Meter, size: int):
-        self._bar, self._size, self._seen = bar, size, 0
+    def __init__(self, bar: Meter):
+        self._bar, self._seen = bar, 0
 
     def to(self, position: int) -> None:
-        """`position`: bytes of the file read so far; Hub data sets have no size and count documents."""
+        """`position`: bytes of the file read so far; data sets have no size and count documents."""
         self._bar.advance(position - self._seen)
         self._seen = position
 
 
-def _read(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
-    if source.startswith(EMBEDDED):
-        return _split_rows((_Row(text, number) for number, text in enumerate(_embedded(source), 1)), advance)
-    if is_data_set(source):
-        return _split_rows(_hub_rows(source, reading), advance)
-    if source.endswith(".parquet"):
-        return _split_rows(_parquet_rows(source, reading), advance)
-    plain = source.endswith((".txt", ".txt.gz", ".txt.zst"))
-    return (_read_txt if plain else _read_jsonl)(source, reading, advance)
+@dataclass
+class _Source:
+    """One source that is being read."""
+
+    name: str
+    reading: Reading
+    skipped: Counter[str]
+    advance: Advance
 
 
-def _not_empty(source: str, stream: Iterable[Passage]) -> Iterator[Passage]:
+class _Row(NamedTuple):
+    where: str
+    value: Any
+    position: int  # bytes (or documents, where bytes are unknown) read when this row has been read
+
+
+def _read(source: _Source) -> Iterator[Passage]:
+    name, suffix = source.name, suffix_of(source.name)
+    if name.startswith(EMBEDDED):
+        texts = enumerate(embedded_documents(name), 1)
+        return _documents((_Row(name, {source.reading.text_field: text}, number) for number, text in texts), source)
+    if is_data_set(name):
+        return _documents((_Row(where, row, number) for number, (where, row) in enumerate(hub_rows(name), 1)), source)
+    if suffix.startswith(".txt"):
+        return _read_txt(source)
+    return _documents((_parquet_rows if suffix == ".parquet" else _json_rows)(source), source)
+
+
+def _documents(rows: Iterable[_Row], source: _Source) -> Iterator[Passage]:
+    for where, value, position in rows:
+        text = _text(value, source.reading, where)
+        if source.reading.skip_empty and not text.strip():
+            source.skipped[source.name] += 1
+        else:
+            for start in range(0, max(len(text), 1), PASSAGE_CHARS):
+                yield Passage(text[start : start + PASSAGE_CHARS], start + PASSAGE_CHARS >= len(text))
+        source.advance.to(position)
+
+
+def _not_empty(name: str, stream: Iterable[Passage]) -> Iterator[Passage]:
     empty = True
     for passage in stream:
         empty = empty and not passage.text
         yield passage
     if empty:
-        raise InputError(f"{source} holds no text; remove it from the list or give another file")
+        raise InputError(f"{name} holds no text; remove it from the list or give another file")
 
 
-@dataclass
-class _Stream:
-    """An opened, decompressing file; `raw.tell()` is the progress in the file on disk."""
-
-    name: str
-    raw: BinaryIO
-    plain: BinaryIO
-
-    def read_block(self, size: int) -> bytes:
-        return self._guard(lambda: self.plain.read(size))
-
-    def read_line(self) -> bytes:
-        return self._guard(lambda: self.plain.readline(MAX_LINE_BYTES))
-
-    def _guard(self, read: Any) -> bytes:
-        try:
-            return read()
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{self.name} is damaged or cut off ({error}); fetch or compress it again") from None
-
-
-def _open(source: str) -> _Stream:
-    raw = open(source, "rb")  # closed with the generator that reads it
-    if source.endswith(".gz"):
-        return _Stream(source, raw, gzip.GzipFile(fileobj=raw))
-    if source.endswith(".zst"):
-        # zstandard's own reader takes a file that was cut off for a shorter one
-        return _Stream(source, raw, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")))
-    return _Stream(source, raw, raw)
-
-
-def _read_txt(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
-    stream, decoder, offset = _open(source), codecs.getincrementaldecoder("utf-8")(reading.errors), 0
-    with stream.raw:
-        while block := stream.read_block(PASSAGE_CHARS):
-            text = _decode(decoder, block, offset, source)
-            yield Passage(text.removeprefix("\ufeff") if offset == 0 else text, False)
-            offset += len(block)
-            advance.to(stream.raw.tell())
-        yield Passage(_decode(decoder, b"", offset, source, final=True), True)
-
-
-def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, source: str, final: bool = False) -> str:
-    pending = len(decoder.getstate()[0])
-    try:
-        return decoder.decode(block, final)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(source, offset - pending + error.start) from None
-
-
-def _not_utf8(source: str, offset: int) -> InputError:
-    return InputError(f"{source} is not UTF-8 at byte {offset}; convert it, or go on with --errors replace")
-
-
-def _read_jsonl(source: str, reading: Reading, advance: Advance) -> Iterator[Passage]:
-    stream, offset, number = _open(source), 0, 0
-    with stream.raw:
-        while line := stream.read_line():
-            number += 1
-            if len(line) == MAX_LINE_BYTES:
-                raise InputError(f"{source}:{number} is longer than {MAX_LINE_BYTES} bytes; give such text as .txt")
-            if line.strip():
-                yield from _split(_json_text(line, reading, f"{source}:{number}", source, offset))
-            offset += len(line)
-            advance.to(stream.raw.tell())
-
-
-def _json_text(line: bytes, reading: Reading, where: str, source: str, offset: int) -> str:
-    try:
-        row = json.loads(line.decode("utf-8", reading.errors).removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(source, offset + error.start) from None
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
-        raise InputError(f"{where} is not JSON ({error})") from None
-    return _field(row, reading, where)
-
-
-def _field(row: Any, reading: Reading, where: str) -> str:
-    text = row.get(reading.text_field) if isinstance(row, dict) else None
+def _text(row: Any, reading: Reading, where: str) -> str:
+    key = reading.text_field
+    if isinstance(row, dict) and key in row and row[key] is None:
+        if reading.skip_empty:
+            return ""
+        raise InputError(f"{where} has null in {key!r}; give it a text, or leave out such rows with --skip-empty")
+    text = row.get(key) if isinstance(row, dict) else None
     if not isinstance(text, str):
         keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"{where} has no text in {reading.text_field!r} (it has: {keys}); name it with --text-field")
+        raise InputError(f"{where} has no text in {key!r} (it has: {keys}); name it with --text-field")
     return _without_surrogates(text, reading, where)
 
 
@@ -241,49 +188,111 @@ def _without_surrogates(text: str, reading: Reading, where: str) -> str:
                          "mend it, or go on with --errors replace") from None
 
 
-def _split(text: str) -> Iterator[Passage]:
-    for start in range(0, max(len(text), 1), PASSAGE_CHARS):
-        yield Passage(text[start : start + PASSAGE_CHARS], start + PASSAGE_CHARS >= len(text))
+# Kinds of sources
 
 
-class _Row(NamedTuple):
-    text: str
-    position: int  # bytes (or documents, where bytes are unknown) read when this row has been read
+@dataclass
+class _Stream:
+    """An opened, decompressing file; `raw.tell()` is the progress in the file on disk."""
+
+    name: str
+    raw: BinaryIO
+    plain: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        packing = suffix_of(self.name).removeprefix(".txt").removeprefix(".jsonl")
+        self.plain = UNPACK[packing](self.raw)
+
+    def read_block(self, size: int) -> bytes:
+        return self._guard(lambda: self.plain.read(size))
+
+    def read_line(self) -> bytes:
+        return self._guard(lambda: self.plain.readline(MAX_LINE_BYTES))
+
+    def _guard(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise InputError(f"{self.name} is damaged or cut off ({error}); fetch or compress it again") from None
 
 
-def _split_rows(rows: Iterable[_Row], advance: Advance) -> Iterator[Passage]:
-    for row in rows:
-        yield from _split(row.text)
-        advance.to(row.position)
+def _read_txt(source: _Source) -> Iterator[Passage]:
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(source.reading.errors), 0
+    with open(source.name, "rb") as raw:
+        stream = _Stream(source.name, raw)
+        while block := stream.read_block(PASSAGE_CHARS):
+            text = _decode(decoder, block, offset, source.name)
+            yield Passage(text.removeprefix("\ufeff") if offset == 0 else text, False)
+            offset += len(block)
+            source.advance.to(raw.tell())
+        yield Passage(_decode(decoder, b"", offset, source.name, final=True), True)
 
 
-def _parquet_rows(source: str, reading: Reading) -> Iterator[_Row]:
-    size = Path(source).stat().st_size
+def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, name: str, final: bool = False) -> str:
+    pending = len(decoder.getstate()[0])
     try:
-        file = pyarrow.parquet.ParquetFile(source)
-        total = max(file.metadata.num_rows, 1)
-        if reading.text_field not in file.schema_arrow.names:
-            raise InputError(f"{source} has no column {reading.text_field!r} (it has: "
-                             f"{', '.join(file.schema_arrow.names)}); name it with --text-field")
-        rows = (row for batch in file.iter_batches(64, columns=[reading.text_field]) for row in batch.to_pylist())
-        for number, row in enumerate(rows, 1):
-            yield _Row(_field(row, reading, f"{source} row {number}"), size * number // total)
+        return decoder.decode(block, final)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, offset - pending + error.start) from None
+
+
+def _not_utf8(name: str, offset: int) -> InputError:
+    return InputError(f"{name} is not UTF-8 at byte {offset}; convert it, or go on with --errors replace")
+
+
+def _json_rows(source: _Source) -> Iterator[_Row]:
+    offset, number = 0, 0
+    with open(source.name, "rb") as raw:
+        stream = _Stream(source.name, raw)
+        while line := stream.read_line():
+            number += 1
+            where = f"{source.name}:{number}"
+            if len(line) == MAX_LINE_BYTES:
+                raise InputError(f"{where} is longer than {MAX_LINE_BYTES} bytes; give such text as .txt")
+            if line.strip():
+                yield _Row(where, _json(line, source, where, offset), raw.tell())
+            offset += len(line)
+
+
+def _json(line: bytes, source: _Source, where: str, offset: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8", source.reading.errors).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(source.name, offset + error.start) from None
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
+        raise InputError(f"{where} is not JSON ({error})") from None
+
+
+def _parquet_rows(source: _Source) -> Iterator[_Row]:
+    name, key, size = source.name, source.reading.text_field, size_of(source.name)
+    try:
+        with pyarrow.parquet.ParquetFile(name) as file:
+            total = max(file.metadata.num_rows, 1)
+            if key not in file.schema_arrow.names:
+                raise InputError(f"{name} has no column {key!r} (it has: {', '.join(file.schema_arrow.names)}); "
+                                 "name it with --text-field")
+            rows = (row for batch in file.iter_batches(64, columns=[key]) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _Row(f"{name} row {number}", row, size * number // total)
     except UnicodeDecodeError:
-        raise InputError(f"{source} holds text that is not UTF-8; write the file again") from None
+        raise InputError(f"{name} holds text that is not UTF-8; write the file again") from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{source} is not a readable parquet file ({error})") from None
+        raise InputError(f"{name} is not a readable parquet file ({error})") from None
 
 
-def _hub_rows(source: str, reading: Reading) -> Iterator[_Row]:
-    import datasets  # takes seconds to import, and most corpora are files
+def hub_rows(source: str, split: str = "train") -> Iterator[tuple[str, Any]]:
+    """(place, row) of hf:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub; `split` where it names none.
 
-    name, config, split = (source.removeprefix(HUB).split(":") + ["", ""])[:3]
+    Raises:
+        InputError: it cannot be read.
+    """
+    import datasets  # takes seconds to import, and most sources are files
+
+    name, config, named = (source.removeprefix(HUB).split(":") + ["", ""])[:3]
     try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        rows = datasets.load_dataset(name, config or None, split=named or split, streaming=True)
         for number, row in enumerate(rows, 1):
-            yield _Row(_field(row, reading, f"{source} row {number}"), number)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, InputError):
-            raise
+            yield f"{source} row {number}", row
+    except Exception as error:  # of the network, the library or the set: each has classes of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{source} cannot be read ({reason}); check the name, the configuration and the network") from None

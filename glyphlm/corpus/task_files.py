@@ -65,26 +65,6 @@ def json_lines(path: Path) -> Iterator[Row]:
     return (Row(where, _json(text, where)) for where, text in _lines(path) if text.strip())
 
 
-def hub_rows(source: str) -> Iterator[Row]:
-    """The rows of hf:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    import datasets  # takes seconds to import, and most sets are files
-
-    name, config, split = (source.removeprefix("hf:").split(":") + ["", ""])[:3]
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split or "validation", streaming=True)
-        for number, value in enumerate(rows, 1):
-            yield Row(f"{source} row {number}", value)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{source} cannot be read ({reason}); check the name, the configuration and the network") from None
-
-
 def json_file(path: Path) -> Row:
     """The whole file as one row."""
     return Row(str(path), _json("".join(text for _, text in _lines(path)), str(path)))

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import HUB
 from glyphlm.base.outputs import sha256_file
 from glyphlm.corpus.items import Item, question_prompt, reading_prompt
 from glyphlm.corpus.openqa import hotpotqa, hotpotqa_row, nq_open, nq_open_row, triviaqa, triviaqa_row
-from glyphlm.corpus.task_files import Row, aligned_rows, block_rows, csv_rows, hub_rows, json_file, json_lines, tsv_rows
+from glyphlm.corpus.reading import hub_rows
+from glyphlm.corpus.task_files import Row, aligned_rows, block_rows, csv_rows, json_file, json_lines, tsv_rows
 
 LANGUAGES = {"en": "English", "ru": "Russian", "zh": "Chinese"}
 LETTERS = ("A", "B", "C", "D")
-HUB = "hf:"
 TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
@@ -53,7 +54,7 @@ def read_task(name: str, path: str | Path) -> Iterator[Item]:
     if item is None:
         raise InputError(f"{name}={path} cannot be read: there is no such set on the Hub; {name} needs {TASKS[name].path}")
     source = TASKS[name].hub if str(path) == HUB else str(path)
-    return _not_empty(f"{name}={source}", (item(name, row) for row in hub_rows(source)))
+    return _not_empty(f"{name}={source}", (item(name, Row(*row)) for row in hub_rows(source, "validation")))
 
 
 def describe_task(name: str, path: str | Path) -> dict[str, str]:

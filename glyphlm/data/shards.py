@@ -1,28 +1,31 @@
-"""Documents -> token shards on disk, part by part: in parallel, and continued where it was interrupted.
+"""Documents or supervised examples -> token shards on disk, part by part: in parallel, and continued after a stop.
 
 A shard folder holds parts, each made from one large file or several small ones: flat files of ids (uint16 up to 65,536
 ids, else uint32) for the splits `train` and `validation`, documents one after another, each ended by `</s>`;
 `.documents` files with where each begins (uint64). build.json counts all parts and has the sha256 of every file.
-token_bytes.npy tells the bytes of text that each id stands for.
+token_bytes.npy has the bytes of text that each id stands for.
 """
 
 import hashlib
 import io
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Engine, refuse_open_tasks, share_out, usable_cores
-from glyphlm.base.outputs import Build, one_writer, read_build, sha256_file
-from glyphlm.base.progress import say
-from glyphlm.corpus.reading import STRICT, Reading, describe, is_data_set, passages
-from glyphlm.data.sft import describe_examples, examples
+from glyphlm.base.names import HUB
+from glyphlm.base.outputs import Build, found_build, one_writer, read_build, sha256_file
+from glyphlm.base.progress import meter, say
+from glyphlm.corpus.reading import STRICT, Reading, check_sources, passages
+from glyphlm.corpus.sources import describe, find_sources, is_data_set, size_of
+from glyphlm.corpus.tasks import BETWEEN, TASKS, describe_task, read_task, task_files
 from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
 
 SHARD_TOKENS = 1 << 26  # 128 MiB of uint16: large for the file system, small to copy or check
@@ -40,22 +43,24 @@ def prepare(
     jobs: int = 1,
     engine: Engine | None = None,
 ) -> Path:
-    """Tokenize `texts` into the shard folder `out`; found done, nothing is read.
+    """Tokenize `texts` into the shard folder `out`; where it holds them already, nothing is done.
 
     Documents (of long ones, pieces of about 16,000 characters) go to validation by a hash of their ids, so that equal
     documents stay on one side and the choice does not depend on their order. `jobs` processes (0: one a core) make the
-    parts, or the tasks of `engine`; their number changes nothing. Interrupted, the same command goes on with the parts
-    that are missing.
+    parts, or the tasks of `engine`; their number changes nothing. After a stop, the same command makes the parts that are
+    missing.
 
     Raises:
-        InputError: the text is bad, the share is not in [0, 1], or `out` holds something else.
+        InputError: the text is bad, the share is not in [0, 1], `out` holds something else or is being written.
     """
-    if not 0 <= validation_share <= 1:
-        raise InputError(f"validation share {validation_share} is not between 0 and 1")
     if jobs < 0:
         raise InputError(f"jobs {jobs} is less than 0; give the number of processes, or 0 for one a core")
+    _check_share(validation_share)
     with one_writer(out):
-        inputs = describe(texts)
+        found_build(out)
+        sources = find_sources(texts)
+        check_sources(sources, reading)
+        inputs = describe(sources)
         plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs))
         build = plan.record(plan.inputs)
         if build.is_done(out):
@@ -65,32 +70,40 @@ def prepare(
         with build.folder(out, resume=True) as partial:
             plan.write_parts(partial, jobs, engine)
             build.result = _complete(partial, tokenizer, plan.collect(partial))
-        _say_counts(out, build.result["splits"], validation_share)
-        return out
+    _say_counts(out, build.result, validation_share)
+    return out
 
 
 def prepare_examples(tokenizer: Tokenizer, specs: Sequence[str], out: Path, validation_share: float = 0.01) -> Path:
-    """Tokenize supervised examples (NAME=PATH, see corpus.tasks) into the shard folder `out`; found done, nothing is read.
+    """Tokenize supervised examples (NAME=PATH, see corpus.tasks) into the shard folder `out`, as `prepare` does texts.
 
-    Each is a document of its own. `.answers` files (uint8, one a token) tell which tokens belong to the answer, its `</s>`
+    Each is a document of its own. `.answers` files (uint8, one a token) mark the tokens of the answer, its `</s>`
     included, so that a recipe can learn from answers alone.
 
     Raises:
         InputError: a file is missing or damaged (the line is named), or `out` holds something else.
     """
+    _check_share(validation_share)
     settings = {"validation_share": validation_share, "specials_in_text": tokenizer.specials_in_text}
-    build = Build("shards", settings, {"tokenizer": tokenizer.fingerprint, **describe_examples(specs)})
-    if build.is_done(out):
-        return out
-    with build.folder(out) as partial, ExitStack() as files:
-        writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer, answers=True)) for split in SPLITS}
-        for example in examples(specs, "tokenizing examples"):
-            prompt, answer = (np.array(ids, np.uint32) for ids in tokenizer.encode_pair(*example))
-            held_out = _held_out(np.concatenate([prompt, answer]), validation_share)
-            writers["validation" if held_out else "train"].write_example(prompt, answer)
-        build.result = _complete(partial, tokenizer, {split: writer.close() for split, writer in writers.items()})
-    _say_counts(out, build.result["splits"], validation_share)
+    with one_writer(out):
+        build = Build("shards", settings, {"tokenizer": tokenizer.fingerprint, **describe_examples(specs)})
+        if build.is_done(out):
+            return out
+        with build.folder(out) as partial, ExitStack() as files:
+            writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer, answers=True)) for split in SPLITS}
+            for example in examples(specs, "tokenizing examples"):
+                prompt, answer = (np.array(tokenizer.encode(text), np.uint32) for text in example)
+                held_out = _held_out(np.concatenate([prompt, answer]), validation_share)
+                writers["validation" if held_out else "train"].write_example(prompt, answer)
+            splits = {split: writer.close() for split, writer in writers.items()}
+            build.result = _complete(partial, tokenizer, {"splits": splits})
+    _say_counts(out, build.result, validation_share)
     return out
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise InputError(f"validation share {share} is not between 0 and 1; give such as 0.01")
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class Preparation:
         """What the shards of `sources` are made from."""
         settings = {"validation_share": self.validation_share, "specials_in_text": self.tokenizer.specials_in_text}
         made_from = {"tokenizer": self.tokenizer.fingerprint, **{source: self.inputs[source] for source in sources}}
-        return Build("shards", {**settings, **asdict(self.reading)}, made_from)
+        return Build("shards", {**settings, **self.reading.settings()}, made_from)
 
     def write_parts(self, folder: Path, jobs: int, engine: Engine | None = None) -> None:
         """Make every part that is missing in `folder`: in `jobs` processes, or on `engine`."""
@@ -138,9 +151,12 @@ class Preparation:
             return  # a cluster may start a task twice
         with build.folder(folder / part_name(number)) as partial, ExitStack() as files:
             writers = {split: files.enter_context(_ShardWriter(partial, split, self.tokenizer)) for split in SPLITS}
-            pieces = self.tokenizer.encode_passages(passages(sources, self.reading, title))
+            skipped = Counter[str]()
+            pieces = self.tokenizer.encode_passages(passages(sources, self.reading, title, skipped))
             _write_pieces(pieces, writers, self.validation_share)
             build.result = {split: writer.close() for split, writer in writers.items()}
+            if self.reading.skip_empty:
+                build.result["skipped"] = skipped.total()
 
     def _is_there(self, folder: Path, number: int) -> bool:
         """Whether an earlier run made this very part; what else stands in its place is removed."""
@@ -152,13 +168,15 @@ class Preparation:
             return False
 
     def collect(self, folder: Path) -> dict[str, Any]:
-        """The counts and files of all parts, by split; parts of an earlier run that are none of ours are removed."""
+        """The counts and files of all parts, by split; what an earlier run left of other parts is removed."""
         names = [part_name(number) for number in range(len(self.parts))]
         for found in folder.iterdir():
             if found.name not in names:
                 shutil.rmtree(found) if found.is_dir() else found.unlink()
         parts = {name: read_build(folder / name).result for name in names}
-        return {split: _joined({name: result[split] for name, result in parts.items()}) for split in SPLITS}
+        splits = {split: _joined({name: result[split] for name, result in parts.items()}) for split in SPLITS}
+        skipped = {"skipped": sum(part["skipped"] for part in parts.values())} if self.reading.skip_empty else {}
+        return {"splits": splits, **skipped}
 
 
 def group_sources(sources: Iterable[str]) -> list[list[str]]:
@@ -169,7 +187,7 @@ def group_sources(sources: Iterable[str]) -> list[list[str]]:
             parts.append([])
             size = 0
         parts[-1].append(source)
-        size += PART_BYTES if is_data_set(source) else Path(source).stat().st_size
+        size += PART_BYTES if is_data_set(source) else size_of(source)
     return parts
 
 
@@ -186,10 +204,10 @@ def _joined(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {**counts, "dtype": splits[0]["dtype"], "shards": shards}
 
 
-def _complete(folder: Path, tokenizer: Tokenizer, splits: dict[str, Any]) -> dict[str, Any]:
+def _complete(folder: Path, tokenizer: Tokenizer, counts: dict[str, Any]) -> dict[str, Any]:
     """Write what all shards share; the result of the whole."""
     save_array(folder / TOKEN_BYTES, tokenizer.bytes_per_id_V)
-    return {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id, "splits": splits}
+    return {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id, **counts}
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -199,11 +217,14 @@ def save_array(path: Path, array: np.ndarray) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _say_counts(out: Path, splits: dict[str, Any], validation_share: float) -> None:
-    """Tell what was written, and the cure where nothing was held out."""
+def _say_counts(out: Path, result: dict[str, Any], validation_share: float) -> None:
+    """Print what was written, and the cure where nothing was held out."""
+    splits = result["splits"]
     for split, found in splits.items():
         if found["tokens"]:
             say(f"{out}: {split} {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
+    if result.get("skipped"):
+        say(f"{result['skipped']:,} rows without text are left out")
     lost = sum(found["unknown"] for found in splits.values())
     if lost:
         say(f"{lost:,} characters have no id and are lost; a tokenizer built with --lossless keeps them")
@@ -291,3 +312,66 @@ class _ShardWriter:
         path = self._path(".bin")
         self._shards.append({"file": path.name, "tokens": self._tokens, "sha256": sha256_file(path)})
         self._files, self._starts, self._tokens = [], [0], 0
+
+
+# Supervised examples
+
+
+class Example(NamedTuple):
+    """A document of its own is `prompt + answer`."""
+
+    prompt: str
+    answer: str
+
+
+def examples(specs: Sequence[str], title: str = "reading examples") -> Iterator[Example]:
+    """One example of each item that has an answer, with a progress bar, in the order of the specs and of their files.
+
+    Questions that their passage does not answer (SQuAD v2) are left out: no prompt says that "unanswerable" is a possible
+    answer, and the published benchmark leaves them out as well.
+
+    Raises:
+        InputError: as `split_specs` and `tasks.read_task`, or no item of a spec has an answer.
+    """
+    pairs, count = split_specs(specs), 0
+    sizes = [sum(file.stat().st_size for file in _files(*pair)) for pair in pairs]
+    with meter(title, sum(sizes) or None) as bar:
+        for pair, size in zip(pairs, sizes):
+            before = count
+            for item in read_task(*pair):
+                if item.answers:
+                    count += 1
+                    yield Example(item.prompt, BETWEEN + item.answers[0])
+                    bar.advance(0, f"{count:,} examples")
+            if count == before:
+                raise InputError(f"{'='.join(pair)} holds no question with an answer; remove it or give another file")
+            bar.advance(size, f"{count:,} examples")
+
+
+def _files(name: str, path: str) -> list[Path]:
+    return [] if path.startswith(HUB) else task_files(name, path)
+
+
+def describe_examples(specs: Sequence[str]) -> dict[str, str]:
+    """What identifies the input, as `tasks.describe_task` of each spec.
+
+    Raises:
+        InputError: as `split_specs` and `tasks.task_files`.
+    """
+    return {key: value for pair in split_specs(specs) for key, value in describe_task(*pair).items()}
+
+
+def split_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
+    """(NAME, PATH) of each NAME=PATH.
+
+    Raises:
+        InputError: there is none, one is no NAME=PATH, or one is given twice.
+    """
+    if not specs:
+        raise InputError("no examples were given: name them as NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl")
+    for spec in specs:
+        if not all(spec.partition("=")):
+            raise InputError(f"{spec!r} is no NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: {', '.join(TASKS)}")
+        if specs.count(spec) > 1:
+            raise InputError(f"{spec} is given twice; name it once; a recipe can weigh its source")
+    return [(name, path) for name, _, path in (spec.partition("=") for spec in specs)]

@@ -13,7 +13,6 @@ A row of results.jsonl is one value. Accuracies, exact match, F1 and shares are 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +65,7 @@ def evaluate(
         for task in wanted:
             made_from = {"model": examinee.digest, "files": dict(task.digest)}
             made_from["settings"] = settings.of(task.name) | {"precision": precision}
-            made_from["settings"] |= asdict(reading) if task.name == BITS else {}
+            made_from["settings"] |= reading.settings() if task.name == BITS else {}
             path = log_items and log_items / folder_name(str(run)) / log_name(task.name, made_from)
             found, log = _finished(examinee, task, made_from, out, path)
             if found is None:

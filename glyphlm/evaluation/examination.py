@@ -10,7 +10,8 @@ import numpy as np
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.progress import meter
-from glyphlm.corpus.reading import Passage, Reading, describe, passages
+from glyphlm.corpus.reading import Passage, Reading, passages
+from glyphlm.corpus.sources import describe
 from glyphlm.corpus.tasks import BETWEEN, TASKS, Item, describe_task, read_task
 from glyphlm.evaluation.decoding import READ_TOKENS
 from glyphlm.evaluation.likelihood import choose_options, write_answers

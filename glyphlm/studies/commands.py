@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.base.outputs import write_atomic
-from glyphlm.corpus.reading import find_sources, is_data_set
+from glyphlm.corpus.sources import find_sources, is_data_set
 from glyphlm.corpus.tasks import TASKS
 from glyphlm.data.batches import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text

@@ -11,7 +11,8 @@ import tokenizers
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build, sha256_file
 from glyphlm.base.progress import say
-from glyphlm.corpus.reading import STRICT, Reading, describe, passages
+from glyphlm.corpus.reading import STRICT, Reading, passages
+from glyphlm.corpus.sources import describe
 from glyphlm.tokenizer.bvv241 import (
     LAYOUTS,
     choose_published_ngrams,
@@ -78,7 +79,7 @@ def build_tokenizer(
     settings = replace(settings, vocab_size=settings.vocab_size or COMPACT_SIZE) if used == ("vocab_size",) else settings
     kept = {key: value for key, value in asdict(settings).items() if key in ("layout", *used)}
     files = {str(path): sha256_file(path) for path in _input_files(settings)}
-    build = Build("tokenizer", {**kept, **asdict(reading)}, describe(texts) if texts else files)
+    build = Build("tokenizer", {**kept, **reading.settings()}, describe(texts) if texts else files)
     if not build.is_done(out):
         tokenizer = _make(texts, settings, reading)
         with build.folder(out) as partial:

@@ -25,7 +25,8 @@ from glyphlm.base.outputs import Build, sha256_file, write_atomic
 from glyphlm.base.progress import meter, say
 from glyphlm.base.records import to_json
 from glyphlm.corpus.cldr import language_name
-from glyphlm.corpus.reading import STRICT, SUFFIXES, Passage, Reading, find_sources, is_data_set, passages
+from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
+from glyphlm.corpus.sources import find_sources, is_data_set, size_of, suffix_of
 from glyphlm.tokenizer.ngram_stats import LanguageNgrams, read_ngrams, write_ngrams
 from glyphlm.tokenizer.ngrams import NgramCounts, NgramTable
 
@@ -90,7 +91,7 @@ def count_ngrams(
     else:
         _count_all(missing, settings, reading, jobs)
     languages = [_language(lang, [parts[source] for source in found], settings) for lang, found in sources.items()]
-    record = Build("ngrams", asdict(settings) | asdict(reading), {"languages": sources, "sources": digests})
+    record = Build("ngrams", asdict(settings) | reading.settings(), {"languages": sources, "sources": digests})
     write_atomic(folder / BUILD, to_json(asdict(record)))
     _write_once(out, languages)
     return languages
@@ -98,7 +99,7 @@ def count_ngrams(
 
 def _digests(sources: Iterable[str]) -> dict[str, str]:
     """What identifies each source: the sha256 of a file; a data set of the Hub stands for itself."""
-    sizes = {source: 0 if is_data_set(source) else Path(source).stat().st_size for source in sources}
+    sizes = {source: size_of(source) for source in sources}
     digests = {}
     with meter("looking at the texts", sum(sizes.values()) or None) as bar:
         for source, size in sizes.items():
@@ -108,8 +109,8 @@ def _digests(sources: Iterable[str]) -> dict[str, str]:
 
 
 def _part_name(source: str, digest: str, settings: NgramSettings, reading: Reading) -> str:
-    kind = next((suffix for suffix in SUFFIXES if source.endswith(suffix)), "hub")
-    asked = asdict(settings) | asdict(reading) | {"source": digest, "kind": kind, "version": RULES_VERSION}
+    kind = suffix_of(source) or "hub"
+    asked = asdict(settings) | reading.settings() | {"source": digest, "kind": kind, "version": RULES_VERSION}
     del asked["top"]  # a part holds all n-grams
     return f"{hashlib.sha256(to_json(asked).encode()).hexdigest()[:24]}.npz"
 
@@ -124,7 +125,7 @@ def _count_all(missing: Mapping[Path, str], settings: NgramSettings, reading: Re
 
 def _count_parallel(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
     """The largest sources first, so that all processes end at about the same time."""
-    sizes = {part: 0 if is_data_set(source) else Path(source).stat().st_size for part, source in missing.items()}
+    sizes = {part: size_of(source) for part, source in missing.items()}
     order = sorted(sizes, key=sizes.get, reverse=True)
     count = partial(_count_source, settings=settings, reading=reading)
     share_out(count, [(part, missing[part]) for part in order], jobs, "counting", [sizes[part] for part in order])
