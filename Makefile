@@ -52,9 +52,10 @@ test-newest: RESOLUTION = highest
 test-lowest test-newest: $(UV)
 	@sh scripts/unifont.sh --required
 	$(UV) venv --quiet --clear --python $(PYTHON) build/$@
-	UV_FIND_LINKS=$$PIP_FIND_LINKS $(UV) pip install --quiet --python build/$@ --resolution $(RESOLUTION) -e '.[test]' \
-		$(addprefix torch==,$(TORCH))
-	@$(UV) pip list --quiet --python build/$@ --format freeze | grep -iE '^(torch|transformers|tokenizers|datasets|peft|jsonargparse|numpy)=='
+	UV_FIND_LINKS=$$PIP_FIND_LINKS $(UV) pip install --quiet --python build/$@ --resolution $(RESOLUTION) \
+		--compile-bytecode -e '.[test]' $(addprefix torch==,$(TORCH))
+	@$(UV) pip list --quiet --python build/$@ --format freeze | \
+		grep -iE '^(torch|transformers|tokenizers|datasets|peft|jsonargparse|trl|numpy)=='
 	build/$@/bin/python -m pytest -q -n auto --dist loadfile $(TESTS)
 
 $(UV):
