@@ -14,11 +14,12 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json_lines
+from glyphlm.cli.main import main
 from glyphlm.experiments.recipe import load_recipe
 from glyphlm.planning.plan import PlanSettings, make_plans
 from glyphlm.studies.claims import Claim
-from glyphlm.studies.commands import Stages, Study, arm_recipe, arms_of, model_names
-from glyphlm.studies.study import check, study
+from glyphlm.studies.commands import Study, StudyCommands, arm_recipe, arms_of, model_names
+from glyphlm.studies.study import CommandsFailed, check, study
 from glyphlm.studies.workflow import DONE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -44,7 +45,7 @@ def place(tmp_path, monkeypatch):
 def planned(*seeds, tuned=None, **arms):
     """The stages of a study without running them."""
     settings = Study(RECIPE, arms, seeds=list(seeds) or [1, 2])
-    stages = Stages(settings, Path("out"))
+    stages = StudyCommands(settings, Path("out"))
     for arm in arms:
         for seed in settings.seeds:
             stages.train(arm, seed, tuned or {})
@@ -52,7 +53,8 @@ def planned(*seeds, tuned=None, **arms):
 
 
 def commands(stages, verb):
-    return [shlex.join(stage.command) for stage in stages.ordered if shlex.join(stage.command).startswith(f"glyphlm {verb}")]
+    typed = [shlex.join(command.arguments) for command in stages.ordered]
+    return [command for command in typed if command.startswith(f"glyphlm {verb}")]
 
 
 def read_study(name, profile):
@@ -136,18 +138,18 @@ def test_experts_are_fused_seed_by_seed_after_their_training():
                       for arm in ("one", "two", "both"))
     assert commands(stages, "fuse")[1] == (f"glyphlm fuse {one.run} {two.run} --method mean_logits "
                                            f"--allow-different-substrates --out {both.run}")
-    assert stages.ordered[-1].needs == (one.stage, two.stage)
+    assert stages.ordered[-1].needs == (one.made_by, two.made_by)
 
 
 def test_every_model_is_asked_the_same():
     settings = Study(RECIPE, {"bits": None}, evaluate=["bpb=embedded:en", "mmlu=hf:"])
-    stages = Stages(settings, Path("out"))
+    stages = StudyCommands(settings, Path("out"))
     model = stages.train("bits", 1, {})
     stages.evaluate()
     stage = stages.ordered[-1]
     asked = f"glyphlm eval {model.run} --tasks bpb=embedded:en mmlu=hf: --log-items out/items --out {stage.makes}"
-    assert shlex.join(stage.command) == asked
-    assert stage.needs == (model.stage,) and stages.models[0].rows == stage.makes
+    assert shlex.join(stage.arguments) == asked
+    assert stage.needs == (model.made_by,) and stages.models[0].rows == stage.makes
 
 
 @pytest.mark.parametrize(
@@ -227,20 +229,32 @@ def test_a_study_is_made_after_a_kill_without_an_arm_that_fails_and_found_done()
     killed.wait()
     begun = flags()
 
-    results = study(Study(**settings), Path("out"), unlock=True)
+    with pytest.raises(CommandsFailed, match="1 of [0-9]+ commands failed .*missing.npy does not exist.*out/results.md"):
+        study(Study(**settings), Path("out"), unlock=True)
     made = flags()
     assert begun.items() <= made.items() and len(made) == 6  # tokenizer, shards, two substrates, two trainings
     rows = read_json_lines(Path("out/results.jsonl"))
     assert {row["arm"] for row in rows if row["measure"] == "bits per byte, validation"} == {"bits", "learned"}
-    text = results.read_text()
+    text = Path("out/results.md").read_text()
     assert "missing.npy does not exist; name a file that does" in text and "Not trained: broken 1.\n" in text
     assert "| learned | 1 | " in text and "# Three arms" in text and Path("out/report.html").is_file()
 
     asked = {"claims": [Claim("bits do", "bits", "learned")], "title": "Other words", "compare": "learned"}
-    text = study(Study(**settings | asked), Path("out"), command="glyphlm study s.yaml").read_text()
+    with pytest.raises(CommandsFailed):
+        study(Study(**settings | asked), Path("out"), command="glyphlm study s.yaml")
+    text = Path("out/results.md").read_text()
     assert flags() == made
     assert text.startswith("# Other words\n\n## Claims\n") and "minus learned" in text
     assert "not decidable: 1 seed | --only bits learned |" in text and "`glyphlm study s.yaml`" in text
+
+
+def test_a_study_of_which_nothing_worked_fails(tmp_path, capsys):
+    broken = RECIPE | {"tokenizer": {"layout": "compact", "vocab_size": 60000}}
+    Path("s.yaml").write_text(json.dumps({"recipe": broken, "arms": {"a": None}, "seeds": [1]}))
+    assert main(["study", "s.yaml", "--out", "out {x}"]) == 2  # Snakemake would take {x} for a wildcard
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 4 commands failed" in last and "larger than the text supports" in last
+    assert "## Missing" in Path("out {x}", "results.md").read_text()
 
 
 def test_tuning_chooses_by_validation(monkeypatch):

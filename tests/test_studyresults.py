@@ -10,7 +10,7 @@ from glyphlm.evaluation.stats import over_seeds
 from glyphlm.studies.claims import Claim, detectable
 from glyphlm.studies.commands import Model, Study
 from glyphlm.studies.results import VALIDATION, Choice, measured, write_results
-from glyphlm.studies.workflow import DONE, LOGS, Stage
+from glyphlm.studies.workflow import DONE, LOGS, Command
 
 BITS = {
     **{("frozen", seed): bits for seed, bits in enumerate((2.0, 2.2, 2.1), 1)},
@@ -37,9 +37,9 @@ def add_run(place, arm, seed, bits):
               "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "chance": 0.5, "majority": 0.625, "letter_mass": 0.25}
     subject = scored | {"task": "mmlu", "subject": "anatomy"}
     write_atomic(rows, to_lines([scored, subject]))
-    model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, asked=f"eval_{arm}_{seed}")
-    return model, [Stage(name, ("glyphlm", name), rows, needs)
-                   for name, needs in ((model.stage, ()), (model.asked, (model.stage,)))]
+    model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, evaluated_by=f"eval_{arm}_{seed}")
+    return model, [Command(name, ("glyphlm", name), rows, needs)
+                   for name, needs in ((model.made_by, ()), (model.evaluated_by, (model.made_by,)))]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Stages run in order, once, again where they must, after a kill, and without those that fail."""
+"""StudyCommands run in order, once, again where they must, after a kill, and without those that fail."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.studies import workflow
-from glyphlm.studies.workflow import Stage, finished, reason, run_workflow, snakefile
+from glyphlm.studies.workflow import Command, finished, reason, run_workflow, snakefile
 
 pytest.importorskip("snakemake")
 
@@ -26,7 +26,7 @@ def place(tmp_path, monkeypatch):
 def stage(name, needs=(), script="true", reads=()):
     """A stage that writes a line into the file `trace` and makes a file of its own name."""
     command = f"echo {name} >> trace; {script} && echo made > {name}"
-    return Stage(name, ("sh", "-c", command), Path(name), tuple(needs), tuple(map(Path, reads)))
+    return Command(name, ("sh", "-c", command), Path(name), tuple(needs), tuple(map(Path, reads)))
 
 
 def ran(stages, **options):
@@ -53,6 +53,18 @@ def test_a_stage_runs_again_when_what_it_reads_changes():
     assert ran(stages) == ["a"]
 
 
+def test_a_file_whose_name_has_braces_is_no_wildcard(monkeypatch):
+    folder = Path("in {here}")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("text {a}").write_text("1")
+    stages = [stage("a", reads=["text {a}"]), stage("b")]
+    assert sorted(ran(stages)) == ["a", "b"]
+    assert ran(stages) == []
+    Path("text {a}").write_text("other")
+    assert ran(stages) == ["a"]
+
+
 def test_a_failed_stage_leaves_the_others_and_says_why(capfd):
     stages = [stage("a", script="echo the disk is {full} >&2; false"), stage("b", ["a"]), stage("c")]
     assert sorted(ran(stages)) == ["a", "c"]
@@ -68,9 +80,9 @@ def test_a_dry_run_tells_the_commands_and_runs_none(capsys):
 
 KILLED = """
 from pathlib import Path
-from glyphlm.studies.workflow import Stage, run_workflow
-a = Stage("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
-b = Stage("b", ("sh", "-c", "echo > b.begun; sleep 60"), Path("b"), ("a",))
+from glyphlm.studies.workflow import Command, run_workflow
+a = Command("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
+b = Command("b", ("sh", "-c", "echo > b.begun; sleep 60"), Path("b"), ("a",))
 run_workflow([a, b], Path("out"), 1)
 """
 
@@ -83,7 +95,7 @@ def test_it_goes_on_after_a_kill():
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     stages = [stage("a"), stage("b", ["a"])]
-    stages[0] = Stage("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
+    stages[0] = Command("a", ("sh", "-c", "echo a >> trace; echo > a"), Path("a"))
     with pytest.raises(InputError, match="one was killed: if none is running, give the same command with --unlock"):
         ran(stages)
     assert ran(stages, unlock=True) == ["b"]

@@ -12,7 +12,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.evaluation.stats import Z_95, Z_POWER_80, over_seeds
 
 SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
-BITS, LETTER_MASS = "bits per byte", "letter mass"
+BITS_PER_BYTE, LETTER_MASS = "bits per byte", "letter mass"
 COSTS = ("tokens", "values trained", "petaFLOP", "seconds")  # of training
 LEVELS = ("chance", "majority")  # what guessing scores, and always giving the commonest answer
 Row = dict[str, Any]
@@ -87,10 +87,10 @@ def judge(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Row]:
     - not decidable: it holds in a part, or the models cannot be compared: `reason` says why.
     """
     found, made = by_measure(rows), {row["arm"] for row in rows}
-    return [_told(claim) | verdict for claim in claims for verdict in _verdicts(claim, found, made)]
+    return [_stated(claim) | verdict for claim in claims for verdict in _verdicts(claim, found, made)]
 
 
-def _told(claim: Claim) -> Row:
+def _stated(claim: Claim) -> Row:
     return {key: value for key, value in asdict(claim).items() if key != "measures"}
 
 
@@ -99,7 +99,7 @@ def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterat
     names = [] if missing else [name for name in found if _is_asked(claim, name)]
     if not names:
         reason = ", ".join(f"arm {name} was not made" for name in missing) or "it was not measured"
-        yield _verdict(", ".join(claim.measures) or BITS, reason=reason)
+        yield _verdict(", ".join(claim.measures) or BITS_PER_BYTE, reason=reason)
     for name in names:
         yield _judged(claim, name, found[name])
 
@@ -170,4 +170,4 @@ def fewer_is_better(measure: str) -> bool:
 
 
 def _is_bits(measure: str) -> bool:
-    return measure.partition(",")[0].endswith(BITS)
+    return measure.partition(",")[0].endswith(BITS_PER_BYTE)

@@ -1,7 +1,7 @@
 """A study -> recipes of its arms and seeds -> the commands that make, fuse and evaluate their models.
 
-Every folder is named by a digest of the settings that it is made from: what a change of the study does not touch is found
-done, and nothing is overwritten. Arms share tokenizers, shards and substrates where theirs are the same.
+Every folder is named by a digest of the settings that it is made from: what a change of the study does not touch is
+finished already, and nothing is overwritten. Arms share tokenizers, shards and substrates where theirs are the same.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from glyphlm.corpus.tasks import TASKS
 from glyphlm.data.batches import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text
 from glyphlm.studies.claims import Claim
-from glyphlm.studies.workflow import Stage
+from glyphlm.studies.workflow import Command
 from glyphlm.substrate.build import OPTIONS, SubstrateSettings
 from glyphlm.tokenizer.build import TAKEN, TokenizerSettings
 
@@ -42,13 +42,13 @@ class Study:
             combinations), and goes on with those of the fewest bits per byte in validation.
         fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
             changes in the recipe) it is trained further.
-        evaluate: What glyphlm eval asks all models: NAME=PATH.
+        evaluate: Tasks of glyphlm eval for all models: NAME=PATH.
         only: Names of the arms to make; by default all.
         compare: The model that the others are compared with; by default the first.
         title: Heading of the results.
         data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
             NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
-        claims: What is said of two of the models; the results tell whether it is supported.
+        claims: Statements about two of the models; the results say whether each is supported.
     """
 
     recipe: str | dict[str, Any]
@@ -70,20 +70,20 @@ class Model:
     """One model of a study.
 
     Args:
-        arm: What it is told as.
+        arm: Its name in the results.
         run: Its run folder.
-        stage: Name of the stage that makes it.
+        made_by: Name of the command that makes it.
         is_whole: False for what is only on the way to the model of the arm, or beside it.
-        rows: File of its evaluation, which the stage `asked` makes.
+        rows: File of its evaluation, which the command `evaluated_by` makes.
     """
 
     arm: str
     seed: int
     run: Path
-    stage: str
+    made_by: str
     is_whole: bool = True
     rows: Path | None = None
-    asked: str | None = None
+    evaluated_by: str | None = None
 
 
 def arm_recipe(settings: Study, changes: Values, seed: int, values: Values) -> GrowthRecipe:
@@ -110,29 +110,29 @@ def _drawn(substrate: SubstrateSettings, seed: int) -> SubstrateSettings:
     return replace(substrate, **drawn, **({} if substrate.shuffle_seed is None else {"shuffle_seed": seed}))
 
 
-class Stages:
-    """The stages of a study in an order in which they can be run, each once, and the models that come out."""
+class StudyCommands:
+    """The commands of a study in an order in which they can be run, each once, and the models that come out."""
 
     def __init__(self, settings: Study, out: Path):
         self._settings, self._out = settings, out
         self._texts = _texts(arm_recipe(settings, {}, 0, {}))
-        self._all: dict[str, Stage] = {}
+        self._all: dict[str, Command] = {}
         self.models: list[Model] = []
 
     @property
-    def ordered(self) -> list[Stage]:
+    def ordered(self) -> list[Command]:
         """All of them."""
         return [*self._all.values()]
 
     def train(self, arm: str, seed: int, values: Values) -> Model:
-        """The stages of an arm and one seed; the model of the arm."""
+        """The commands of an arm and one seed; the model of the arm."""
         return self._make(arm, arm_recipe(self._settings, self._settings.arms[arm] or {}, seed, values), seed)
 
     def fuse(self, name: str, fused: Values, seed: int) -> None:
-        """The stage that fuses the experts of one seed, if all of these are made."""
+        """The command that fuses the experts of one seed, if all of these are made."""
         experts = [model for expert in fused["experts"] for model in self.models
                    if (model.arm.partition(".")[0], model.seed, model.is_whole) == (expert, seed, True)]
-        runs, needs = [str(model.run) for model in experts], [model.stage for model in experts]
+        runs, needs = [str(model.run) for model in experts], [model.made_by for model in experts]
         options = {key: value for key, value in fused.items() if key not in ("experts", "recipe")}
         if len(experts) < len(fused["experts"]):
             return
@@ -141,12 +141,12 @@ class Stages:
             self._make(name, arm_recipe(self._settings, changes, seed, {}), seed, needs)
             return
         place = f"{name}-{_digest([runs, options])}"
-        run, stage = self._out / "runs" / place / f"{name}-{seed}", f"fuse_{_word(place)}_{seed}"
-        self._add(stage, ["glyphlm", "fuse", *runs, *_options(options), "--out", str(run)], run / "summary.json", needs)
-        self.models.append(Model(name, seed, run, stage))
+        run, made_by = self._out / "runs" / place / f"{name}-{seed}", f"fuse_{_word(place)}_{seed}"
+        self._add(made_by, ["glyphlm", "fuse", *runs, *_options(options), "--out", str(run)], run / "summary.json", needs)
+        self.models.append(Model(name, seed, run, made_by))
 
     def evaluate(self) -> None:
-        """A stage for each model that answers what the study asks."""
+        """A command for each model that evaluates it on the tasks of the study."""
         if not self._settings.evaluate:
             return
         files = [path for task in self._settings.evaluate if (path := Path(task.partition("=")[2])).is_file()]
@@ -155,8 +155,8 @@ class Stages:
             rows = self._out / "evaluations" / f"{name}.jsonl"
             command = ["glyphlm", "eval", str(model.run), "--tasks", *self._settings.evaluate, "--log-items",
                        str(self._out / "items"), "--out", str(rows)]
-            self._add(name, command, rows, [model.stage], files)
-            self.models[number] = replace(model, rows=rows, asked=name)
+            self._add(name, command, rows, [model.made_by], files)
+            self.models[number] = replace(model, rows=rows, evaluated_by=name)
         (self._out / "evaluations").mkdir(parents=True, exist_ok=True)
 
     def _make(self, arm: str, recipe: GrowthRecipe, seed: int, needs: Sequence[str] = ()) -> Model:
@@ -176,7 +176,7 @@ class Stages:
         return next(model for model in models if model.is_whole)
 
     def _with_inputs(self, recipe: GrowthRecipe) -> tuple[GrowthRecipe, list[str]]:
-        """The recipe with paths of tokenizer, substrate and text shards, and the stages that make them.
+        """The recipe with paths of tokenizer, substrate and text shards, and the commands that make them.
 
         Examples (sft) stay as they are: they are few, and each training prepares its own.
         """
@@ -196,7 +196,7 @@ class Stages:
             return settings.path, []
         texts = (self._texts or _texts(recipe)) if TAKEN[settings.layout][1] == "text" else []
         name = f"tokenizer_{_digest([asdict(settings), texts])}"
-        options = {"from" if key == "base" else key: value for key, value in _said(settings).items()}
+        options = {"from" if key == "base" else key: value for key, value in _not_default(settings).items()}
         return self._input(name, ["tokenizer", "build", *_options(options), *texts], texts)
 
     def _shards(self, tokenizer: str, needs: Sequence[str], source: Source) -> tuple[Source, list[str]]:
@@ -211,7 +211,7 @@ class Stages:
     ) -> tuple[SubstrateSettings, list[str]]:
         if settings.path:
             return settings, []
-        command = ["substrate", "build", "--tokenizer", tokenizer, *_options(_said(settings))]
+        command = ["substrate", "build", "--tokenizer", tokenizer, *_options(_not_default(settings))]
         folder, names = self._input(f"{settings.kind}_{_digest(command)}", command, (), needs)
         return replace(settings, path=folder), names
 
@@ -226,11 +226,11 @@ class Stages:
     def _add(
         self, name: str, command: Sequence[str], makes: Path, needs: Sequence[str] = (), reads: Sequence[Path] = ()
     ) -> None:
-        self._all.setdefault(name, Stage(name, tuple(command), makes, tuple(needs), tuple(reads)))
+        self._all.setdefault(name, Command(name, tuple(command), makes, tuple(needs), tuple(reads)))
 
 
 def model_names(settings: Study) -> list[str]:
-    """What the models of a study are told as: its arms, those with stages part by part, and its fused models.
+    """The names of the models of a study: its arms, those with stages part by part, and its fused models.
 
     Raises:
         InputError: as `arm_recipe`.
@@ -265,7 +265,7 @@ def _word(text: str) -> str:
     return re.sub(r"\W", "_", text)
 
 
-def _said(settings: TokenizerSettings | SubstrateSettings) -> Values:
+def _not_default(settings: TokenizerSettings | SubstrateSettings) -> Values:
     """The settings that are not as by default."""
     empty = asdict(type(settings)())
     return {key: value for key, value in asdict(settings).items() if value != empty[key]}

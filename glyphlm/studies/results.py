@@ -10,17 +10,18 @@ from typing import Any
 
 from glyphlm.analysis.plots import draw_held_out
 from glyphlm.analysis.report import write_report
+from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.runs.folder import read_summary
-from glyphlm.studies.claims import BITS, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
+from glyphlm.studies.claims import BITS_PER_BYTE, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
 from glyphlm.studies.commands import Model, Study, Values, arms_of
-from glyphlm.studies.workflow import Stage, finished, reason
+from glyphlm.studies.workflow import Command, failures, finished, reason
 
-RESULTS, CLAIMS, TABLE, CURVES, REPORT = "results.jsonl", "claims.jsonl", "results.md", "curves.svg", "report.html"
-VALIDATION = f"{BITS}, validation"
+CLAIMS, TABLE, CURVES = "claims.jsonl", "results.md", "curves.svg"
+VALIDATION = f"{BITS_PER_BYTE}, validation"
 BESIDE = ("subject", "low", "high", "interval", "items", "chance", "majority")  # what is kept of a result
 DASH = "–"
 
@@ -37,8 +38,9 @@ def measured(models: Sequence[Model], done: set[str]) -> list[Row]:
     """One row an arm, seed and measure of what is done."""
     rows = []
     for model in models:
-        if model.stage in done:
-            found = [*_of_training(read_summary(model.run)), *(_of_evaluation(model.rows) if model.asked in done else ())]
+        if model.made_by in done:
+            scored = _of_evaluation(model.rows) if model.rows and model.evaluated_by in done else ()
+            found = [*_of_training(read_summary(model.run) or {}), *scored]
             rows += [{"arm": model.arm, "seed": model.seed, "run": str(model.run), **row} for row in found]
     return rows
 
@@ -57,8 +59,8 @@ def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
 
 def _of_evaluation(path: Path) -> Iterator[Row]:
     for row in read_json_lines(path):
-        told = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
-        name = f"{' '.join(filter(None, told))}, {row['source']}"
+        parts = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
+        name = f"{' '.join(filter(None, parts))}, {row['source']}"
         yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
         if row.get("letter_mass") is not None and not row.get("subject"):
             yield {"measure": f"{row['task']} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
@@ -82,7 +84,7 @@ def write_results(
     settings: Study,
     choices: dict[str, Choice],
     models: Sequence[Model],
-    stages: Sequence[Stage],
+    commands: Sequence[Command],
     out: Path,
     command: str,
 ) -> Path:
@@ -90,21 +92,22 @@ def write_results(
 
     `command` is what made all of it.
     """
-    done = finished(stages, out)
+    done = finished(commands, out)
     rows = measured(models, done)
     verdicts = [row | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
-    runs, claims = [model.run for model in models if model.stage in done], [_claim(settings, row) for row in verdicts]
+    runs, claims = [model.run for model in models if model.made_by in done], [_claim(settings, row) for row in verdicts]
     curves = _curves(models, done)
     if curves:
         write_atomic(out / CURVES, curves)
     if runs:
-        commands = [shlex.join(stage.command) for stage in stages]
-        write_report(runs, out / REPORT, settings.title, commands, claims=claims, curves=curves)
+        typed = [shlex.join(each.arguments) for each in commands]
+        write_report(runs, out / REPORT, settings.title, typed, claims=claims, curves=curves)
     figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
-    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command), *_missing(choices, models, stages, done, out),
-                *figure, *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(stages)]
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command),
+                *_missing(choices, models, commands, done, out), *figure,
+                *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(commands)]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
     return out / TABLE
@@ -165,8 +168,8 @@ def _curves(models: Sequence[Model], done: set[str]) -> str | None:
     """Held-out bits per byte over tokens as SVG, means over the seeds; the stages of growth have curves of their own."""
     logged: dict[str, dict[int, list[float]]] = {}
     for model in models:
-        if model.stage in done and "." not in model.arm and (model.run / "metrics.jsonl").is_file():
-            for row in read_json_lines(model.run / "metrics.jsonl", finite=False):
+        if model.made_by in done and "." not in model.arm and (model.run / METRICS).is_file():
+            for row in read_json_lines(model.run / METRICS, finite=False):
                 if row["split"] == "validation":
                     logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
     means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
@@ -175,30 +178,29 @@ def _curves(models: Sequence[Model], done: set[str]) -> str | None:
 
 
 def _missing(
-    choices: dict[str, Choice], models: Sequence[Model], stages: Sequence[Stage], done: set[str], out: Path
+    choices: dict[str, Choice], models: Sequence[Model], commands: Sequence[Command], done: set[str], out: Path
 ) -> Iterator[str]:
-    """What could not be made, and why: stages that failed, or that wait for one that did."""
-    failed = [stage for stage in stages if stage.name not in done and done.issuperset(stage.needs)]
-    rows = [(stage.name, reason(out, stage.name), shlex.join(stage.command)) for stage in failed]
+    """What could not be made, and why: commands that failed, and models that wait for one of them."""
+    rows = [(each.name, reason(out, each.name), shlex.join(each.arguments)) for each in failures(commands, out)]
     lost = [arm for arm, choice in choices.items() if choice.values is None]
-    lost += [f"{model.arm} {model.seed}" for model in models if model.stage not in done]
+    lost += [f"{model.arm} {model.seed}" for model in models if model.made_by not in done]
     if rows:
-        yield f"## Missing\n\n{_table(('stage that failed', 'its last line', 'command'), rows)}"
+        yield f"## Missing\n\n{_table(('command that failed', 'its last line', 'command'), rows)}"
         yield f"Not trained: {', '.join(lost) or 'nothing'}.\n"
 
 
 def _chosen(choices: dict[str, Choice]) -> Iterator[str]:
     if any(choice.tried for choice in choices.values()):
-        rows = [(arm, _told(values), _number(bits) if bits is not None else "failed", "chosen" * (values == choice.values))
+        rows = [(arm, _shown(values), _number(bits) if bits is not None else "failed", "chosen" * (values == choice.values))
                 for arm, choice in choices.items() for values, bits in choice.tried]
         yield f"## Tuned with the first seed\n\n{_table(('arm', 'values', VALIDATION, ''), rows)}"
 
 
-def _commands(stages: Sequence[Stage]) -> Iterator[str]:
-    yield "## Commands\n\n```\n" + "".join(f"{shlex.join(stage.command)}\n" for stage in stages) + "```\n"
+def _commands(commands: Sequence[Command]) -> Iterator[str]:
+    yield "## Commands\n\n```\n" + "".join(f"{shlex.join(each.arguments)}\n" for each in commands) + "```\n"
 
 
-def _told(values: Values) -> str:
+def _shown(values: Values) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 

@@ -1,4 +1,4 @@
-"""study(): the arms of one recipe x seeds, made as stages of a workflow, measured and compared."""
+"""study(): the arms of one recipe x seeds, made by the commands of a workflow, measured and compared."""
 
 import itertools
 import re
@@ -7,14 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import one_writer
 from glyphlm.base.progress import say
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import check_claims
-from glyphlm.studies.commands import Model, Stages, Study, Values, model_names
+from glyphlm.studies.commands import Model, Study, StudyCommands, Values, model_names
 from glyphlm.studies.results import Choice, write_results
-from glyphlm.studies.workflow import Stage, finished, run_workflow
+from glyphlm.studies.workflow import Command, failures, finished, reason, run_workflow
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+class CommandsFailed(InputError):
+    """Some commands of a study failed; the results of the others are written."""
 
 
 def study(
@@ -28,32 +33,43 @@ def study(
 ) -> Path:
     """Make what is missing of the study in the folder `out`; its table, `out`/results.md, with what could not be made.
 
-    The same call again goes on after any stop; where all is done it only writes the results. `jobs` stages run at once;
-    `options` are Snakemake's. `command` is what a reader types to repeat it.
+    The same call again goes on after any stop; where all is finished it only writes the results. `jobs` commands run at
+    once; `options` are Snakemake's. `command` is what a reader types to repeat it.
 
     Raises:
         InputError: the study or a recipe of it contradicts itself, or as `workflow.run_workflow`.
+        CommandsFailed: some commands failed; the results of the others are written.
     """
     check(settings, jobs)
     if settings.only:
         settings = replace(settings, arms={name: settings.arms[name] for name in settings.only})
-    engine = {"out": out, "jobs": jobs, "dry_run": dry_run, "unlock": unlock, "options": options}
+    with one_writer(out):
+        engine = {"out": out, "jobs": jobs, "dry_run": dry_run, "unlock": unlock, "options": options}
+        return _made(settings, out, engine, command)
+
+
+def _made(settings: Study, out: Path, engine: Values, command: str) -> Path:
     tuning, choices = _tune(settings, out, engine)
-    if dry_run and any(choice.values is None for choice in choices.values()):
-        say("what comes after tuning is told when the values are chosen")
+    if engine["dry_run"] and any(choice.values is None for choice in choices.values()):
+        say("what comes after tuning is printed when the values are chosen")
         return out
-    stages = Stages(settings, out)
+    commands = StudyCommands(settings, out)
     for arm, seed in itertools.product(settings.arms, settings.seeds):
         if choices[arm].values is not None:
-            stages.train(arm, seed, choices[arm].values)
+            commands.train(arm, seed, choices[arm].values)
     for name, seed in itertools.product(settings.fuse, settings.seeds):
-        stages.fuse(name, settings.fuse[name], seed)
-    stages.evaluate()
-    run_workflow(stages.ordered, **engine)
-    if dry_run:
+        commands.fuse(name, settings.fuse[name], seed)
+    commands.evaluate()
+    run_workflow(commands.ordered, **engine)
+    if engine["dry_run"]:
         return out
-    every = {stage.name: stage for stage in [*tuning, *stages.ordered]}
-    return write_results(settings, choices, stages.models, [*every.values()], out, command)
+    every = [*{each.name: each for each in [*tuning, *commands.ordered]}.values()]
+    table = write_results(settings, choices, commands.models, every, out, command)
+    if failed := failures(every, out):
+        name = failed[0].name
+        raise CommandsFailed(f"{len(failed)} of {len(every)} commands failed ({name}: {reason(out, name)}); {table} has all "
+                             "of them and the results of the others; the same command runs them again")
+    return table
 
 
 def check(settings: Study, jobs: int) -> None:
@@ -81,22 +97,23 @@ def check(settings: Study, jobs: int) -> None:
         raise InputError(f"--jobs {jobs} is less than 1")
 
 
-def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Stage], dict[str, Choice]]:
-    """The stages that try values with the first seed, and of each arm those with the fewest bits per byte in validation."""
+def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Command], dict[str, Choice]]:
+    """The commands that try values with the first seed, and the values of each arm with the fewest bits per byte."""
     if not settings.tune:
         return [], {arm: Choice({}) for arm in settings.arms}
-    stages, tried = Stages(settings, out), {}
+    commands, tried = StudyCommands(settings, out), {}
     combinations = [dict(zip(settings.tune, values)) for values in itertools.product(*settings.tune.values())]
     for arm in settings.arms:
-        tried[arm] = [(values, stages.train(arm, settings.seeds[0], values)) for values in combinations]
-    run_workflow(stages.ordered, **engine)
-    done = finished(stages.ordered, out)
+        tried[arm] = [(values, commands.train(arm, settings.seeds[0], values)) for values in combinations]
+    run_workflow(commands.ordered, **engine)
+    done = finished(commands.ordered, out)
     best = {arm: _best([(values, _reached(model, done)) for values, model in runs]) for arm, runs in tried.items()}
-    return stages.ordered, best
+    return commands.ordered, best
 
 
 def _reached(model: Model, done: set[str]) -> float | None:
-    return read_summary(model.run)["bits_per_byte"]["validation"] if model.stage in done else None
+    summary = read_summary(model.run) if model.made_by in done else None
+    return summary["bits_per_byte"]["validation"] if summary else None
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:

@@ -1,16 +1,17 @@
-"""Stages -> a Snakemake workflow, written and run. When, where and whether a stage runs is Snakemake's affair.
+"""Commands -> a Snakemake workflow, written and run. When, where and whether a command runs is decided by Snakemake.
 
-A stage is one command that goes on where it was stopped and finds its work done; an empty file in `done`, which Snakemake
-makes and removes, says that it ended well. So Snakemake never touches what a stage has made.
+Every command goes on where it was stopped and skips what is finished. An empty file in `done`, which Snakemake makes and
+removes, says that it ended well; so Snakemake never touches what a command has made.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,32 +26,37 @@ FAILED = re.compile(r"Error in rule (\w+):")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One command.
+class Command:
+    """One command of a workflow.
 
     Args:
         name: A word of letters, digits and underscores.
-        command: As a reader types it in the present folder.
-        makes: What is there when it is done.
-        needs: Names of the stages that come before it.
-        reads: Files of the reader; when one changes the stage runs again.
+        arguments: As a reader types them in the present folder.
+        makes: What exists when it is finished.
+        needs: Names of the commands that come before it.
+        reads: Files of the user; when one changes the command runs again.
     """
 
     name: str
-    command: tuple[str, ...]
+    arguments: tuple[str, ...]
     makes: Path
     needs: tuple[str, ...] = ()
     reads: tuple[Path, ...] = ()
 
 
 def run_workflow(
-    stages: Sequence[Stage], out: Path, jobs: int, dry_run: bool = False, unlock: bool = False, options: Sequence[str] = ()
+    commands: Sequence[Command],
+    out: Path,
+    jobs: int,
+    dry_run: bool = False,
+    unlock: bool = False,
+    options: Sequence[str] = (),
 ) -> None:
-    """Run what is to be run of `stages`, each after those that it needs, up to `jobs` at once; a failed one is told.
+    """Run the unfinished `commands`, each after those that it needs, up to `jobs` at once; failures are printed.
 
     Args:
         out: Folder of the workflow, its flags and logs.
-        dry_run: Only tell what would run, and why.
+        dry_run: Only print what would run, and why.
         unlock: Remove the lock that a killed Snakemake left.
         options: More options of Snakemake, such as --executor slurm.
 
@@ -61,67 +67,82 @@ def run_workflow(
         raise InputError("a study needs Snakemake, which is not installed: pip install 'glyphlm[study]'")
     threads = max(1, usable_cores() // jobs)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / SNAKEFILE, snakefile(stages, out, threads))
-    for stage in stages:
-        if not stage.makes.exists():
-            (out / DONE / stage.name).unlink(missing_ok=True)  # somebody removed what it made
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(out / SNAKEFILE), "--directory", str(out),
-               "--cores", str(jobs * threads), "--jobs", str(jobs), "--keep-going", "--rerun-incomplete", *options]
+    write_atomic(out / SNAKEFILE, snakefile(commands, out, threads))
+    for command in commands:
+        if not command.makes.exists():
+            (out / DONE / command.name).unlink(missing_ok=True)  # somebody removed what it made
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(out / SNAKEFILE), "--directory", str(out),
+                 "--cores", str(jobs * threads), "--jobs", str(jobs), "--keep-going", "--rerun-incomplete", *options]
     if unlock:
-        _listen([*command, "--unlock"])
+        _listen([*snakemake, "--unlock"])
     if dry_run:
-        print("\n".join(_listen([*command, "--dry-run", "--printshellcmds"])))
+        print("\n".join(_listen([*snakemake, "--dry-run", "--printshellcmds"])))
     else:
-        _listen(command, stages, out)
+        _listen(snakemake, commands, out)
 
 
-def snakefile(stages: Sequence[Stage], out: Path, threads: int) -> str:
+def snakefile(commands: Sequence[Command], out: Path, threads: int) -> str:
     """The workflow as text; its commands run in the present folder."""
     rules = [
-        f"# {len(stages)} stages, written by glyphlm study.\nshell.prefix({f'cd {shlex.quote(os.getcwd())}; '!r})\n",
-        f"rule all:\n    input: {_listed(f'{DONE}/{stage.name}' for stage in stages)}\n",
+        f"# {len(commands)} commands, written by glyphlm study.\n"
+        f"shell.prefix({_no_fields(f'cd {shlex.quote(os.getcwd())}; ')!r})\n",
+        f"rule all:\n    input: {_listed(f'{DONE}/{command.name}' for command in commands)}\n",
     ]
-    for stage in stages:
-        inputs = [*(f"{DONE}/{name}" for name in stage.needs), *(str(path.resolve()) for path in stage.reads)]
-        log = out / LOGS / f"{stage.name}.txt"
-        command = f"{shlex.join(stage.command)} > {shlex.quote(str(log))} 2>&1".replace("{", "{{").replace("}", "}}")
+    for command in commands:
+        files = [str(path.resolve()) for path in command.reads]
+        # A brace in the name of an input begins a wildcard and cannot be escaped; a parameter that changes does the same.
+        braced = [path for path in files if "{" in path or "}" in path]
+        inputs = [*(f"{DONE}/{name}" for name in command.needs), *(path for path in files if path not in braced)]
+        parameter = f"    params: {_state_of(braced)!r}\n" if braced else ""
+        log = shlex.quote(str(out / LOGS / f"{command.name}.txt"))
         rules.append(
-            f"rule {stage.name}:\n    input: {_listed(inputs)}\n    output: touch({f'{DONE}/{stage.name}'!r})\n"
-            f"    log: {f'{LOGS}/{stage.name}.txt'!r}\n    threads: {threads}\n    shell: {command!r}\n"
+            f"rule {command.name}:\n    input: {_listed(inputs)}\n    output: touch({f'{DONE}/{command.name}'!r})\n"
+            f"    log: {f'{LOGS}/{command.name}.txt'!r}\n{parameter}    threads: {threads}\n"
+            f"    shell: {_no_fields(f'{shlex.join(command.arguments)} > {log} 2>&1')!r}\n"
         )
     return "\n".join(rules)
 
 
-def _listed(paths: Iterator[str] | Sequence[str]) -> str:
+def _no_fields(shell: str) -> str:
+    return shell.replace("{", "{{").replace("}", "}}")
+
+
+def _state_of(files: Sequence[str]) -> str:
+    """Changes when one of the files does."""
+    found = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files if os.path.exists(path)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _listed(paths: Iterable[str]) -> str:
     return ", ".join(map(repr, paths))
 
 
-def _listen(command: Sequence[str], stages: Sequence[Stage] = (), out: Path = Path()) -> list[str]:
-    """Run Snakemake and show how far it is; its lines.
+def _listen(arguments: Sequence[str], commands: Sequence[Command] = (), out: Path = Path()) -> list[str]:
+    """Run Snakemake and show its progress; its lines.
 
     Raises:
-        InputError: it stopped, and not because of a stage.
+        InputError: it stopped, and not because of one of the `commands`.
     """
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done, lines, failed = len(finished(stages, out)), [], False
+    done, lines, failed = len(finished(commands, out)), [], False
     with (
-        meter("stages" if stages else None, len(stages), done=done) as bar,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process,
+        meter("commands" if commands else None, len(commands), done=done) as bar,
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process,
     ):
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines.append(line.rstrip())
             if found := FINISHED.search(line):
-                before, done = done, len(finished(stages, out))
+                before, done = done, len(finished(commands, out))
                 bar.advance(done - before, found[1])
             elif found := FAILED.search(line):
                 failed = True
                 say(f"{found[1]} failed: {reason(out, found[1])}")
     if process.returncode and not failed:
-        raise InputError(_told(lines))
+        raise InputError(_why_stopped(lines))
     return lines
 
 
-def _told(lines: Sequence[str]) -> str:
+def _why_stopped(lines: Sequence[str]) -> str:
     text = " ".join(" ".join(lines[-20:]).split())
     if "cannot be locked" in text:
         return ("another study works in this folder, or one was killed: if none is running, give the same command with "
@@ -129,17 +150,23 @@ def _told(lines: Sequence[str]) -> str:
     return f"Snakemake stopped: {text[-400:]}"
 
 
-def finished(stages: Sequence[Stage], out: Path) -> set[str]:
-    """Names of the stages that are done, and all before them."""
+def finished(commands: Sequence[Command], out: Path) -> set[str]:
+    """Names of the commands that are finished, as are all that they need."""
     done: set[str] = set()
-    for stage in stages:
-        if (out / DONE / stage.name).exists() and done.issuperset(stage.needs):
-            done.add(stage.name)
+    for command in commands:
+        if (out / DONE / command.name).exists() and done.issuperset(command.needs):
+            done.add(command.name)
     return done
 
 
+def failures(commands: Sequence[Command], out: Path) -> list[Command]:
+    """The commands that were run and did not end well; not those that wait for one of these."""
+    done = finished(commands, out)
+    return [command for command in commands if command.name not in done and done.issuperset(command.needs)]
+
+
 def reason(out: Path, name: str) -> str:
-    """The last line that a stage has said."""
+    """The last line that a command has printed."""
     log = out / LOGS / f"{name}.txt"
-    said = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    return next((line.strip() for line in reversed(said) if line.strip()), "it has not begun")
+    printed = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(printed) if line.strip()), "it has not begun")
