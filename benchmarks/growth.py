@@ -27,7 +27,7 @@ from glyphlm.data.batches import Batches
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loop import train
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 from glyphlm.training.settings import TrainSettings
 
 LAYERS, NEW, EPOCH = 9, 3, 4  # steps of an epoch, so that it comes again

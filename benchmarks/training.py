@@ -1,14 +1,18 @@
-"""Training steps, ours beside transformers' GPTNeoXForCausalLM in a bare PyTorch loop and under Trainer.
+"""Training steps, ours beside transformers' GPTNeoXForCausalLM: in a bare PyTorch loop, compiled, and under Trainer.
 
-Same shape, batch, precision, optimizer and random ids; every contender trains its input table. Rounds of a few steps
-are interleaved, so that a busy machine slows all of them. Prints the median tokens/s of each and the ratios.
+Same shape, batch, precision, optimizer and random ids. On CPU every contender does a few steps a round, in turn, so that a
+busy machine slows all of them; on a GPU one contender at a time has the card. Prints the median tokens/s of each, the
+ratios, model FLOPs utilisation (of the matrix products that this machine does now, and of its data sheet), peak memory,
+and the seconds before the second step.
 
     python benchmarks/training.py
     python benchmarks/training.py --shapes 8192x384x8 --precisions bf16 --rounds 7
+    python benchmarks/training.py --shapes 131072x1024x16 --head-width 32 --context 1024 --rows 16 --profile
 """
 
 import argparse
 import contextlib
+import gc
 import logging
 import statistics
 import tempfile
@@ -24,11 +28,14 @@ from torch import Tensor
 from glyphlm.base.devices import local_device, resolve_device
 from glyphlm.data.batches import Batches
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.training.loop import train
+from glyphlm.training import loop
+from glyphlm.training.flops import flops_per_token
 from glyphlm.training.settings import TrainSettings
 
 WHOLE_HEAD = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 BETAS, LR, DECAY, CLIP = (0.9, 0.95), 1e-4, 0.1, 1.0
+DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second
+Run = Callable[[int], list[float]]  # a number of steps -> the seconds of each
 
 
 class RandomText:
@@ -45,26 +52,31 @@ class RandomText:
         return self.ids[start : start + length]
 
 
-def ours(shape: argparse.Namespace, precision: str, trainable: bool = True) -> Callable[[int], list[float]]:
-    """Seconds of each of some steps of glyphlm.train."""
-    substrate = Substrate(SubstrateConfig(shape.vocab, shape.width, "learned", trainable=trainable), shape.width)
+def our_model(shape: argparse.Namespace, trainable: bool) -> GPT:
+    """A model of random values."""
+    with torch.device(shape.device):
+        substrate = Substrate(SubstrateConfig(shape.vocab, shape.width, "learned", trainable=trainable), shape.width)
+        model = GPT(ModelConfig(shape.width, shape.layers, shape.heads, shape.context), substrate)
     torch.nn.init.normal_(substrate.table_VE, std=0.02)
-    model = GPT(ModelConfig(shape.width, shape.layers, shape.heads, shape.context), substrate)
-    model.init_weights(1)
-    model.to(shape.device)
+    return model
+
+
+def ours(shape: argparse.Namespace, precision: str, trainable: bool = True, compiled: bool | str = "auto") -> Run:
+    """glyphlm's train()."""
+    model = our_model(shape, trainable)
     batches = Batches([RandomText(shape.vocab)], [1.0], shape.context, shape.rows, seed=1)
-    tokens = shape.rows * shape.context
 
     def run(steps: int) -> list[float]:
         settings = TrainSettings(
-            steps=steps, batch_tokens=tokens, micro_batch_tokens=shape.micro_rows * shape.context, lr=LR, weight_decay=DECAY,
-            clip=CLIP, precision=precision, device=shape.device, save_every=10**9, schedule="constant", warmup=0,
-            compile=shape.compile,
+            steps=steps, batch_tokens=shape.rows * shape.context, micro_batch_tokens=shape.micro_rows * shape.context, lr=LR,
+            weight_decay=DECAY, clip=CLIP, precision=precision, device=shape.device, save_every=10**9, schedule="constant",
+            warmup=0, compile=compiled,
         )  # fmt: skip
         moments = [time.perf_counter()]
         with tempfile.TemporaryDirectory() as out, unsaved():
-            train(model, batches, settings, Path(out), on_step=lambda state: moments.append(time.perf_counter()))
-        return np.diff(moments).tolist()
+            loop.train(model, batches, settings, Path(out), on_step=lambda state: moments.append(time.perf_counter()))
+        synchronize(shape)
+        return np.diff([*moments[:-1], time.perf_counter()]).tolist()
 
     return run
 
@@ -72,13 +84,11 @@ def ours(shape: argparse.Namespace, precision: str, trainable: bool = True) -> C
 @contextlib.contextmanager
 def unsaved() -> Iterator[None]:
     """train() ends with a checkpoint; it is no part of a step."""
-    from glyphlm.training import loop as training
-
-    saved, training.save_state = training.save_state, lambda *given: None
+    saved, loop.save_state = loop.save_state, lambda *given: None
     try:
         yield
     finally:
-        training.save_state = saved
+        loop.save_state = saved
 
 
 def neox(shape: argparse.Namespace) -> torch.nn.Module:
@@ -89,13 +99,16 @@ def neox(shape: argparse.Namespace) -> torch.nn.Module:
         use_parallel_residual=False, rope_parameters=WHOLE_HEAD, tie_word_embeddings=False, use_cache=False,
         attn_implementation="sdpa",
     )  # fmt: skip
-    return transformers.GPTNeoXForCausalLM(config).to(shape.device)
+    with torch.device(shape.device):
+        return transformers.GPTNeoXForCausalLM(config)
 
 
-def bare_loop(shape: argparse.Namespace, precision: str) -> Callable[[int], list[float]]:
-    """Seconds of each of some steps of the usual loop."""
+def bare_loop(shape: argparse.Namespace, precision: str, compiled: bool = False) -> Run:
+    """The usual loop."""
     model, ids_BT = neox(shape), random_batches(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
+    if compiled:
+        model.compile()
 
     def step() -> None:
         micro_batches = next(ids_BT).split(shape.micro_rows)
@@ -119,8 +132,8 @@ def bare_loop(shape: argparse.Namespace, precision: str) -> Callable[[int], list
     return run
 
 
-def trainer(shape: argparse.Namespace, precision: str) -> Callable[[int], list[float]]:
-    """Seconds of each of some steps of transformers.Trainer."""
+def trainer(shape: argparse.Namespace, precision: str) -> Run:
+    """transformers.Trainer."""
     model = neox(shape)
     data = [{"input_ids": row, "labels": row} for row in next(random_batches(shape, shape.rows * 16)).cpu()]
 
@@ -132,6 +145,7 @@ def trainer(shape: argparse.Namespace, precision: str) -> Callable[[int], list[f
             self.moments.append(time.perf_counter())
 
         def on_train_end(self, *given, **more) -> None:
+            synchronize(shape)
             self.moments.append(time.perf_counter())
 
     def run(steps: int) -> list[float]:
@@ -157,21 +171,97 @@ def random_batches(shape: argparse.Namespace, rows: int | None = None) -> Iterat
         yield torch.randint(1, shape.vocab, (rows or shape.rows, shape.context + 1), generator=generator).to(shape.device)
 
 
-def compare(shape: argparse.Namespace, precision: str, rounds: int, steps: int) -> None:
-    """One table."""
-    contenders = {"ours": ours(shape, precision), "ours, frozen table": ours(shape, precision, trainable=False),
-                  "bare loop": bare_loop(shape, precision), "Trainer": trainer(shape, precision)}  # fmt: skip
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            seconds[name] += run(steps + 1)[1:]  # the first step of a round warms up
-    speeds = {name: shape.rows * shape.context / statistics.median(found) for name, found in seconds.items()}
-    print(f"\nV {shape.vocab:,}  d {shape.width}  {shape.layers} layers  T {shape.context}  "
-          f"{shape.rows * shape.context:,} tokens a step  {precision}  {shape.device}")
-    for name, speed in speeds.items():
-        print(f"  {name:20} {speed:10,.0f} tokens/s   ours is {speeds['ours'] / speed:.2f}x")
+CONTENDERS: dict[str, Callable[..., Run]] = {
+    "ours": ours,
+    "ours, frozen table": lambda *given: ours(*given, trainable=False),
+    "ours, not compiled": lambda *given: ours(*given, compiled=False),
+    "ours, compiled": lambda *given: ours(*given, compiled=True),
+    "bare loop": bare_loop,
+    "bare loop, compiled": lambda *given: bare_loop(*given, compiled=True),
+    "Trainer": trainer,
+}
+
+
+def synchronize(shape: argparse.Namespace) -> None:
+    """Wait for the GPU."""
     if shape.device == "cuda":
-        print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB (all contenders together)")
+        torch.cuda.synchronize()
+
+
+def product_rate(precision: str, device: str) -> float:
+    """Operations a second of a large matrix product of random values here; the best of eight."""
+    size, dtype = 8192 if device == "cuda" else 2048, torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(8):
+        begin = time.perf_counter()
+        float((a @ b)[0, 0])
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(times)
+
+
+def compare(shape: argparse.Namespace, precision: str, options: argparse.Namespace) -> None:
+    """One table."""
+    print(f"\nV {shape.vocab:,}  d {shape.width}  {shape.layers} layers of {shape.heads} heads  T {shape.context}  "
+          f"{shape.rows * shape.context:,} tokens a step  {precision}  {shape.device}", flush=True)
+    rates = {"measured": product_rate(precision, shape.device)}
+    if shape.device == "cuda" and precision == "bf16":
+        for part, rate in DATA_SHEET.items():
+            if part in torch.cuda.get_device_name():
+                rates["data sheet"] = rate
+    with torch.device("meta"):
+        model = GPT(ModelConfig(shape.width, shape.layers, shape.heads, shape.context),
+                    Substrate(SubstrateConfig(shape.vocab, shape.width), shape.width))  # fmt: skip
+    flops = sum(part.total for part in flops_per_token(model).values())
+    measure = alone if shape.device == "cuda" else in_turn
+    first = None
+    for name, seconds, begun, memory in measure(shape, precision, options):
+        speed = shape.rows * shape.context / statistics.median(seconds)
+        first = first or speed
+        uses = "  ".join(f"{speed * flops / rate:5.1%} of {title}" for title, rate in rates.items())
+        print(f"  {name:20} {speed:10,.0f} tokens/s  {first / speed:5.2f}x  {uses}  {begun:5.1f} s to start"
+              + (f"  {memory / 2**30:5.1f} GiB" if memory else ""), flush=True)
+    print("  (x: the first contender's speed over this one's)")
+
+
+def in_turn(
+    shape: argparse.Namespace, precision: str, options: argparse.Namespace
+) -> list[tuple[str, list[float], float, int]]:
+    """Name, seconds of each step, seconds before the second step, peak bytes (unknown): rounds in turn."""
+    runs = {name: CONTENDERS[name](shape, precision) for name in options.contenders}
+    rounds = [{name: run(options.steps + 1) for name, run in runs.items()} for _ in range(options.rounds)]
+    return [(name, [s for found in rounds for s in found[name][1:]], rounds[0][name][0], 0) for name in runs]
+
+
+def alone(
+    shape: argparse.Namespace, precision: str, options: argparse.Namespace
+) -> Iterator[tuple[str, list[float], float, int]]:
+    """The same, one contender after the other, with its peak memory."""
+    for name in options.contenders:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        run = CONTENDERS[name](shape, precision)
+        seconds = run(options.rounds * options.steps + options.warm)
+        if options.profile:
+            profile(run, options.profile)
+        yield name, seconds[options.warm :], seconds[0], torch.cuda.max_memory_allocated()
+        del run
+
+
+def profile(run: Run, rows: int) -> None:
+    """Print where the GPU's time goes in three steps."""
+    run(2)
+    with torch.profiler.profile() as found:
+        begin = time.perf_counter()
+        run(3)
+        wall = time.perf_counter() - begin
+    kernels = [event for event in found.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    total = sum(event.self_device_time_total for event in kernels) / 1e6
+    print(f"    GPU busy {total:.3f} s of {wall:.3f} s in three steps; kernels: share, ms and calls a step")
+    for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:rows]:
+        print(f"    {event.self_device_time_total / 1e6 / total:6.1%} {event.self_device_time_total / 3e3:8.2f} "
+              f"{event.count / 3:6.0f}  {event.key[:110]}", flush=True)
 
 
 def main() -> None:
@@ -179,14 +269,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["65536x256x6", "8192x384x8"], metavar="VxDxLAYERS")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    usual = ["ours", "ours, frozen table", "bare loop", "Trainer"]
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", default=usual, help=", ".join(CONTENDERS))
     parser.add_argument("--head-width", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rows", type=int, default=8, help="sequences a step")
-    parser.add_argument("--micro-rows", type=int, default=8, help="sequences of one forward pass")
+    parser.add_argument("--micro-rows", type=int, help="sequences of one forward pass; by default all of a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each contender a round")
+    parser.add_argument("--warm", type=int, default=4, help="steps on a GPU before the clock starts")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our blocks")
+    parser.add_argument("--profile", type=int, nargs="?", const=25, default=0, metavar="ROWS", help="of a GPU's kernels")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
@@ -195,10 +288,10 @@ def main() -> None:
         vocab, width, layers = map(int, text.split("x"))
         shape = argparse.Namespace(
             vocab=vocab, width=width, layers=layers, heads=max(1, width // options.head_width), context=options.context,
-            rows=options.rows, micro_rows=options.micro_rows, device=device, compile=options.compile,
+            rows=options.rows, micro_rows=options.micro_rows or options.rows, device=device,
         )  # fmt: skip
         for precision in options.precisions:
-            compare(shape, precision, options.rounds, options.steps)
+            compare(shape, precision, options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.tokenizer.tokenizer import Piece
 from glyphlm.training import bits_per_byte as bits
 from glyphlm.training.bits_per_byte import Score, document_scores, score_batches, score_documents
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 
 V, END, BLOCK = 40, 2, 16
 BYTES_V = np.array([0, 0, 0, *range(1, V - 2)], dtype=np.uint16)

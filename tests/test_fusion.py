@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion, FusionConfig, Method
 from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig, count_parameters
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 
 VOCAB = 60
 METHODS = list(Method.__args__)

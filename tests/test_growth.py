@@ -12,7 +12,7 @@ from glyphlm.composition.growth import GrowthSettings, LoraSettings, grow, place
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runs.adapters import adapted, merge_adapters
 from glyphlm.training.flops import flops_per_token
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 from glyphlm.training.optim import make_adamw
 
 V, T = 96, 8

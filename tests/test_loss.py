@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphlm.data.batches import IGNORED
+from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.training import loss
-from glyphlm.training.loss import chunks, has_liger, head_loss, target_nats
+from glyphlm.training.loss import Objective, chunks, has_liger, head_loss, target_nats
 
 N, D, V = 11, 8, 23
+IDS, END = 40, 0  # of the model below
 LIGER = "liger_kernel.ops.fused_linear_cross_entropy"
 # The library itself: on a GPU, and without one in Triton's interpreter, which must be asked for before triton is loaded.
 WITH_LIBRARY = """
@@ -52,15 +55,18 @@ def stand_in(_input, weight, target, *, bias, reduction, accum_dtype, chunk_mem_
     return nats.detach(), None, None, None, *(t.grad if like is not None else None for t, like in zip(inputs, asked))
 
 
-@pytest.fixture(params=["torch", "liger"])
+@pytest.fixture(params=["torch", "fused", "liger"])
 def ways(request, monkeypatch):
-    """Both who compute the loss."""
+    """All that compute the loss: in turn, by what a GPU's kernel is compiled from, by the library."""
+    if request.param == "fused":
+        monkeypatch.setattr(loss, "can_compile", lambda device: True)
+        monkeypatch.setattr(loss, "_fused_softmax", lambda: loss._softmax_in_one_pass)
     if request.param == "liger":
         monkeypatch.setitem(sys.modules, LIGER, SimpleNamespace(fused_linear_cross_entropy_forward=stand_in))
         monkeypatch.setattr(loss, "has_liger", lambda device: True)
 
 
-both_ways = pytest.mark.usefixtures("ways")
+all_ways = pytest.mark.usefixtures("ways")
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,7 +87,7 @@ def plain(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_N: Tensor) -
     return value.detach(), [t.grad for t in inputs if t is not None]
 
 
-@both_ways
+@all_ways
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 11, 100])
 def test_value_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, rows, bias):
@@ -95,7 +101,7 @@ def test_value_and_gradients_are_those_of_plain_cross_entropy(monkeypatch, rows,
         torch.testing.assert_close(tensor.grad.double(), 3 * expected, atol=1e-6, rtol=1e-5)
 
 
-@both_ways
+@all_ways
 def test_gradients_are_the_slopes_of_the_value():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     head_loss(x_ND, weight_VD, bias_V, y_N).backward()
@@ -110,7 +116,7 @@ def test_gradients_are_the_slopes_of_the_value():
         assert tensor.grad[at].item() == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2, abs=1e-5)
 
 
-@both_ways
+@all_ways
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
     *inputs, y_N = problem(True)
@@ -124,7 +130,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
             torch.testing.assert_close(tensor.grad.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@both_ways
+@all_ways
 def test_value_without_gradients_is_the_same():
     inputs = problem(True)
     with torch.no_grad():
@@ -132,7 +138,7 @@ def test_value_without_gradients_is_the_same():
     assert head_loss(*inputs).item() == pytest.approx(plain(*inputs)[0].item(), rel=1e-6)
 
 
-@both_ways
+@all_ways
 def test_bf16_products_give_a_float32_loss_close_to_the_right_one():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value, gradients = plain(x_ND, weight_VD, bias_V, y_N)
@@ -145,7 +151,7 @@ def test_bf16_products_give_a_float32_loss_close_to_the_right_one():
         assert (tensor.grad.double() - expected).norm() < 0.02 * expected.norm()
 
 
-@both_ways
+@all_ways
 def test_large_logits_stay_finite():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value = head_loss(1e4 * x_ND, weight_VD, bias_V, y_N)
@@ -153,7 +159,7 @@ def test_large_logits_stay_finite():
     assert value.isfinite() and x_ND.grad.isfinite().all() and weight_VD.grad.isfinite().all()
 
 
-@both_ways
+@all_ways
 def test_no_target_at_all_costs_nothing():
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value = head_loss(x_ND[:0], weight_VD, bias_V, y_N[:0], targets=5)
@@ -215,3 +221,64 @@ def test_chunks_cover_every_position_once_and_hold_few_enough_logits(monkeypatch
         found = chunks(count, vocab_size)
         assert [i for at in found for i in range(at.start, at.stop)] == list(range(count))
         assert max(at.stop - at.start for at in found) * vocab_size <= max(100, vocab_size)
+
+
+# The loss as a module: summed over its targets, blind to ignored ones and, where asked, to other documents.
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    substrate = Substrate(SubstrateConfig(IDS, 16, "learned", trainable=True), 16)
+    torch.nn.init.normal_(substrate.table_VE, generator=torch.Generator().manual_seed(3))
+    model = GPT(ModelConfig(16, 2, 2, 32), substrate)
+    model.init_weights(1)
+    return model
+
+
+def some_ids(*shape):
+    return torch.randint(1, IDS, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_loss_is_the_mean_over_the_targets_that_are_named(gpt):
+    x_BT, y_BT = some_ids(2, 9), some_ids(2, 9).flip(1)
+    loss = Objective(gpt, torch.float32)(x_BT, y_BT, 100)
+    expected = F.cross_entropy(gpt(x_BT).flatten(0, 1), y_BT.flatten(), reduction="sum") / 100
+    torch.testing.assert_close(loss, expected)
+
+
+def test_ignored_targets_take_no_part(gpt):
+    x_BT, y_BT = some_ids(2, 9), some_ids(2, 9).flip(1)
+    y_BT[:, ::2] = IGNORED
+    objective = Objective(gpt, torch.float32)
+    expected = F.cross_entropy(gpt(x_BT).flatten(0, 1), y_BT.flatten(), ignore_index=IGNORED)
+    torch.testing.assert_close(objective(x_BT, y_BT, int((y_BT != IGNORED).sum())), expected)
+    assert len(objective(x_BT, y_BT)) == int((y_BT != IGNORED).sum())
+
+
+def test_a_batch_without_targets_costs_nothing_and_changes_nothing(gpt):
+    x_BT = some_ids(2, 9)
+    loss = Objective(gpt, torch.float32)(x_BT, torch.full_like(x_BT, IGNORED), 1)
+    loss.backward()
+    assert float(loss.detach()) == 0 and all(p.grad is None or not p.grad.any() for p in gpt.parameters())
+    gpt.zero_grad(set_to_none=True)
+
+
+def test_with_document_masks_a_document_is_scored_as_if_it_were_alone(gpt):
+    first, second = some_ids(1, 5), some_ids(1, 7).flip(1)
+    end = torch.full((1, 1), END)
+    x_BT = torch.cat([first, end, second], 1)
+    y_BT = torch.cat([x_BT[:, 1:], end], 1)
+    alone, masked, open_ = (
+        Objective(gpt, torch.float32)(x_BT[:, 5:], y_BT[:, 5:]),
+        Objective(gpt, torch.float32, END)(x_BT, y_BT)[5:],
+        Objective(gpt, torch.float32)(x_BT, y_BT)[5:],
+    )
+    torch.testing.assert_close(masked, alone)  # rotary positions are relative: where it stands does not matter
+    assert not torch.allclose(open_, alone)
+
+
+def test_padding_and_documents_mask_together(gpt):
+    ids_BT = some_ids(1, 6)
+    documents_BT, attended_BS = torch.tensor([[0, 0, 0, 1, 1, 1]]), torch.tensor([[0, 1, 1, 1, 1, 1]])
+    x_BTD = gpt.hidden(ids_BT, documents_BT=documents_BT, attended_BS=attended_BS)
+    torch.testing.assert_close(x_BTD[:, 3:], gpt.hidden(ids_BT[:, 3:]))

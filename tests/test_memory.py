@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 from glyphlm.training.optim import make_adamw
 from glyphlm.training.settings import TrainSettings
 

@@ -340,15 +340,15 @@ class Exploding(torch.autograd.Function):
 
 
 def test_steps_that_are_no_number_can_be_skipped_and_are_counted(shards, tmp_path, monkeypatch, capsys):
-    from glyphlm.training import objective
+    from glyphlm.training import loss
 
-    whole, calls = objective.head_loss, []
+    whole, calls = loss.head_loss, []
 
     def sometimes(*given):
         calls.append(1)
         return Exploding.apply(whole(*given)) if len(calls) in (3, 4) else whole(*given)
 
-    monkeypatch.setattr(objective, "head_loss", sometimes)
+    monkeypatch.setattr(loss, "head_loss", sometimes)
     arm = Arm(shards)
     state = arm.train(tmp_path, settings(not_finite="skip"))
     assert (state.step, state.skipped) == (10, 2)
@@ -496,6 +496,58 @@ def test_automatic_precision_is_the_faster_one(monkeypatch):
     assert (resolve_precision("fp32", "cpu"), resolve_precision("bf16", "cpu")) == ("fp32", "bf16")
     monkeypatch.undo()
     assert resolve_precision("auto", "cpu") in ("fp32", "bf16")
+
+
+@pytest.fixture
+def in_flight(monkeypatch) -> None:
+    """A step's numbers are read when the next one is launched, and batches are made ahead, as on a GPU."""
+    monkeypatch.setattr("glyphlm.training.loop.STEPS_IN_FLIGHT", {"cpu": 1})
+
+
+@pytest.mark.usefixtures("in_flight")
+def test_steps_read_late_give_the_same_run_and_stop_and_resume_exactly(shards, straight, tmp_path):
+    def leave(state: TrainState) -> None:
+        if state.step == 7:
+            raise RuntimeError("out")
+
+    whole, parts = Arm(shards), Arm(shards)
+    torch.manual_seed(0)
+    whole.train(tmp_path / "whole", settings())
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="out"):
+        parts.train(tmp_path / "parts", settings(), leave)
+    assert parts.batches.state()["taken"] == [7 * 4]  # not what was made ahead
+    parts.train(tmp_path / "parts", settings())
+    assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
+    assert whole.batches.digest == parts.batches.digest
+    newest = [list_states(run)[-1] / "state.json" for run in (tmp_path / "whole", straight)]
+    ours, expected = (json.loads(path.read_text()) for path in newest)
+    assert ours["batches"] == expected["batches"]
+    for row, same in zip(rows(tmp_path / "whole"), rows(straight), strict=True):
+        assert row == {key: value if key == "split" else pytest.approx(value, rel=1e-5) for key, value in same.items()}
+
+
+@pytest.mark.usefixtures("in_flight")
+def test_steps_read_late_are_stopped_or_skipped_where_they_are_no_number(shards, tmp_path, monkeypatch, capsys):
+    from glyphlm.training import loss
+
+    whole, calls = loss.head_loss, []
+
+    def sometimes(*given):
+        calls.append(1)
+        return Exploding.apply(whole(*given)) if len(calls) in (3, 4) else whole(*given)
+
+    monkeypatch.setattr(loss, "head_loss", sometimes)
+    arm = Arm(shards)
+    state = arm.train(tmp_path / "skip", settings(not_finite="skip"))
+    assert (state.step, state.skipped) == (10, 2)
+    assert "at step 3 (batch position [16]): skipped, 2 so far" in capsys.readouterr().err
+    assert all(tensor.isfinite().all() for tensor in arm.model.state_dict().values())
+    counts = load_tensors(list_states(tmp_path / "skip")[-1] / "optimizer.safetensors")
+    assert {float(value) for name, value in counts.items() if name.endswith("/step")} == {8.0}
+    calls.clear()
+    with pytest.raises(InputError, match=r"at step 2 \(batch position \[12\]\); no checkpoint was written yet"):
+        Arm(shards).train(tmp_path / "stop", settings())
 
 
 # The command line in processes of its own, which can be killed.

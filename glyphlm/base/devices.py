@@ -1,7 +1,9 @@
 """What this machine can do: its devices, and which precision is fast on them."""
 
 import os
+import shutil
 import time
+from importlib.util import find_spec
 
 import torch
 
@@ -40,6 +42,17 @@ def _matmul_seconds(dtype: torch.dtype, device: str) -> float:
         float((a @ a)[0, 0])  # reading a value waits for the device
         times.append(time.perf_counter() - begin)
     return min(times)
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch.compile can make kernels for `device`: a GPU, Triton, and the C compiler that Triton needs."""
+    has_parts = find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    return device.startswith("cuda") and has_parts
+
+
+def resolve_compile(compile_blocks: bool | str, device: str) -> bool:
+    """`auto` compiles where `can_compile` says so; on CPU compiling takes longer than it saves in a run of minutes."""
+    return can_compile(device) if compile_blocks == "auto" else bool(compile_blocks)
 
 
 def local_device(device: str) -> str:

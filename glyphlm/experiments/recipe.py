@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from glyphlm.base.devices import resolve_device, resolve_precision
+from glyphlm.base.devices import resolve_compile, resolve_device, resolve_precision
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.fusionsettings import FusionSettings
@@ -121,7 +121,9 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     )
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
-    return replace(recipe, train=replace(recipe.train, device=device, precision=precision))
+    compiled = before.get("compile", "auto") if recipe.train.compile == "auto" else recipe.train.compile
+    compiled = resolve_compile(compiled, device)
+    return replace(recipe, train=replace(recipe.train, device=device, precision=precision, compile=compiled))
 
 
 def load_recipe(

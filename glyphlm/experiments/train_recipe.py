@@ -44,7 +44,7 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import TrainState, list_states, load_state
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loop import train
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective
 from glyphlm.training.parallel import is_sharded, joined
 from glyphlm.training.settings import batch_rows, micro_batch_rows
 

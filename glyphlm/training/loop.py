@@ -1,35 +1,41 @@
-"""train(): the one loop, for scratch runs, twins and whatever else trains a GPT on batches."""
+"""train(): the one loop, for scratch runs, twins and whatever else trains a GPT on batches.
+
+On a GPU nobody waits for a step before the next one is launched: its loss and gradient norm are read one step later, and
+the device itself leaves out an update that is no number. What is logged and saved is the same.
+"""
 
 import json
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 
-from glyphlm.base.devices import matrix_rate
+from glyphlm.base.devices import matrix_rate, resolve_compile
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
-from glyphlm.data.batches import IGNORED, Batch, Batches
+from glyphlm.data.batches import Batch, Batches
 from glyphlm.modeling.model import GPT
 from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
+from glyphlm.training.feed import Fed, Feed
 from glyphlm.training.flops import flops_per_token
-from glyphlm.training.objective import Objective
+from glyphlm.training.loss import Objective, to_device
 from glyphlm.training.optim import make_adamw
-from glyphlm.training.parallel import spread, without_sync, world
+from glyphlm.training.parallel import is_sharded, spread, without_sync, world
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
+STEPS_IN_FLIGHT = {"cuda": 1}  # launched, but not read yet, when the next step is launched; none on other devices
 
 
 def train(
@@ -53,7 +59,7 @@ def train(
     """
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
     state = trainer.resume()
-    with meter(out.name, steps, done=state.step) as bar, _stop_signals(trainer.signals):
+    with meter(out.name, steps, done=state.step) as bar, _stop_signals(trainer.signals), trainer.fed():
         if validation and settings.validate_first and state.step == 0:
             trainer.validate(validation())
         while not trainer.is_done and not trainer.stop_signal:
@@ -61,13 +67,34 @@ def train(
             if on_step:
                 on_step(state)
             if validation and (state.step % settings.validate_every == 0 or state.step == steps):
+                trainer.settle(bar)
                 trainer.validate(validation())
             if state.step % settings.save_every == 0 or trainer.is_done or trainer.stop_signal:
+                trainer.settle(bar)
                 trainer.save()
     if not trainer.is_done:
         say(f"stopped and saved at step {state.step} of {steps}; the same command goes on from there")
         raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return state
+
+
+@dataclass
+class _Launched:
+    """A step whose numbers may still be on their way: the state after it, and [loss, gradient norm, stop signals]."""
+
+    step: int
+    tokens: int
+    lr: float
+    fed: Fed
+    numbers_3: Tensor
+    arrived: "torch.cuda.Event | None"
+
+    def read(self) -> tuple[float, float, float]:
+        """The numbers, once they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, norm, heard = self.numbers_3.tolist()
+        return loss, norm, heard
 
 
 class _Trainer:
@@ -79,8 +106,14 @@ class _Trainer:
         flops = flops_per_token(model, recompute=settings.recompute)
         rate = matrix_rate(model.config.d_model, settings.precision, self._device.type) * self._world.size
         self._use_of_token = sum(part.total for part in flops.values()) / rate  # seconds, if there were nothing but products
+        self._is_compiled = resolve_compile(settings.compile, self._device.type)
         self._objective = self._spread_objective()
         self._optimizer = make_adamw(model, settings.weight_decay, (settings.beta1, settings.beta2))
+        self._is_sharded = is_sharded(model)
+        # A sharded optimizer, or one that is not fused, cannot leave out an update on the device.
+        can_wait = not self._is_sharded and self._optimizer.defaults.get("fused")
+        self._in_flight = STEPS_IN_FLIGHT.get(self._device.type, 0) if can_wait else 0
+        self._launched: deque[_Launched] = deque()
         self._schedule = schedule_of(settings)
         self._trackers = Trackers(settings.trackers, out) if self._world.is_main else Trackers([], out)
         self._state, self._window, self._started, self._saved = TrainState(), Score(), 0.0, 0
@@ -103,7 +136,7 @@ class _Trainer:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         end_id = self._batches.end_id if settings.attention == "document" else None
         model.recompute = settings.recompute
-        if settings.compile:
+        if self._is_compiled:
             for block in model.blocks:
                 block.compile()
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
@@ -121,19 +154,46 @@ class _Trainer:
         self._started = time.monotonic() - self._state.seconds
         return self._state
 
+    @contextmanager
+    def fed(self) -> Iterator[None]:
+        """Batches are at hand; at the end they stand where training stopped, whatever was made ahead."""
+        rows = micro_batch_rows(self._settings, self._model.config.block_size)
+        ahead = self._in_flight > 0
+        self._feed = Feed(self._batches, self._world.rank, self._world.size, rows, ahead)
+        try:
+            yield
+        finally:
+            self._feed.close()
+
     def step(self, bar: Meter) -> None:
-        """One optimizer step: gradients over the micro-batches, clip, update, log."""
+        """Launch one optimizer step: gradients over the micro-batches, clip, update. Then log what has arrived."""
         lr = self._schedule(self._state.step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        batch = next(self._batches)
-        loss = self._gradients(batch)
-        norm = self._clip()
-        if self._is_finite(loss, norm):
-            self._optimizer.step()
-            self._count(batch, loss)
+        fed = next(self._feed)
+        loss, heard = self._gradients(fed)
+        norm = self._update(loss)
         self._optimizer.zero_grad()
-        self._advance(bar, lr, norm)
+        self._state.step += 1
+        self._state.tokens += self._batches.tokens_per_batch
+        self._state.cached += self._hits()
+        numbers_3, arrived = _on_its_way(torch.stack([loss.double(), norm.double(), heard.double()]))
+        self._launched.append(_Launched(self._state.step, self._state.tokens, lr, fed, numbers_3, arrived))
+        self.settle(bar, self._in_flight)
+
+    def settle(self, bar: Meter, left: int = 0) -> None:
+        """Read, count and log all steps that were launched but the last `left`."""
+        while len(self._launched) > left:
+            done = self._launched.popleft()
+            loss, norm, heard = done.read()
+            self._agreed = (self.signals or [signal.SIGTERM])[0] if heard else 0
+            if not done.fed.targets:
+                say(f"step {done.step} had no target: every position of its batch is masked, so it learned nothing")
+            if self._is_finite(loss, norm, done):
+                self._window.nats += loss * done.fed.targets
+                self._window.tokens += done.fed.targets
+                self._window.bytes += done.fed.bytes
+            self._advance(bar, done, norm)
 
     def validate(self, batches: Iterator[Batch]) -> None:
         """Score the held-out batches and log the result; every rank scores all of them."""
@@ -143,12 +203,16 @@ class _Trainer:
         self._model.train()
         self._started += time.monotonic() - paused  # seconds are those of training
         if score.bytes:
-            self._log({"split": "validation", "loss": score.loss, "bits_per_byte": score.bits_per_byte})
+            values = {"split": "validation", "loss": score.loss, "bits_per_byte": score.bits_per_byte}
+            self._log(values, self._state.step, self._state.tokens)
             self._compare(score.bits_per_byte)
 
     def _score(self, batches: Iterator[Batch]) -> Score:
+        # Validation has batches of other shapes and no gradient: compiling again would take longer than it saves.
+        uncompiled = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
         try:
-            return score_batches(self._objective, batches, self._batches.bytes_per_id_V, self._device)
+            with uncompiled:
+                return score_batches(self._objective, batches, self._batches.bytes_per_id_V, self._device)
         except NotFinite as error:
             if self._settings.not_finite == "stop":
                 raise InputError(f"validation at step {self._state.step}: {error}; {self._last_saved()}") from None
@@ -165,36 +229,42 @@ class _Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         paused = time.monotonic()
-        self._state.batches, self._state.window = self._batches.state(), asdict(self._window)
+        self._state.batches, self._state.window = self._feed.position, asdict(self._window)
         save_state(self._out, self._model, self._optimizer, self._state, self._settings.keep)
         self._saved = self._state.step
         self._started += time.monotonic() - paused
 
-    def _gradients(self, batch: Batch) -> float:
-        """The mean loss of the global batch, its gradient in the parameters; also hears whether any rank is to stop."""
-        size, rank = self._world.size, self._world.rank
-        rows = micro_batch_rows(self._settings, self._model.config.block_size)
-        parts = list(zip(batch.x_BT[rank::size].split(rows), batch.y_BT[rank::size].split(rows), strict=True))
-        targets = max(1, int((batch.y_BT != IGNORED).sum()))
+    def _gradients(self, fed: Fed) -> tuple[Tensor, Tensor]:
+        """The mean loss of the global batch, its gradient in the parameters; and how many ranks are to stop."""
+        size, targets = self._world.size, max(1, fed.targets)
         total = torch.zeros((), device=self._device)
-        for number, (x_BT, y_BT) in enumerate(parts, 1):
-            with without_sync(self._objective, last=number == len(parts)):
-                loss = self._objective(x_BT.to(self._device), y_BT.to(self._device), targets)
+        for number, (x_BT, y_BT) in enumerate(fed.parts, 1):
+            with without_sync(self._objective, last=number == len(fed.parts)):
+                loss = self._objective(to_device(x_BT, self._device), y_BT, targets)
                 (loss * size).backward()  # DDP and FSDP2 take the mean over ranks
             total += loss.detach()
-        loss, heard = self._world.total([float(total), len(self.signals)], self._device)
-        self._agreed = (self.signals or [signal.SIGTERM])[0] if heard else 0
-        return loss
+        return self._world.sums(total, to_device(torch.tensor(float(len(self.signals))), self._device))
 
-    def _clip(self) -> float:
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def _update(self, loss: Tensor) -> Tensor:
+        """Clip the gradient and take a step, unless loss or gradient are no numbers; the norm before it was clipped."""
+        limit, optimizer = self._settings.clip, self._optimizer
+        if not self._in_flight:
+            norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
+            norm = norm.full_tensor() if self._is_sharded else norm
+            if math.isfinite(loss) and math.isfinite(norm):
+                optimizer.step()
+            return norm
+        norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        # The kernel of the optimizer divides by the one, and leaves everything as it is where the other is 1.
+        optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)
+        optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()
+        optimizer.step()
+        return norm
 
-    def _is_finite(self, loss: float, norm: float) -> bool:
+    def _is_finite(self, loss: float, norm: float, done: _Launched) -> bool:
         if math.isfinite(loss) and math.isfinite(norm):
             return True
-        where = f"loss {loss} and gradient norm {norm} at step {self._state.step} (batch position " \
-                f"{self._batches.state()['taken']})"
+        where = f"loss {loss} and gradient norm {norm} at step {done.step - 1} (batch position {done.fed.position['taken']})"
         if self._settings.not_finite == "stop":
             raise InputError(f"{where}; {self._last_saved()}; lower train.lr, or go on with train.not_finite skip")
         self._state.skipped += 1
@@ -204,28 +274,17 @@ class _Trainer:
     def _last_saved(self) -> str:
         return f"the last checkpoint is of step {self._saved}" if self._saved else "no checkpoint was written yet"
 
-    def _count(self, batch: Batch, loss: float) -> None:
-        y_N = batch.y_BT[batch.y_BT != IGNORED].numpy()
-        if not len(y_N):
-            say(f"step {self._state.step + 1} had no target: every position of its batch is masked, so it learned nothing")
-        self._window.nats += loss * len(y_N)
-        self._window.tokens += len(y_N)
-        self._window.bytes += int(self._batches.bytes_per_id_V[y_N].sum())
-
-    def _advance(self, bar: Meter, lr: float, norm: float) -> None:
-        state, window = self._state, self._window
-        state.step += 1
-        state.tokens += self._batches.tokens_per_batch
-        state.cached += self._hits()
-        state.seconds = time.monotonic() - self._started
-        speed = state.tokens / max(state.seconds, 1e-9)
+    def _advance(self, bar: Meter, done: _Launched, norm: float) -> None:
+        window = self._window
+        self._state.seconds = time.monotonic() - self._started
+        speed = done.tokens / max(self._state.seconds, 1e-9)
         use = speed * self._use_of_token
         mfu = use if use <= 1 else None  # above, something else had the machine while its rate was measured
         told = "" if mfu is None else f"  {mfu:.0%} MFU"
         bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{told}")
-        if state.step % self._settings.log_every == 0:
-            self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte,
-                       "lr": lr, "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu})
+        if done.step % self._settings.log_every == 0:
+            self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte, "lr": done.lr,
+                       "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu}, done.step, done.tokens)
             self._window = Score()
 
     def _hits(self) -> int:
@@ -233,15 +292,23 @@ class _Trainer:
         kept = self._model.kept
         return kept.take_hits() * self._model.config.block_size * self._world.size if kept else 0
 
-    def _log(self, values: dict[str, Any]) -> None:
+    def _log(self, values: dict[str, Any], step: int, tokens: int) -> None:
         if not self._world.is_main:
             return
-        state = self._state
-        row = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3), **values}
+        row = {"step": step, "tokens": tokens, "seconds": round(self._state.seconds, 3), **values}
         row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         with (self._out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         self._trackers.log(row)
+
+
+def _on_its_way(numbers: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
+    """The numbers on the CPU, and what happens when they have arrived there."""
+    if numbers.device.type != "cuda":
+        return numbers, None
+    copied, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+    return copied, arrived
 
 
 def _keep_metrics(path: Path, step: int) -> None:

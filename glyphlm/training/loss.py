@@ -1,19 +1,28 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits; on CUDA by Liger's kernel where installed."""
+"""Next-token cross-entropy over a large vocabulary: the head's loss in chunks of logits, and the training objective.
+
+Shapes: as in modeling/model.py; N targets of a batch, n of one chunk.
+"""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-# Logits held at a time. Chunks half as large are 1.15 times as slow on CPU, because the head's gradient is added up
-# once a chunk; twice as large ones gain nothing.
+from glyphlm.base.devices import can_compile
+from glyphlm.data.batches import IGNORED
+from glyphlm.modeling.model import GPT
+
+# Logits held at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
+# once a chunk, and chunks twice as large gain nothing. On a GPU the products need thousands of rows: 1 GiB in bf16.
 LOGITS_AT_ONCE = 1 << 25
+LOGITS_ON_GPU = 1 << 29
 
 Needs = tuple[bool, bool, bool]  # whether x, weight and bias get a gradient
-Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # summed nats, and their gradients that are needed
+Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # summed nats, and the gradients that are needed
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -43,25 +52,56 @@ def _by_torch(
     dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
     dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias else None
     head_VD, nats = weight_VD.to(dtype), torch.zeros((), device=x_ND.device)
-    for at in chunks(len(y_N), len(weight_VD)):
+    softmax = _fused_softmax() if can_compile(x_ND.device.type) else _softmax
+    for at in chunks(len(y_N), len(weight_VD), _at_once(x_ND.device)):
         x_nD = x_ND[at].to(dtype)
-        logits_nV = _logits(x_nD, head_VD, bias_V)
-        logp_nV = logits_nV.log_softmax(-1)
-        nats -= logp_nV.gather(1, y_N[at, None]).sum()
-        del logits_nV  # before the next chunk's are made
-        if not any(needs):
-            continue
-        dlogits_nV = logp_nV.exp_()
-        dlogits_nV[torch.arange(len(dlogits_nV), device=y_N.device), y_N[at]] -= 1
+        nats_of_chunk, low_nV, dbias_of_chunk_V = softmax(x_nD @ head_VD.T, bias_V, y_N[at], need_bias)
+        nats += nats_of_chunk
         if need_bias:
-            dbias_V += dlogits_nV.sum(0)
-        low_nV = dlogits_nV.to(dtype)
+            dbias_V += dbias_of_chunk_V
         if need_x:
             dx_ND[at] = (low_nV @ head_VD).to(x_ND.dtype)
         if need_weight:
-            dweight_VD += low_nV.T @ x_nD
-        del logp_nV, dlogits_nV, low_nV
+            _add_product(dweight_VD, low_nV, x_nD)
+        del low_nV  # before the next chunk's logits are made
     return nats, dx_ND, dweight_VD, dbias_V
+
+
+def _softmax(logits_nV: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Summed nats, the gradient of the logits in their type, and its sum over the rows, computed in float32."""
+    dtype = logits_nV.dtype
+    logits_nV = logits_nV.float() if bias_V is None else logits_nV.float() + bias_V.float()
+    logp_nV = logits_nV.log_softmax(-1)
+    nats = -logp_nV.gather(1, y_n[:, None]).sum()
+    del logits_nV  # before the gradient is made
+    dlogits_nV = logp_nV.exp_()
+    dlogits_nV[torch.arange(len(y_n), device=y_n.device), y_n] -= 1
+    return nats, dlogits_nV.to(dtype), dlogits_nV.sum(0) if need_bias else None
+
+
+def _softmax_in_one_pass(
+    logits_nV: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same without indexing, so that a compiler fuses it: logits are read twice and their gradient replaces them."""
+    float_nV = logits_nV.float() if bias_V is None else logits_nV.float() + bias_V.float()
+    logp_nV = float_nV.log_softmax(-1)
+    is_target_nV = torch.arange(logits_nV.shape[1], device=y_n.device) == y_n[:, None]
+    nats = -torch.where(is_target_nV, logp_nV, 0.0).sum()
+    dlogits_nV = logp_nV.exp() - is_target_nV.float()
+    return nats, logits_nV.copy_(dlogits_nV), dlogits_nV.sum(0) if need_bias else None
+
+
+@cache
+def _fused_softmax() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    return torch.compile(_softmax_in_one_pass)
+
+
+def _add_product(sum_VD: Tensor, low_nV: Tensor, x_nD: Tensor) -> None:
+    """Add low^T x to a float32 sum, on a GPU inside the product (torch 2.8 and later)."""
+    if sum_VD.is_cuda and low_nV.dtype != torch.float32 and "dtype_out" in torch.ops.aten.addmm.overloads():
+        torch.addmm(sum_VD, low_nV.T, x_nD, out_dtype=torch.float32, out=sum_VD)
+    else:
+        sum_VD += low_nV.T @ x_nD
 
 
 def has_liger(device: torch.device) -> bool:
@@ -88,7 +128,7 @@ def _by_liger(
             bias=None if bias_V is None else bias_V.detach().float(),
             reduction="sum",
             accum_dtype=torch.float32,
-            chunk_mem_const=max(1, LOGITS_AT_ONCE // x_ND.numel()),  # times N D logits at once; by default 1, few rows
+            chunk_mem_const=max(1, _at_once(x_ND.device) // x_ND.numel()),  # times N D logits at once; by default 1
         )
     return nats, *(g.to(like.dtype) if need else None for need, g, like in zip(needs, gradients, (x_ND, weight_VD, bias_V)))
 
@@ -103,7 +143,7 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy in nats of the targets `y_N` under softmax(x W^T + b), summed and divided by `targets`; float32 scalar.
 
-    `targets` is by default N, which gives the mean; a batch that comes in parts names the number in all of them.
+    `targets` is by default N, which gives the mean; a batch that comes in parts gives the number in all of them.
     `dtype` is that of the matrix products; loss and softmax are float32 whatever it is.
     """
     return _HeadLoss.apply(x_ND, weight_VD, bias_V, y_N, dtype, len(y_N) if targets is None else targets)
@@ -113,17 +153,63 @@ def head_loss(
 def target_nats(logits_of: Callable[[Tensor], Tensor], x_ND: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
     """Cross-entropy in nats of each target, float32 [N], for evaluation; `logits_of` is x_nD -> logits_nV."""
     parts = [
-        F.cross_entropy(logits_of(x_ND[at]).float(), y_N[at], reduction="none") for at in chunks(len(y_N), vocab_size)
+        F.cross_entropy(logits_of(x_ND[at]).float(), y_N[at], reduction="none")
+        for at in chunks(len(y_N), vocab_size, _at_once(x_ND.device) >> 2 * x_ND.is_cuda)  # three copies in float32
     ]
     return torch.cat(parts)
 
 
-def chunks(count: int, vocab_size: int) -> list[slice]:
-    """Consecutive slices of `count` positions, each small enough for LOGITS_AT_ONCE."""
-    size = max(1, LOGITS_AT_ONCE // vocab_size)
+def chunks(count: int, vocab_size: int, at_once: int | None = None) -> list[slice]:
+    """Consecutive slices of `count` positions, each small enough for `at_once` logits (LOGITS_AT_ONCE)."""
+    size = max(1, (at_once or LOGITS_AT_ONCE) // vocab_size)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _logits(x_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_nV = (x_nD @ weight_VD.T).float()
-    return logits_nV if bias_V is None else logits_nV + bias_V.float()
+def _at_once(device: torch.device) -> int:
+    return LOGITS_ON_GPU if device.type == "cuda" else LOGITS_AT_ONCE
+
+
+class Objective(nn.Module):
+    """Next-token cross-entropy of a language model as one module, because DDP and FSDP2 act where a module begins and ends.
+
+    Args:
+        dtype: Of matrix products.
+        end_id: With it a position sees only its own document, which begins at the id that ends the one before.
+    """
+
+    def __init__(self, model: GPT, dtype: torch.dtype, end_id: int | None = None):
+        super().__init__()
+        self.model, self._dtype, self._end_id = model, dtype, end_id
+
+    def forward(self, x_BT: Tensor, y_BT: Tensor, targets: int | None = None) -> Tensor:
+        """The summed loss in nats over `targets` (float32 scalar); without it the nats of each target [N], in order.
+
+        Targets that are IGNORED take no part. `y_BT` may be on the CPU: then nobody waits for the device to find them.
+        """
+        kept_N = (y_BT != IGNORED).flatten()
+        with torch.autocast(x_BT.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            x_ND = self.model.hidden(x_BT, documents_BT=self._documents(x_BT)).flatten(0, 1)
+        y_N, head = y_BT.flatten(), self.model.head
+        if not bool(kept_N.all()):
+            x_ND, y_N = x_ND[to_device(kept_N.nonzero()[:, 0], x_BT.device)], y_N[kept_N]
+        y_N = to_device(y_N, x_BT.device)
+        if targets is None:
+            return target_nats(self.model.logits, x_ND, y_N, self.model.vocab_size)
+        return head_loss(x_ND, _whole(head), head.bias, y_N, self._dtype, targets)
+
+    def _documents(self, x_BT: Tensor) -> Tensor | None:
+        return None if self._end_id is None else (x_BT == self._end_id).cumsum(1)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; a copy to a GPU is from pinned memory, which does not wait for the work before it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def _whole(head: nn.Module) -> Tensor:
+    """The head's matrix [V, D], with its low-rank change where it has a peft adapter."""
+    if not hasattr(head, "get_delta_weight"):
+        return head.weight
+    return head.weight + head.get_delta_weight(head.active_adapters[0])

@@ -5,6 +5,7 @@ neither data nor, up to rounding, the loss.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(hours=12)  # the other ranks wait while the first one prepares text
@@ -35,6 +35,14 @@ class World:
         """Until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+    def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The sum of each scalar over all processes, on their device and without waiting for it."""
+        if self.size == 1:
+            return values
+        sums = torch.stack([value.double() for value in values])
+        dist.all_reduce(sums)
+        return sums.unbind()
 
     def total(self, values: list[float], device: torch.device) -> list[float]:
         """The sums of `values` over all processes."""
@@ -71,6 +79,8 @@ def spread(module: nn.Module, blocks: nn.ModuleList, how: str) -> nn.Module:
     if world().size == 1:
         return module
     if how == "fsdp2":
+        from torch.distributed.fsdp import fully_shard  # takes a second to load
+
         for block in blocks:
             fully_shard(block)
         return fully_shard(module)
@@ -79,7 +89,7 @@ def spread(module: nn.Module, blocks: nn.ModuleList, how: str) -> nn.Module:
 
 def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Gradients of all but the last micro-batch stay on their rank."""
-    if isinstance(module, FSDPModule):
+    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
         module.set_requires_gradient_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
@@ -88,4 +98,5 @@ def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether each process holds a part of the weights only."""
-    return any(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in module.parameters())
+    tensors = sys.modules.get("torch.distributed.tensor")  # takes a second to load, and without it nothing is sharded
+    return tensors is not None and any(isinstance(parameter, tensors.DTensor) for parameter in module.parameters())

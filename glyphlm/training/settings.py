@@ -52,7 +52,7 @@ class TrainSettings:
         device: auto, cpu or cuda.
         parallel: How several processes share the work: each has the whole model (ddp), or a part of it (fsdp2).
         recompute: Whether activations inside blocks are computed again in the backward pass instead of kept.
-        compile: Whether torch.compile makes the blocks into kernels of their own.
+        compile: Whether torch.compile fuses the blocks into kernels of their own; auto does on a GPU that has Triton.
         attention: Whether a position sees all text before it in its sequence, or only its own document.
         not_finite: What happens when a loss or gradient is not finite: stop, or skip that step and count it.
         seed: Of the initial weights and the order of the data.
@@ -87,7 +87,7 @@ class TrainSettings:
     device: str = "auto"
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     recompute: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     attention: Literal["full", "document"] = "full"
     not_finite: Literal["stop", "skip"] = "stop"
     seed: int = 1

@@ -1,0 +1,90 @@
+"""Micro-batches for the training loop; for a GPU they are made ahead by a thread, in pinned memory.
+
+The position that a checkpoint records is that of the last batch that was taken, however many were made ahead.
+"""
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glyphlm.data.batches import IGNORED, Batches
+
+AHEAD = 2  # batches; making one takes a fraction of a step
+
+
+@dataclass
+class Fed:
+    """This process's part of one global batch.
+
+    Args:
+        parts: (x_BT, y_BT) of each micro-batch, on the CPU.
+        targets: Targets of the global batch.
+        bytes: Bytes of text that they stand for.
+        position: State of the batches after this one.
+    """
+
+    parts: list[tuple[Tensor, Tensor]]
+    targets: int
+    bytes: int
+    position: dict[str, Any]
+
+
+class Feed:
+    """An endless iterator over `batches`, whose `position` is that of the last batch taken.
+
+    Args:
+        rank: Which of `size` processes this is; each takes every `size`-th row.
+        micro_rows: Rows of one forward pass.
+        ahead: Make batches in a thread, in pinned memory.
+    """
+
+    def __init__(self, batches: Batches, rank: int, size: int, micro_rows: int, ahead: bool):
+        self._batches, self._rank, self._size, self._micro_rows, self._ahead = batches, rank, size, micro_rows, ahead
+        self.position: dict[str, Any] = batches.state()
+        self._made: queue.Queue[Fed | BaseException] = queue.Queue(AHEAD)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        if ahead:
+            self._thread.start()
+
+    def __next__(self) -> Fed:
+        fed = self._made.get() if self._ahead else self._make()
+        if isinstance(fed, BaseException):
+            raise fed
+        self.position = fed.position
+        return fed
+
+    def close(self) -> None:
+        """End the thread, and put the batches back to `position`."""
+        if not self._ahead:
+            return
+        self._ended.set()
+        while self._thread.is_alive():
+            try:
+                self._made.get(timeout=0.01)  # makes room for what the thread still has in hand
+            except queue.Empty:
+                pass
+        self._batches.restore(self.position)
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._made.put(self._make())
+            except BaseException as error:  # is raised where the batch is taken
+                self._made.put(error)
+                return
+
+    def _make(self) -> Fed:
+        x_BT, y_BT = next(self._batches)
+        position = self._batches.state()
+        y_N = y_BT[y_BT != IGNORED].numpy()
+        text_bytes = int(self._batches.bytes_per_id_V[y_N].sum())
+        mine = [ids_BT[self._rank :: self._size] for ids_BT in (x_BT, y_BT)]
+        if self._ahead and torch.cuda.is_available():
+            mine = [ids_BT.contiguous().pin_memory() for ids_BT in mine]
+        parts = list(zip(*(ids_BT.split(self._micro_rows) for ids_BT in mine), strict=True))
+        return Fed(parts, len(y_N), text_bytes, position)
