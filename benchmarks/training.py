@@ -269,8 +269,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["65536x256x6", "8192x384x8"], metavar="VxDxLAYERS")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    usual = ["ours", "ours, frozen table", "bare loop", "Trainer"]
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", default=usual, help=", ".join(CONTENDERS))
+    usual, names = ["ours", "ours, frozen table", "bare loop", "Trainer"], ", ".join(CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", default=usual, help=names)
     parser.add_argument("--head-width", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rows", type=int, default=8, help="sequences a step")

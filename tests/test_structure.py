@@ -45,7 +45,7 @@ OWNERS = {
     "yaml": {"base.records"},
 }
 # Copied into every run folder, where glyphlm is not installed.
-SHIPPED = {"modeling.fusion", "modeling.hf", "modeling.mixing", "modeling.model", "modeling.together"}
+SHIPPED = {f"modeling.{name}" for name in ("decoding_step", "fusion", "hf", "mixing", "model", "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 

@@ -85,7 +85,8 @@ class Pass:
         """Append two values of each new position to the cache's first layer; those of all positions come back, BSX."""
         if self.cache is None:
             return list(values_BTX)
-        return [all_B1SX[:, 0] for all_B1SX in self.cache.update(*(values[:, None] for values in values_BTX), 0)]
+        held = self.past + values_BTX[0].shape[1]
+        return [all_B1SX[:, 0, :held] for all_B1SX in self.cache.update(*(values[:, None] for values in values_BTX), 0)]
 
 
 class ExpertCache:
@@ -96,7 +97,9 @@ class ExpertCache:
 
     def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As the whole cache, counted from the expert's first layer."""
-        return self._cache.update(k_BHTK, v_BHTK, self._first + layer)
+        k_BHSK, v_BHSK = self._cache.update(k_BHTK, v_BHTK, self._first + layer)
+        held = self._past + k_BHTK.shape[2]  # a cache of fixed length returns more
+        return k_BHSK[:, :, :held], v_BHSK[:, :, :held]
 
     def get_seq_length(self) -> int:
         """Positions held before this pass: while it goes on, experts that were first hold more already."""
@@ -199,7 +202,7 @@ class Fusion(nn.Module):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """x_BTF, what `logits` reads; arguments as those of `GPT.hidden`. `cache` holds the layers of all experts."""
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0
         given = Pass(ids_BT, cache, attended_BS, positions_BT, documents_BT, past)
         parts = self._run_experts(given)
         if self.fusion.method == "adapter":

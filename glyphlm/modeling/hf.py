@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .decoding_step import DecodingStep, can_record
 from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
-from .model import GPT, ModelConfig, Substrate, SubstrateConfig
+from .model import GPT, ModelConfig, Substrate, SubstrateConfig, capacity
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # renamed in 5.24
 
@@ -142,6 +144,11 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: an argument has a value that this model does not support.
             TypeError: an argument is unknown.
         """
+        held = past_key_values if cache is None else cache
+        if labels is None and self._can_replay(input_ids, held) and not any(value is not None for value in more.values()):
+            logits = self._replay(input_ids, attention_mask, position_ids, held)
+            out = CausalLMOutputWithPast(logits=logits, **{CACHE: held})
+            return out if self._returns_dict(return_dict) else out.to_tuple()
         states = self._states(input_ids, attention_mask, position_ids, past_key_values, use_cache, True, cache, **more)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.gpt.logits(states.last_hidden_state[:, kept])
@@ -186,6 +193,29 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         out = BaseModelOutputWithPast(last_hidden_state=x_BTD, **{CACHE: cache})
         return out if self._returns_dict(return_dict) else out.to_tuple()
 
+    def _can_replay(self, ids_BT: Tensor | None, cache: Any) -> bool:
+        """Whether this is one more token of each sequence, on a GPU, after a cache of fixed length that holds some."""
+        return (
+            can_record(self.device) and not torch.is_grad_enabled() and isinstance(self.gpt, GPT) and ids_BT is not None
+            and ids_BT.shape[1] == 1 and capacity(cache) is not None and cache.layers[-1].is_initialized
+        )  # fmt: skip
+
+    def _replay(self, ids_B1: Tensor, attended_BS: Tensor | None, positions_B1: Tensor | None, cache: Any) -> Tensor:
+        _check_shapes(ids_B1, attended_BS, cache)
+        step = getattr(cache, "step", None)  # goes with the cache, whose tensors it was recorded with
+        if step is None or not step.fits(ids_B1, positions_B1):
+            cache.step = step = DecodingStep(self.gpt, cache, ids_B1, positions_B1)
+        return step(ids_B1, attended_BS, positions_B1)
+
+    def _valid_auto_compile_criteria(self, *given: Any) -> bool:
+        """False: transformers would compile forward() for a cache of fixed length, which takes longer than recording it."""
+        return False
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **unused: Any) -> Tensor | None:
+        """The mask as generate() was given it, [B, S], for caches of fixed length too."""
+        return attention_mask
+
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
@@ -199,8 +229,14 @@ def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> Non
     Raises:
         ValueError: the cache has a fixed length, or the mask does not cover the cache and the new ids.
     """
-    if any(layer.is_compileable for layer in getattr(cache, "layers", ())):
-        raise ValueError("caches of a fixed length are not supported; leave out cache_implementation, or set it to dynamic")
+    fixed = capacity(cache)
+    if fixed is not None:  # how many positions it holds is known on its device only
+        if not all(hasattr(layer, "cumulative_length") for layer in cache.layers):
+            raise ValueError("this cache does not count its positions; leave out cache_implementation, or set it to dynamic")
+        if attended_BS is not None and (len(attended_BS) != len(ids_BT) or attended_BS.shape[1] > fixed):
+            raise ValueError(f"attention_mask has shape {tuple(attended_BS.shape)}; the cache has {fixed} positions of "
+                             f"{len(ids_BT)} sequences")
+        return
     expected = (len(ids_BT), ids_BT.shape[1] + (0 if cache is None else cache.get_seq_length()))
     if attended_BS is not None and tuple(attended_BS.shape) != expected:
         raise ValueError(f"attention_mask has shape {tuple(attended_BS.shape)}; cache and new ids together need {expected}")

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -176,8 +176,13 @@ class Cache(Protocol):
     def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Append the new positions of `layer`; return all of them, [B, H, S, K] each."""
 
-    def get_seq_length(self) -> int:
-        """Positions held."""
+    def get_seq_length(self) -> int | Tensor:
+        """Positions held; a cache of fixed length that holds some has their number on its device."""
+
+
+def capacity(cache: Any) -> int | None:
+    """Positions that a cache of fixed length (StaticCache of transformers) returns, filled or not; None if it grows."""
+    return cache.layers[0].max_cache_len if getattr(cache, "is_compileable", False) else None
 
 
 class KVCache:
@@ -205,13 +210,14 @@ class Context:
 
     cos_BTK: Tensor
     sin_BTK: Tensor
-    mask_BTS: Tensor | None  # True where a position may look; None means plain causal
+    mask_BTS: Tensor | None  # True where a position may look; None means every one before it
     cache: Cache | None
+    continues: bool = False  # whether the cache held positions before
 
     def of_rows(self, rows_N: Tensor) -> "Context":
         """The same for some sequences of the batch."""
         parts = (t if t is None or len(t) == 1 else t[rows_N] for t in (self.cos_BTK, self.sin_BTK, self.mask_BTS))
-        return Context(*parts, self.cache)
+        return Context(*parts, self.cache, self.continues)
 
 
 def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
@@ -235,9 +241,11 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1))
         q, k = rotate(q, context), rotate(k, context)
         if context.cache is not None:
-            k, v = context.cache.update(k, v, self.layer)
+            held = context.cache.update(k, v, self.layer)
+            k, v = held if context.continues else (k, v)
         mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
-        x_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        is_causal = mask is None and not context.continues  # a single new position sees all
+        x_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -329,12 +337,12 @@ class GPT(nn.Module):
         """
         past = cache.get_seq_length() if cache is not None else 0
         if positions_BT is None:
-            positions_BT = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)[None]
-        mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device)
+            positions_BT = (torch.arange(ids_BT.shape[1], device=ids_BT.device) + past)[None]
+        mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device, capacity(cache))
         if documents_BT is not None:
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
             mask_BTS = same_BTT.tril() if mask_BTS is None else same_BTT & mask_BTS
-        context = Context(*self._angles(positions_BT), mask_BTS, cache)
+        context = Context(*self._angles(positions_BT), mask_BTS, cache, isinstance(past, Tensor) or past > 0)
         frozen = self.frozen_depth if self.training else 0
         x_BTD = self._frozen_part(ids_BT, context, frozen)
         for block in self.blocks[frozen:]:
@@ -378,15 +386,24 @@ class GPT(nn.Module):
         angles_BTK = (positions_BT[..., None] * self.config.rope_base ** (-places / width)).repeat(1, 1, 2)
         return angles_BTK.cos(), angles_BTK.sin()
 
-    def _mask(self, new: int, past: int, attended_BS: Tensor | None, device: torch.device) -> Tensor | None:
-        if past == 0 and (attended_BS is None or bool(attended_BS.all())):
+    def _mask(
+        self, new: int, past: int | Tensor, attended_BS: Tensor | None, device: torch.device, fixed: int | None
+    ) -> Tensor | None:
+        """True where a position may look; None where that is every position before it."""
+        starts = not isinstance(past, Tensor) and past == 0
+        # Beside a cache on a GPU nobody waits to learn whether anything is padding.
+        if (starts or (new == 1 and fixed is None and device.type == "cpu")) and (
+            attended_BS is None or bool(attended_BS.all())
+        ):
             return None
-        causal_TS = torch.arange(past + new, device=device) <= torch.arange(past, past + new, device=device)[:, None]
+        seen_S = torch.arange(new if starts else fixed or past + new, device=device)
+        new_T1 = (torch.arange(new, device=device) + past)[:, None]
+        causal_TS = seen_S <= new_T1
         if attended_BS is None:
             return causal_TS[None]
+        attended_BS = F.pad(attended_BS, (0, len(seen_S) - attended_BS.shape[1]))
         # A padding position sees itself: a row without any True would be NaN.
-        itself_TS = torch.arange(past + new, device=device) == torch.arange(past, past + new, device=device)[:, None]
-        return causal_TS & attended_BS[:, None].bool() | itself_TS
+        return causal_TS & attended_BS[:, None].bool() | (seen_S == new_T1)
 
     def init_weights(self, seed: int) -> None:
         """Normal(0, 0.02), projections into the residual stream divided by sqrt(2 layers), as GPT-2; norms 1, biases 0.
