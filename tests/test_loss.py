@@ -60,7 +60,7 @@ def ways(request, monkeypatch):
     """All that compute the loss: in turn, by what a GPU's kernel is compiled from, by the library."""
     if request.param == "fused":
         monkeypatch.setattr(loss, "can_compile", lambda device: True)
-        monkeypatch.setattr(loss, "_fused_softmax", lambda: loss._softmax_in_one_pass)
+        monkeypatch.setattr(loss, "_fused_softmax", lambda: loss._softmax_to_fuse)
     if request.param == "liger":
         monkeypatch.setitem(sys.modules, LIGER, SimpleNamespace(fused_linear_cross_entropy_forward=stand_in))
         monkeypatch.setattr(loss, "has_liger", lambda device: True)

@@ -22,6 +22,7 @@ LOGITS_AT_ONCE = 1 << 25
 LOGITS_ON_GPU = 1 << 29
 
 Needs = tuple[bool, bool, bool]  # whether x, weight and bias get a gradient
+OfChunk = tuple[Tensor, Tensor, Tensor | None]
 Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # summed nats, and the gradients that are needed
 
 
@@ -55,7 +56,7 @@ def _by_torch(
     softmax = _fused_softmax() if can_compile(x_ND.device.type) else _softmax
     for at in chunks(len(y_N), len(weight_VD), _at_once(x_ND.device)):
         x_nD = x_ND[at].to(dtype)
-        nats_of_chunk, low_nV, dbias_of_chunk_V = softmax(x_nD @ head_VD.T, bias_V, y_N[at], need_bias)
+        nats_of_chunk, low_nV, dbias_of_chunk_V = softmax(x_nD, head_VD, bias_V, y_N[at], need_bias)
         nats += nats_of_chunk
         if need_bias:
             dbias_V += dbias_of_chunk_V
@@ -67,33 +68,31 @@ def _by_torch(
     return nats, dx_ND, dweight_VD, dbias_V
 
 
-def _softmax(logits_nV: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Summed nats, the gradient of the logits in their type, and its sum over the rows, computed in float32."""
-    dtype = logits_nV.dtype
-    logits_nV = logits_nV.float() if bias_V is None else logits_nV.float() + bias_V.float()
+def _softmax(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
+    """Summed nats, the gradient of the logits in the type of the products, and its sum over the rows, in float32."""
+    logits_nV = (x_nD @ head_VD.T).float()
+    logits_nV = logits_nV if bias_V is None else logits_nV + bias_V.float()
     logp_nV = logits_nV.log_softmax(-1)
     nats = -logp_nV.gather(1, y_n[:, None]).sum()
     del logits_nV  # before the gradient is made
     dlogits_nV = logp_nV.exp_()
     dlogits_nV[torch.arange(len(y_n), device=y_n.device), y_n] -= 1
-    return nats, dlogits_nV.to(dtype), dlogits_nV.sum(0) if need_bias else None
+    return nats, dlogits_nV.to(x_nD.dtype), dlogits_nV.sum(0) if need_bias else None
 
 
-def _softmax_in_one_pass(
-    logits_nV: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _softmax_to_fuse(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
     """The same without indexing, so that a compiler fuses it: logits are read twice and their gradient replaces them."""
-    float_nV = logits_nV.float() if bias_V is None else logits_nV.float() + bias_V.float()
-    logp_nV = float_nV.log_softmax(-1)
-    is_target_nV = torch.arange(logits_nV.shape[1], device=y_n.device) == y_n[:, None]
+    logits_nV = (x_nD @ head_VD.T).float()
+    logp_nV = (logits_nV if bias_V is None else logits_nV + bias_V.float()).log_softmax(-1)
+    is_target_nV = torch.arange(len(head_VD), device=y_n.device) == y_n[:, None]
     nats = -torch.where(is_target_nV, logp_nV, 0.0).sum()
     dlogits_nV = logp_nV.exp() - is_target_nV.float()
-    return nats, logits_nV.copy_(dlogits_nV), dlogits_nV.sum(0) if need_bias else None
+    return nats, dlogits_nV.to(x_nD.dtype), dlogits_nV.sum(0) if need_bias else None
 
 
 @cache
-def _fused_softmax() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
-    return torch.compile(_softmax_in_one_pass)
+def _fused_softmax() -> Callable[..., OfChunk]:
+    return torch.compile(_softmax_to_fuse)
 
 
 def _add_product(sum_VD: Tensor, low_nV: Tensor, x_nD: Tensor) -> None:
