@@ -49,7 +49,7 @@ def check_values(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> Non
     types = get_type_hints(type(settings))
     for field in fields(settings):
         value, options = getattr(settings, field.name), get_args(types[field.name])
-        if value is None and NoneType in options:
+        if (value is None and NoneType in options) or (isinstance(value, bool) and bool in options):
             continue
         if field.name in ranges and value not in ranges[field.name]:
             raise InputError(f"{prefix}{field.name} {value!r} must be {ranges[field.name]}"

@@ -115,14 +115,12 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
     before = recorded.train if recorded else recipe.train
-    device, precision = (
-        getattr(before, name) if value == "auto" else value
-        for name, value in (("device", recipe.train.device), ("precision", recipe.train.precision))
+    device, precision, compiled = (
+        getattr(before if getattr(recipe.train, name) == "auto" else recipe.train, name)
+        for name in ("device", "precision", "compile")
     )
     device = resolve_device(device)
-    precision = resolve_precision(precision, device)
-    compiled = before.get("compile", "auto") if recipe.train.compile == "auto" else recipe.train.compile
-    compiled = resolve_compile(compiled, device)
+    precision, compiled = resolve_precision(precision, device), resolve_compile(compiled, device)
     return replace(recipe, train=replace(recipe.train, device=device, precision=precision, compile=compiled))
 
 
