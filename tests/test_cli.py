@@ -31,6 +31,16 @@ def recipe(tmp_path, tokenizer_folder, substrates, shards):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tokenizer_folder, substrates, shards):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    text = RECIPE.replace("TOKENIZER", str(tokenizer_folder)).replace("SHARDS", str(shards))
+    (folder / "recipe.yaml").write_text(text.replace("SUBSTRATE", str(substrates["token_bits"])))
+    assert main(["train", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
 def refusal(capsys, *arguments):
     """The one line that a refused command prints."""
     assert main([str(argument) for argument in arguments]) == 2
@@ -61,6 +71,51 @@ def test_help_does_not_import_torch():
 
 def test_an_unknown_verb_is_refused_with_the_known_ones(capsys):
     assert "tokenizer build" in refusal(capsys, "tokenise")
+
+
+def test_a_word_that_is_nearly_a_verb_is_suggested(capsys):
+    assert "did you mean quickstart?" in refusal(capsys, "quickstrat")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), ValueError("odd\nvalue"), KeyError("x"),
+                                   type("PanicException", (BaseException,), {})("index out of bounds")])
+def test_every_error_ends_in_one_line(capsys, monkeypatch, error):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("glyphlm.cli.main._run", fail)
+    line = refusal(capsys, "train")
+    assert type(error).__name__ in line or "memory ran out" in line
+    monkeypatch.setenv("GLYPHLM_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["train"])
+
+
+def test_a_stop_keeps_its_exit_code(monkeypatch):
+    def stop(arguments):
+        raise SystemExit(143)
+
+    monkeypatch.setattr("glyphlm.cli.main._run", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train"])
+    assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize("typed", ["RECIPE --no_measure {0}", "--no_measure {0} RECIPE", "{0} --no_measure --recipe RECIPE"])
+def test_the_recipe_may_stand_anywhere(recipe, capsys, typed):
+    assert main(["plan", *typed.format("--train.steps 3").replace("RECIPE", recipe).split()]) == 0
+    assert "3 steps of 128" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--train.steps"], "--train.steps has no value"), (["--train.steps", "--profile", "x"], "--train.steps has no value"),
+    (["--train.steps", "1:30"], "'1:30'"), (["--model", "this.d"], "mapping"),
+    (["--model.class_path", "this.d"], "class_path"), (["--train.lr", "["], "--train.lr is damaged"),
+    (["--data+", "[]"], "unrecognized arguments: --data+"),
+])  # fmt: skip
+def test_odd_overrides_are_refused(recipe, capsys, options, said):
+    assert said in refusal(capsys, "plan", recipe, "--no_measure", *options)
+    assert "this" not in sys.modules
 
 
 def test_a_missing_recipe_is_named(capsys):
@@ -204,6 +259,18 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(tokenizer_folder, tmp_
         assert "the disk is full" in line and not list(disk.iterdir())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("verb", ["plan", "report"])
+def test_a_file_that_is_not_ours_is_not_overwritten(recipe, finished, tmp_path, capsys, verb):
+    options = ["plan", recipe, "--no_measure"] if verb == "plan" else ["report", str(finished)]
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my only copy")
+    assert f"{notes} exists" in refusal(capsys, *options, "--out", notes) and notes.read_text() == "my only copy"
+    assert f"{tmp_path} is a folder" in refusal(capsys, *options, "--out", tmp_path)
+    assert "does not exist" in refusal(capsys, *options, "--out", tmp_path / "nowhere" / "x")
+    for _ in range(2):  # what the verb made itself it makes again
+        assert main([*options, "--out", str(tmp_path / "made")]) == 0
 
 
 def test_json_is_stable():

@@ -7,7 +7,7 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import parse_yaml
-from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, resolve, settings_text
 from glyphlm.studies.commands import Study
 
 
@@ -67,6 +67,9 @@ def test_no_value_names_a_class_to_import(values):
         ({"colour": 1}, "unknown key 'colour'; choose from tokenizer, "),
         ({1: 2}, "unknown key 1"),
         ({"model": {"n_head": 5}}, "does not split into 5 heads"),
+        ({"stages": [{"lr": -1}]}, "stages.lr -1.0 must be .*0"),
+        ({"stages": [{"steps": 0}]}, "stages.steps 0 must be .*1"),
+        ({"stages": [{"lora_rank": -1}]}, "stages.lora_rank -1 must be .*0"),
         ({"profiles": [1]}, "profiles must be a mapping"),
         ({"profiles": None}, "profiles must be a mapping"),
         ({"profiles": {"a": [1]}}, "profiles must be a mapping"),
@@ -103,6 +106,17 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path):
     (tmp_path / "s.yaml").write_text("recipe: {train: {steps: 010}}\narms:\n  no:\n  1: {train: {seed: 0o17}}\n")
     study = load_recipe(tmp_path / "s.yaml", kind=Study)
     assert study.arms == {"no": None, "1": {"train": {"seed": 15}}} and study.recipe == {"train": {"steps": 10}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", 0), ("weight", -1), ("epochs", float("nan"))])
+def test_the_weight_of_a_source_is_above_0(name, value):
+    with pytest.raises(InputError, match=f"data.{name} {float(value)} must be above 0"):
+        resolve(load_recipe({"data": [{"text": "a", name: value}], "train": {"steps": 1}}))
+
+
+def test_a_margin_is_a_number():
+    claim = {"claim": "c", "arm": "a", "against": "b", "margin": float("nan")}
+    refused({"recipe": {}, "arms": {"a": None, "b": None}, "claims": [claim]}, "claims.margin nan must be", kind=Study)
 
 
 def test_a_study_without_arms_is_refused():

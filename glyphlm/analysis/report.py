@@ -14,13 +14,14 @@ from glyphlm.analysis.growth_view import chains, controls, depth_points, operati
 from glyphlm.analysis.pairview import differences
 from glyphlm.analysis.results_view import Line, Row
 from glyphlm.analysis.run_data import Run, finite, read_runs
-from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import write_atomic
+from glyphlm.base.names import REPORT
+from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.text import shown
 
 MOST_CURVES = 4  # chains in one picture of curves; of more the depths are shown alone
 DASH = "–"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of every page since the first
 # What must agree before two arms may be compared, and where a summary holds it.
 CHECKS = (
     ("tokenizer", ("tokenizer", "fingerprint")),
@@ -54,8 +55,7 @@ def write_report(
         InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
     """
     out = Path(out)
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give the file to write, such as {out / 'report.html'}")
+    check_file(out, (POLICY,), REPORT)
     found = read_runs([Path(run) for run in runs])
     page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs, claims, curves)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +185,22 @@ def _remove_leftovers(folder: Path) -> None:
 def partial_of(out: Path) -> Path:
     """The hidden sibling in which several processes of one command, or one after the other, make `out`."""
     return out.with_name(f".{out.name}.partial")
+
+
+def check_file(out: Path, marks: Sequence[str], what: str) -> None:
+    """Refuse to write the file `out` over a folder, or over a file that has not all the `marks` of a file of ours.
+
+    Raises:
+        InputError: with the path; nothing was made yet.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the file to write, such as {out / what}")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} does not exist; make that folder, or choose another --out")
+    if out.exists():
+        text = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
+        if not all(mark in text for mark in marks):
+            raise InputError(f"{out} exists and was not made by this command; choose another --out or remove it")
 
 
 def holds_nothing(folder: Path) -> bool:

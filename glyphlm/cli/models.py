@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from glyphlm.base.outputs import write_atomic
+from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import IS_MAIN
 from glyphlm.base.records import to_json
 from glyphlm.cli.parser import TEXTS, Parser
@@ -117,6 +117,8 @@ def run_plan(arguments: Sequence[str]) -> None:
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    if options.out:
+        check_file(options.out, ('"flops_per_token"', '"forecast"'), "plan.json")
     plans = make_plans(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
     print("\n".join(map(plan_text, plans)), end="")
     if options.out:

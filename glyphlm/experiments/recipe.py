@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from glyphlm.base.devices import resolve_compile, resolve_device, resolve_precision
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
@@ -16,7 +17,7 @@ from glyphlm.data.batches import Source
 from glyphlm.modeling.model import ModelConfig
 from glyphlm.substrate.build import SubstrateSettings
 from glyphlm.tokenizer.build import TokenizerSettings
-from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
+from glyphlm.training.settings import RANGES, TrainSettings, batch_rows, count_steps
 
 Settings = TypeVar("Settings")
 
@@ -78,6 +79,10 @@ class Stage:
     lora_rank: int | None = None
     data: list[Source] | None = None
 
+    def __post_init__(self) -> None:
+        check_values(self, "stages.", {name: RANGES[name] for name in ("steps", "tokens", "lr", "flat_after")}
+                     | {"lora_rank": Range(0, 1 << 16, whole=True)})
+
 
 @dataclass
 class GrowthRecipe(Recipe):
@@ -97,9 +102,10 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     """The recipe with `auto` settings decided for this machine, or as `recorded` when the run was begun.
 
     Raises:
-        InputError: settings are out of range or have no say, or a data source is not one of shards, text and sft.
+        InputError: settings are out of range or do not apply, or a data source is not one of shards, text and sft.
     """
     for source in recipe.data:
+        check_values(source, "data.", dict.fromkeys(("weight", "epochs"), Range(0, 1e12, above=True)))
         if sum(map(bool, (source.shards, source.text, source.sft))) != 1:
             raise InputError(f"a data source needs shards, text or sft, one of them (shards: {source.shards}, "
                              f"text: {source.text}, sft: {source.sft})")

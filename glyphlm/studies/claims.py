@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.evaluation.stats import Z_95, Z_POWER_80, over_seeds
 
 SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
@@ -40,6 +41,9 @@ class Claim:
     measures: list[str] = field(default_factory=list)
     kind: Literal["at_least", "better"] = "at_least"
     margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_values(self, "claims.", {"margin": Range(-1e9, 1e9)})  # `check_claims` names the claim of one below 0
 
 
 @dataclass

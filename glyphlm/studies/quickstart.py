@@ -1,14 +1,17 @@
-"""The whole way in minutes: phrase book -> tokenizer -> substrates -> shards -> three arms -> report.
+"""quickstart(): phrase book -> tokenizer -> substrates -> shards -> three arms -> report, in minutes.
 
-It only calls what the other verbs call. The recipes it writes are files that `glyphlm train` takes.
+It only calls what the other verbs call. The recipes it writes are files for `glyphlm train`.
 """
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from glyphlm.base.outputs import write_atomic
+from glyphlm.base.outputs import one_writer, write_atomic
+from glyphlm.base.progress import say
 from glyphlm.corpus.phrasebook import write_phrasebook
 from glyphlm.data.batches import Source
 from glyphlm.data.shards import prepare
@@ -16,6 +19,7 @@ from glyphlm.experiments.recipe import Recipe, settings_text
 from glyphlm.experiments.train_recipe import run_recipe
 from glyphlm.modeling.model import ModelConfig
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
+from glyphlm.substrate.fonts import unifont_or_others
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.settings import TrainSettings
@@ -34,24 +38,41 @@ PROMPTS = ["The currency of ", "Question: What is the Russian name of ", "Вал
 
 # Running text, examples (10% of what is trained on), and what is held out of both.
 SHARDS = {"text": 0.0, "qa": 0.0, "validation_text": 1.0, "validation_qa": 1.0}
-WEIGHTS = {"text": 0.9, "qa": 0.1}
+SOURCE_WEIGHTS = {"text": 0.9, "qa": 0.1}
 
 
 def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) -> Path:
-    """Make everything under `out` and return the report's path; what is done already is not done again.
+    """Make everything under `out` and return the report's path; finished steps are skipped.
+
+    Where neither `font` nor GNU Unifont can be had, the glyphs are drawn with what fonts of the system cover the text.
 
     Raises:
-        InputError: no font is found, or `out` holds something else.
+        InputError: there is no font at all, or `out` holds something else.
     """
     from glyphlm.analysis.report import write_report  # loads matplotlib, needed only at the end
 
-    texts = write_phrasebook(out / "text")
-    tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
-    for name, share in SHARDS.items():
-        prepare(tokenizer, [str(texts[name])], out / "shards" / name, share)
-    train = replace(TRAIN, steps=steps or STEPS)
-    runs = [_train_arm(name, replace(settings, font=list(font)), tokenizer, train, out) for name, settings in ARMS.items()]
-    return write_report(runs, out / "report.html", "GlyphLM quickstart", commands(out, font, steps))
+    with one_writer(out):
+        texts = write_phrasebook(out / "text")
+        tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
+        chain, notes = (list(font), []) if font else _fonts(tokenizer)
+        for name, share in SHARDS.items():
+            prepare(tokenizer, [str(texts[name])], out / "shards" / name, share)
+        train = replace(TRAIN, steps=steps or STEPS)
+        runs = [_train_arm(name, replace(arm, font=chain), tokenizer, train, out) for name, arm in ARMS.items()]
+        lines = [*notes, *commands(out, chain, steps)]
+        return write_report(runs, out / "report.html", "GlyphLM quickstart", lines)
+
+
+def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """The fonts to name, if GNU Unifont is not there, and a line that says so."""
+    characters = {*"".join(tokenizer.pictured("decoded"))}
+    paths, missing = unifont_or_others(characters)
+    if re.match("unifont", paths[0].name) or os.environ.get("GLYPHLM_FONT"):
+        return [], []
+    note = (f"GNU Unifont is not installed: glyphs are drawn with {', '.join(path.name for path in paths)}, which have "
+            f"{len(characters) - missing:,} of {len(characters):,} characters; the numbers differ from those of Unifont")
+    say(note)
+    return [str(path) for path in paths], [f"# {note}"]
 
 
 def commands(out: Path, font: Sequence[str] = (), steps: int | None = None) -> list[str]:
@@ -79,7 +100,7 @@ def _train_arm(name: str, settings: SubstrateSettings, tokenizer: Tokenizer, tra
         tokenizer=TokenizerSettings(path=str(out / "tokenizer")),
         substrate=SubstrateSettings(path=str(substrate)),
         model=MODEL,
-        data=[Source(shards=str(out / "shards" / part), weight=weight) for part, weight in WEIGHTS.items()],
+        data=[Source(shards=str(out / "shards" / part), weight=weight) for part, weight in SOURCE_WEIGHTS.items()],
         validation=[str(out / "shards" / part) for part, share in SHARDS.items() if share],
         prompts=PROMPTS,
         train=train,

@@ -9,11 +9,15 @@ from pathlib import Path
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import one_writer
 from glyphlm.base.progress import say
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.evaluation.examination import parse_task
+from glyphlm.experiments.recipe import settings_of
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import check_claims
 from glyphlm.studies.commands import Model, Study, StudyCommands, Values, model_names
 from glyphlm.studies.results import Choice, write_results
 from glyphlm.studies.workflow import Command, failures, finished, reason, run_workflow
+from glyphlm.training.settings import RANGES
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -85,6 +89,14 @@ def check(settings: Study, jobs: int) -> None:
             raise InputError(f"{name!r} cannot name an arm; use letters, digits and underscores")
     if twice := set(settings.arms) & set(settings.fuse):
         raise InputError(f"{', '.join(sorted(twice))} names an arm and a fused model; choose another name")
+    if wrong := [seed for seed in settings.seeds if seed not in RANGES["seed"]]:
+        raise InputError(f"seed {wrong[0]} must be {RANGES['seed']}")
+    if empty := [name for name, values in settings.tune.items() if not values]:
+        raise InputError(f"tune.{empty[0]} has no values to try; give some, or remove it")
+    for name, fused in settings.fuse.items():
+        settings_of(FusionSettings, {key: value for key, value in fused.items() if key != "recipe"}, f"fuse.{name}")
+    for task in settings.evaluate:
+        parse_task(task)
     if len(set(settings.seeds)) < len(settings.seeds):
         raise InputError(f"seeds {settings.seeds} has one twice; name each once")
     wanted = {"only": settings.only, **{f"fuse {name}": fused.get("experts", [""]) for name, fused in settings.fuse.items()}}

@@ -5,10 +5,12 @@ is the font of arXiv 2507.04886. Shapes: C characters, S side of a cell in pixel
 cell in the middle, because the published builder cuts marks and wide characters only at the edge of the whole strip.
 """
 
+import importlib.util
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +31,12 @@ FOLDERS = (
     "~/.fonts",
     "~/Library/Fonts",
     "/Library/Fonts",
+    "/System/Library/Fonts",
     "/opt/homebrew/share/fonts",
+    "C:/Windows/Fonts",
+    "~/AppData/Local/Microsoft/Windows/Fonts",
 )
+NO_GLYPHS = re.compile("lastresort|blank|tofu", re.IGNORECASE)  # the same box for every character
 UNIFONT = r"unifont(-[\d.]+)?\.(otf|ttf)"
 UNIFONT_UPPER = r"unifont_upper(-[\d.]+)?\.(otf|ttf)"
 
@@ -62,6 +68,44 @@ def load_fonts(paths: Sequence[str | Path] | None, side: int) -> FontChain:
     found = [Path(path) for path in paths or _named_by_environment() or _system_unifont()]
     faces, code_points = zip(*(_open(path, side) for path in found))
     return FontChain(side, tuple(found), faces, code_points)
+
+
+def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list[Path], int]:
+    """GNU Unifont, or the fonts named in GLYPHLM_FONT; without them the fewest fonts of this system that have the
+    `characters`, the one with the most of them first. Also how many of the characters they lack.
+
+    DejaVu, which comes with matplotlib, is the last resort.
+
+    Raises:
+        InputError: there is no font at all.
+    """
+    try:
+        chain = load_fonts(None, side)
+        return list(chain.paths), sum(chain.face_for(character) is None for character in characters)
+    except InputError:
+        if _named_by_environment():
+            raise
+    bundled = importlib.util.find_spec("matplotlib")
+    places = (bundled and bundled.submodule_search_locations) or []
+    folders = [*FOLDERS, *(f"{place}/mpl-data/fonts/ttf" for place in places)]
+    known, missing, chosen = _fonts_in(folders, side), {ord(character) for character in characters}, []
+    while known and (best := max(known, key=lambda path: len(known[path] & missing))) and known[best] & missing:
+        chosen.append(best)
+        missing -= known.pop(best)
+    if not chosen:
+        raise InputError("no font is installed that has any of the characters; name one with --font FILE")
+    return chosen, len(missing)
+
+
+def _fonts_in(folders: Sequence[str], side: int) -> dict[Path, frozenset[int]]:
+    """Code points of every outline font below the folders, short names (regular faces) first; without damaged files."""
+    found = {}
+    for folder in folders:
+        for path in sorted(Path(folder).expanduser().rglob("*"), key=lambda path: (len(path.name), path)):
+            if path.suffix.lower() in (".ttf", ".otf", ".ttc") and path.is_file() and not NO_GLYPHS.search(path.name):
+                with suppress(InputError):
+                    found[path] = _open(path, side)[1]
+    return found
 
 
 def check_side(side: int) -> None:
