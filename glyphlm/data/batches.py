@@ -1,24 +1,36 @@
 """Token shards -> seeded batches (x_BT, y_BT) with a position that can be saved."""
 
+import hashlib
 import itertools
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import BUILD
 from glyphlm.base.outputs import read_build
+from glyphlm.base.progress import meter
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.data.shards import TOKEN_BYTES
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # a target that is not learned
+CHUNK = 1 << 24  # ids that are checked at once
+
+
+class _Shard(NamedTuple):
+    """One file of ids, as build.json has it."""
+
+    path: Path
+    tokens: int
+    sha256: str
 
 
 class TokenText:
@@ -33,25 +45,35 @@ class TokenText:
         build = read_build(self.folder)
         if build.made != "shards":
             raise InputError(f"{folder} holds a {build.made}, not token shards; make them with glyphlm prepare")
-        made_with = build.inputs["tokenizer"]
+        made_with = str(build.inputs.get("tokenizer"))
         if tokenizer_fingerprint not in (None, made_with):
             raise InputError(f"{folder} was tokenized with {made_with[:12]}, the model's tokenizer is "
                              f"{tokenizer_fingerprint[:12]}; prepare the text again with that tokenizer")
-        found = build.result["splits"][split]
-        self.vocab_size, self.end_id = build.result["vocab_size"], build.result["end_id"]
-        self.tokens, self.bytes = found["tokens"], found["bytes"]
-        self._files = found["shards"]
-        self._shards = [self._open(shard, np.dtype(found["dtype"])) for shard in self._files]
-        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
-        self.sha256 = [shard["sha256"] for shard in found["shards"]]
+        try:
+            self._read_record(build.result)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.folder / BUILD} is damaged ({reason}); prepare the text again") from None
+        self._ids = [self._open(shard) for shard in self._shards]
+        self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
+        self.sha256 = [shard.sha256 for shard in self._shards]
 
-    def _open(self, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-        path = self.folder / shard["file"]
-        expected = shard["tokens"] * dtype.itemsize
-        size = path.stat().st_size if path.exists() else 0
+    def _read_record(self, result: dict[str, Any]) -> None:
+        found = result["splits"][self.split]
+        self._dtype = np.dtype({"<u2": "<u2", "<u4": "<u4"}[found["dtype"]])
+        self.vocab_size, self.end_id = _count(result["vocab_size"]), _count(result["end_id"])
+        self.tokens, self.bytes = _count(found["tokens"]), _count(found["bytes"])
+        self._shards = [_Shard(self.folder / str(shard["file"]), _count(shard["tokens"]), str(shard["sha256"]))
+                        for shard in found["shards"]]
+        if sum(shard.tokens for shard in self._shards) != self.tokens or self.end_id >= self.vocab_size:
+            raise ValueError(f"{self.tokens} tokens are not those of its files, or </s> {self.end_id} is no id")
+
+    def _open(self, shard: _Shard) -> np.ndarray:
+        expected = shard.tokens * self._dtype.itemsize
+        size = shard.path.stat().st_size if shard.path.is_file() else 0
         if size != expected:
-            raise InputError(f"{path} has {size} bytes, not {expected}; prepare the text again")
-        return np.memmap(path, dtype=dtype, mode="r")
+            raise InputError(f"{shard.path} has {size} bytes, not {expected}; prepare the text again")
+        return np.memmap(shard.path, dtype=self._dtype, mode="r")
 
     @cached_property
     def answers(self) -> np.ndarray:
@@ -61,50 +83,73 @@ class TokenText:
             InputError: the shards are of text, not of examples, or a file is missing or cut off.
         """
         parts = []
-        for shard in self._files:
-            path = (self.folder / shard["file"]).with_suffix(".answers")
-            if not path.exists():
-                raise InputError(f"{self.folder} does not tell answers from prompts; loss: answers is for sft sources")
+        for shard in self._shards:
+            path = shard.path.with_suffix(".answers")
+            if not path.is_file():
+                raise InputError(f"{self.folder} has no marks of answers; loss: answers is for sft sources")
+            if path.stat().st_size != shard.tokens:
+                raise InputError(f"{path} has {path.stat().st_size} bytes, not {shard.tokens}; prepare the examples again")
             parts.append(np.fromfile(path, np.uint8).astype(bool))
-            if len(parts[-1]) != shard["tokens"]:
-                raise InputError(f"{path} has {len(parts[-1])} bytes, not {shard['tokens']}; prepare the examples again")
         return np.concatenate(parts)
 
-    def check_ids(self) -> None:
-        """Read every id once.
+    def check(self) -> None:
+        """Read every file once.
 
         Raises:
-            InputError: one is outside the vocabulary; the file is named.
+            InputError: an id is outside the vocabulary, or a file is not the one that was recorded; the file is named.
         """
-        for shard, ids in zip(self._files, self._shards):
-            largest = int(ids.max()) if ids.dtype.itemsize > 2 or self.vocab_size < 1 << 16 else 0
-            if largest >= self.vocab_size:
-                raise InputError(f"{self.folder / shard['file']} holds id {largest}, the vocabulary has {self.vocab_size}; "
-                                 "prepare the text again")
+        with meter(f"checking {self.split} shards", self.tokens) as bar:
+            for shard, ids in zip(self._shards, self._ids):
+                digest, largest = hashlib.sha256(), 0
+                for start in range(0, len(ids), CHUNK):
+                    part = np.ascontiguousarray(ids[start : start + CHUNK])
+                    largest = max(largest, int(part.max()))
+                    digest.update(part)
+                    bar.advance(len(part))
+                if largest >= self.vocab_size:
+                    raise InputError(f"{shard.path} holds id {largest}, the vocabulary has {self.vocab_size}; "
+                                     "prepare the text again")
+                if digest.hexdigest() != shard.sha256:
+                    raise InputError(f"{shard.path} has the sha256 {digest.hexdigest()[:12]}, not the recorded "
+                                     f"{shard.sha256[:12]}; prepare the text again")
 
     @cached_property
     def bytes_per_id_V(self) -> np.ndarray:
-        """uint16 [V]: bytes of text that each id stands for."""
+        """uint16 [V]: bytes of text that each id stands for.
+
+        Raises:
+            InputError: the file is missing, damaged or of another vocabulary.
+        """
         path = self.folder / TOKEN_BYTES
         try:
-            return np.load(path)
+            found = np.load(path, mmap_mode="r")  # a file that is shorter than its header says takes no memory
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path} cannot be read ({error}); prepare the text again") from None
+        if found.shape != (self.vocab_size,) or found.dtype != np.uint16:
+            raise InputError(f"{path} cannot be read (it holds {found.dtype} {found.shape}, not uint16 "
+                             f"({self.vocab_size},)); prepare the text again")
+        return np.array(found)
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Ids start .. start + length as int64; a range may cross shards."""
         parts, at = [], int(np.searchsorted(self._ends, start, side="right"))
         while length > 0:
             begin = start - (int(self._ends[at - 1]) if at else 0)
-            part = self._shards[at][begin : begin + length]
+            part = self._ids[at][begin : begin + length]
             parts.append(part.astype(np.int64))
             start, length, at = start + len(part), length - len(part), at + 1
         return np.concatenate(parts)
 
     def count_ids(self) -> np.ndarray:
         """int64 [V]: how often each id occurs."""
-        return sum((np.bincount(shard, minlength=self.vocab_size) for shard in self._shards),
+        return sum((np.bincount(ids, minlength=self.vocab_size) for ids in self._ids),
                    np.zeros(self.vocab_size, dtype=np.int64))
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 @dataclass
@@ -127,6 +172,9 @@ class Source:
     epochs: float | None = None
     loss: Literal["all", "answers"] = "all"
 
+    def __post_init__(self) -> None:
+        check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
+
     @property
     def texts(self) -> list[str]:
         """`text` as a list."""
@@ -140,6 +188,35 @@ class Batch(NamedTuple):
     y_BT: Tensor
 
 
+class BatchSource(Protocol):
+    """What training draws from: batches without end, and a position that can be saved."""
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """B * T."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that ends a document."""
+        ...
+
+    @property
+    def bytes_per_id_V(self) -> np.ndarray:
+        """uint16 [V]: bytes of text that each id stands for."""
+        ...
+
+    def __next__(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]:
+        """The position, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a position that `state` gave."""
+        ...
+
+
 class Batches:
     """An endless stream of batches from weighted sources, determined by the seed alone.
 
@@ -147,6 +224,9 @@ class Batches:
     visited in an order drawn for each epoch. The source furthest behind its weight gives the next sequence. With
     `same_windows` the offset is always 0, so that later epochs read the same windows again.
     The position is one count a source: `state()` and `restore()` are exact, at any point.
+
+    Raises:
+        InputError: a text is too short for `block_size`, or a number is out of range.
     """
 
     def __init__(
@@ -159,6 +239,9 @@ class Batches:
         answers_only: Sequence[bool] | None = None,
         same_windows: bool = False,
     ):
+        for name, value, least in (("block_size", block_size, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise InputError(f"{name} {value} is less than {least}; give at least {least}")
         self._texts, self._block, self._batch, self._seed = list(texts), block_size, batch_size, seed
         self._same_windows = same_windows
         self._answers_only = answers_only or [False] * len(self._texts)
@@ -210,8 +293,17 @@ class Batches:
         return {"taken": self._taken.tolist(), "digest": self._digest}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a position that `state` gave."""
-        self._taken, self._digest = np.array(state["taken"], dtype=np.int64), state["digest"]
+        """Continue from a position that `state` gave.
+
+        Raises:
+            InputError: it is none of these sources.
+        """
+        taken, digest = state.get("taken"), state.get("digest")
+        whole = isinstance(taken, list) and all(isinstance(count, int) and 0 <= count < 1 << 62 for count in taken)
+        if not whole or len(taken) != len(self._texts) or not isinstance(digest, int):
+            raise InputError(f"the saved position {state} is none of {len(self._texts)} sources; start from an earlier "
+                             "checkpoint or anew")
+        self._taken, self._digest = np.array(taken, dtype=np.int64), digest
 
     def _next_row(self) -> tuple[np.ndarray, np.ndarray]:
         behind = self._weights * (self._taken.sum() + 1) - self._taken
@@ -240,22 +332,32 @@ def open_training(sources: Sequence[Source], tokenizer: Tokenizer) -> tuple[list
     """The training texts of `sources` and their weights.
 
     Raises:
-        InputError: some sources have a weight and others none, a weight is not positive, or a folder is bad.
+        InputError: some sources have a weight and others none, or a folder is damaged or of another tokenizer.
     """
     if not sources:
         raise InputError("the recipe names no training data; give data: [{shards: FOLDER}]")
-    texts = [TokenText(source.shards, "train", tokenizer.fingerprint) for source in sources]
+    texts = [TokenText(source.shards or "", "train", tokenizer.fingerprint) for source in sources]
     for text in texts:
-        text.check_ids()
+        text.check()
     for name in ("weight", "epochs"):
         given = [value for source in sources if (value := getattr(source, name)) is not None]
         if given and len(given) < len(sources):
-            raise InputError(f"{len(given)} of {len(sources)} data sources have {name}; give all of them some, or none")
-        if any(value <= 0 or not math.isfinite(value) for value in given):
-            raise InputError(f"{name} of data sources must be positive, but is {given}")
+            raise InputError(f"{len(given)} of {len(sources)} data sources have {name}; give it to all of them, or to none")
         if given:
             return texts, given if name == "weight" else [n * text.tokens for n, text in zip(given, texts)]
     return texts, [float(text.tokens) for text in texts]
+
+
+def open_validation(folders: Iterable[str], tokenizer: Tokenizer) -> list[TokenText]:
+    """The validation texts of shard folders; folders that hold none out are left out.
+
+    Raises:
+        InputError: a folder is damaged or of another tokenizer.
+    """
+    texts = [TokenText(folder, "validation", tokenizer.fingerprint) for folder in folders]
+    for text in texts:
+        text.check()
+    return [text for text in texts if text.tokens > 1]
 
 
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
@@ -282,7 +384,9 @@ def _batched(items: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 def unigram_bits_per_byte(train: Sequence[TokenText], batches: Iterable[Batch]) -> float:
     """Bits per byte of the targets in `batches` under the frequencies of single tokens in `train` (add-one)."""
-    counts_V = sum(text.count_ids() for text in train) + 1.0
+    counts_V = np.sum([text.count_ids() for text in train], axis=0) + 1.0
     bits_V = -np.log2(counts_V / counts_V.sum())
-    seen_V = sum(np.bincount(batch.y_BT.flatten().numpy(), minlength=len(bits_V)) for batch in batches)
+    seen_V = np.zeros(len(bits_V), dtype=np.int64)
+    for batch in batches:
+        seen_V += np.bincount(batch.y_BT.flatten().numpy(), minlength=len(bits_V))
     return float(bits_V @ seen_V) / float(train[0].bytes_per_id_V @ seen_V)

@@ -92,7 +92,7 @@ def prepare_examples(tokenizer: Tokenizer, specs: Sequence[str], out: Path, vali
         with build.folder(out) as partial, ExitStack() as files:
             writers = {split: files.enter_context(_ShardWriter(partial, split, tokenizer, answers=True)) for split in SPLITS}
             for example in examples(specs, "tokenizing examples"):
-                prompt, answer = (np.array(tokenizer.encode(text), np.uint32) for text in example)
+                prompt, answer = (np.array(ids, np.uint32) for ids in tokenizer.encode_pair(*example))
                 held_out = _held_out(np.concatenate([prompt, answer]), validation_share)
                 writers["validation" if held_out else "train"].write_example(prompt, answer)
             splits = {split: writer.close() for split, writer in writers.items()}

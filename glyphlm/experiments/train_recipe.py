@@ -25,6 +25,7 @@ from glyphlm.data.batches import (
     Source,
     TokenText,
     open_training,
+    open_validation,
     unigram_bits_per_byte,
     validation_batches,
 )
@@ -260,8 +261,7 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     same_windows = recipe.growth.cache != "none"
     batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed, answers_only, same_windows)
     folders = recipe.validation or [source.shards for source in recipe.data]
-    held_out = [TokenText(folder, "validation", tokenizer.fingerprint) for folder in folders]
-    held_out = [text for text in held_out if text.tokens > 1]
+    held_out = open_validation(folders, tokenizer)
     if recipe.growth.base:
         go_on_from_base(recipe, model, training, batches)
     return OpenedRecipe(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)

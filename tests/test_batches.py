@@ -1,5 +1,6 @@
 """Shards hold every document once, batches are a function of the seed and a position, validation is read once."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from glyphlm.data.batches import (
     Source,
     TokenText,
     open_training,
+    open_validation,
     unigram_bits_per_byte,
     validation_batches,
 )
@@ -76,6 +78,53 @@ def test_damaged_bytes_of_ids_are_refused_with_the_file(several, damage):
         TokenText(several, "train").bytes_per_id_V  # noqa: B018
 
 
+def test_a_file_that_was_changed_is_refused_with_both_digests(several, tokenizer):
+    path = several / "part-00000" / "train-00001.bin"
+    recorded = hashlib.sha256(path.read_bytes()).hexdigest()
+    np.fromfile(path, "<u2")[::-1].tofile(path)
+    with pytest.raises(InputError, match=f"{path} has the sha256 .*, not the recorded {recorded[:12]}; prepare"):
+        open_training([Source(str(several))], tokenizer)
+
+
+def test_validation_files_are_checked_too(several, prepared, tokenizer):
+    assert [text.split for text in open_validation([str(several)], tokenizer)] == ["validation"]
+    path = several / "part-00000" / "validation-00000.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match=f"{path} has the sha256"):
+        open_validation([str(several)], tokenizer)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1 << 40,), ()])
+def test_bytes_of_ids_of_another_size_are_refused_before_memory_is_taken(several, shape):
+    header = repr({"descr": "<u2", "fortran_order": False, "shape": shape}).ljust(118).encode() + b"\n"
+    (several / "token_bytes.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(14))
+    with pytest.raises(InputError, match="token_bytes.npy cannot be read .*; prepare the text again"):
+        TokenText(several, "train").bytes_per_id_V  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda result: result.pop("splits"),
+        lambda result: result["splits"].pop("train"),
+        lambda result: result.update(splits=[]),
+        lambda result: result.update(vocab_size="many"),
+        lambda result: result.update(end_id=10**9),
+        lambda result: result["splits"]["train"].update(dtype="O"),
+        lambda result: result["splits"]["train"].update(tokens=-1),
+        lambda result: result["splits"]["train"].update(tokens=10**15),
+        lambda result: result["splits"]["train"].update(shards=None),
+        lambda result: result["splits"]["train"]["shards"][0].pop("sha256"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_file(several, change):
+    record = json.loads((several / "build.json").read_text(encoding="utf-8"))
+    change(record["result"])
+    (several / "build.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=f"{several / 'build.json'} is damaged .*; prepare the text again"):
+        TokenText(several, "train")
+
+
 def test_shards_of_another_tokenizer_are_refused_with_both_fingerprints(prepared, tokenizer):
     TokenText(prepared, "train", tokenizer.fingerprint)
     with pytest.raises(InputError, match=f"was tokenized with {tokenizer.fingerprint[:12]}, .* is abcabcabcabc;"):
@@ -118,6 +167,22 @@ def test_a_restored_position_goes_on_the_same_way(position, weight):
     take(stream, position)
     restored.restore(json.loads(json.dumps(stream.state())))
     assert take(restored, 30) == take(stream, 30) and restored.digest == stream.digest
+
+
+@pytest.mark.parametrize("state", [
+    {}, {"taken": [1, 2], "digest": 0}, {"taken": [-1], "digest": 0}, {"taken": ["1"], "digest": 0}, {"taken": [1]},
+    {"taken": [10**30], "digest": 0}, {"taken": 1, "digest": 0},
+])  # fmt: skip
+def test_a_position_of_something_else_is_refused(state):
+    with pytest.raises(InputError, match="the saved position .* is none of 1 sources"):
+        batches(Numbers(50)).restore(state)
+
+
+@pytest.mark.parametrize("numbers", [{"block_size": 0}, {"batch_size": 0}, {"seed": -1}])
+def test_numbers_out_of_range_are_refused(numbers):
+    ((name, value),) = numbers.items()
+    with pytest.raises(InputError, match=f"{name} {value} is less than {value + 1}"):
+        batches(Numbers(50), **numbers)
 
 
 def test_a_position_can_be_restored_backwards():
@@ -202,10 +267,11 @@ def test_weights_given_are_kept(prepared, tokenizer):
 @pytest.mark.parametrize(("weights", "message"), [
     ((), "names no training data"),
     ((1, None), "1 of 2 data sources have weight"),
-    ((1, 0), r"must be positive, but is \[1, 0\]"),
-    ((1, -1), "must be positive"),
-    ((1, math.inf), "must be positive"),
-    ((1, math.nan), "must be positive"),
+    ((1, 0), "data.weight 0 must be above 0"),
+    ((1, -1), "data.weight -1 must be above 0"),
+    ((1, math.inf), "data.weight inf must be above 0"),
+    ((1, math.nan), "data.weight nan must be above 0"),
+    ((1, True), "data.weight True must be"),
 ])  # fmt: skip
 def test_weights_that_cannot_be_meant_are_refused(prepared, tokenizer, weights, message):
     with pytest.raises(InputError, match=message):
@@ -312,7 +378,7 @@ def test_only_answers_are_targets_where_the_loss_is_on_answers(example_shards, t
 
 
 def test_answers_of_plain_text_are_refused(prepared):
-    with pytest.raises(InputError, match="does not tell answers from prompts; loss: answers is for sft sources"):
+    with pytest.raises(InputError, match="has no marks of answers; loss: answers is for sft sources"):
         next(Batches([TokenText(prepared, "train")], [1], 16, 2, seed=1, answers_only=[True]))
 
 
