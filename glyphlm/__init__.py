@@ -43,7 +43,7 @@ _HOMES = {
     "Fusion": "modeling.fusion",
     "FusionConfig": "modeling.fusion",
     "ImportSettings": "interop.import_model",
-    "import_checkpoint": "interop.importing",
+    "import_checkpoint": "interop.import_model",
     "export_gpt_neox": "interop.export_neox",
     "export_gguf": "interop.gguf",
     "push": "base.hub",

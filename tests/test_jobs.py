@@ -20,7 +20,7 @@ from glyphlm.cli.main import main
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.data import shards as preparation
 from glyphlm.data.shards import prepare
-from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
+from glyphlm.tokenizer.ngram_stats import NgramSettings, count_ngrams
 
 DOCUMENTS = [phrase.text for phrase in phrases()[:300]]
 QUEUE = {"partition": "cpu", "time": "1:00:00", "cpus_per_task": 2}

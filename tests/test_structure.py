@@ -35,10 +35,7 @@ OWNERS = {
     "pydantic": {"interop.openai_api"},
     "scipy": {"evaluation.stats"},
     "starlette": {"interop.http_server", "interop.openai_api"},
-    "tokenizers": {
-        "tokenizer.build", "tokenizer.bvv241", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.spelling",
-        "tokenizer.tokenizer",
-    },
+    "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.tokenizer"},
     "transformers": {"evaluation.model", "interop.openai_api", "modeling.hf", "runs.folder"},
     "uvicorn": {"interop.http_server"},
     "wrapt": {"__init__"},

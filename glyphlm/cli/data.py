@@ -34,7 +34,7 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
 
 def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer ngrams."""
-    from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
+    from glyphlm.tokenizer.ngram_stats import NgramSettings, count_ngrams
 
     parser = Parser.of(
         "tokenizer ngrams",

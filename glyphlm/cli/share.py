@@ -27,11 +27,11 @@ def run_import(arguments: Sequence[str]) -> None:
     parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
     parser.add_out("run folder")
     options = parser.read(arguments)
-    from glyphlm.interop.importing import candidates_text, check, import_checkpoint
+    from glyphlm.interop.import_model import check, import_checkpoint, readings_text
 
     settings = ImportSettings(**{name: options[name] for name in (*names, "signed", "trainable")})
     if options.check is not None:
-        print(candidates_text(check(options.source, options.check, settings)))
+        print(readings_text(check(options.source, options.check, settings)))
     elif options.out is None:
         raise InputError("give --out RUN for the run folder, or --check TEXT to try")
     else:

@@ -39,7 +39,7 @@ from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapt
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, weights_sha256, write_summary
 from glyphlm.runs.generate import Sampling, generate
-from glyphlm.substrate.build import SubstrateSettings, build_substrate, describe
+from glyphlm.substrate.build import SubstrateSettings, build_substrate, substrate_config
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import TrainState, list_states, load_state
@@ -312,7 +312,7 @@ def check_lift(settings: SubstrateSettings, vocab_size: int, d_model: int) -> No
         InputError: with both.
     """
     try:
-        describe(settings, vocab_size).check_lift(d_model)
+        substrate_config(settings, vocab_size).check_lift(d_model)
     except ValueError as error:
         raise InputError(str(error)) from None
 

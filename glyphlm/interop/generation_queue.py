@@ -16,8 +16,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.modeling.hf import GlyphLMForCausalLM
 from glyphlm.runs.generate import Sampling, continue_ids
-from glyphlm.tokenizer.spelling import BYTE
-from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
 
 PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
 

@@ -15,9 +15,9 @@ from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, Substrate, SubstrateConfig
-from glyphlm.substrate.build import SubstrateSettings, check_settings, describe
+from glyphlm.substrate.build import SubstrateSettings, check_settings, substrate_config
 from glyphlm.tokenizer.build import COMPACT_SIZE, TokenizerSettings
-from glyphlm.tokenizer.bvv241 import LAYOUTS
+from glyphlm.tokenizer.layouts import LAYOUTS
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"  # of a finished run
@@ -90,7 +90,7 @@ def _substrate_config(settings: SubstrateSettings, tokenizer: TokenizerSettings)
         return SubstrateConfig(**_built(settings.path, "substrate")["config"])
     if settings.path:
         say(f"{settings.path} does not exist yet: planned as kind {settings.kind}, width {settings.n_embed}")
-    config = describe(settings, vocabulary_size(tokenizer))
+    config = substrate_config(settings, vocabulary_size(tokenizer))
     check_settings(settings, config)
     return config
 

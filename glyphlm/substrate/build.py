@@ -108,7 +108,7 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
         InputError: options contradict each other, codes do not fit the vocabulary or the canvas, a font or file is
             missing or bad, or `out` holds something else.
     """
-    config = describe(settings, tokenizer.vocab_size)
+    config = substrate_config(settings, tokenizer.vocab_size)
     check_settings(settings, config)
     fonts = load_fonts(settings.font or None, settings.side) if settings.kind == "glyph" else None
     files = fonts.paths if fonts else [Path(settings.file)] if settings.file else []
@@ -196,7 +196,7 @@ def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
     return made_for, config, tensors
 
 
-def describe(settings: SubstrateSettings, vocab_size: int) -> SubstrateConfig:
+def substrate_config(settings: SubstrateSettings, vocab_size: int) -> SubstrateConfig:
     """What the model will be told, without the fingerprint."""
     return SubstrateConfig(
         vocab_size=vocab_size, n_embed=settings.n_embed, kind=settings.kind, scale=settings.scale, lift=settings.lift,

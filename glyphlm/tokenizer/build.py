@@ -13,14 +13,15 @@ from glyphlm.base.outputs import Build, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.corpus.reading import STRICT, Reading, passages
 from glyphlm.corpus.sources import describe
-from glyphlm.tokenizer.bvv241 import (
+from glyphlm.tokenizer.layouts import (
     LAYOUTS,
+    MIN_VOCAB,
     choose_published_ngrams,
+    compact_backend,
     published_backend,
     read_shared_strings,
     read_special_names,
 )
-from glyphlm.tokenizer.layouts import MIN_VOCAB, compact_backend
 from glyphlm.tokenizer.ngram_stats import read_ngrams
 from glyphlm.tokenizer.ngrams import count_text
 from glyphlm.tokenizer.tokenizer import Tokenizer

@@ -1,16 +1,39 @@
-"""Files of n-gram statistics in the published shape (arXiv 2507.04886, the bvv241 builders): one Python literal,
+"""Texts -> a file of n-gram statistics, counted source by source into a folder of partial counts; reading that file.
+
+The file has the published shape (arXiv 2507.04886, the bvv241 builders), one Python literal:
 [{'lang': 'en', 'language_name': 'English', 'top_ngrams': {2: [('th', 3464625), ...], 3: [...]}}, ...].
+
+Each source (file or data set) is counted once, into one file of `OUT.parts`, which bears the digest of its bytes and of
+the settings. So a stopped run continues with what is missing; the result is the same for any number of jobs and any order
+of the texts; and machines can share the work: count some texts on each, put the files of all their .parts folders into
+one, and run the command with all the texts there: every source is already counted.
 """
 
+
 import ast
+import hashlib
+import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import write_atomic
+from glyphlm.base.jobs import Engine, share_out
+from glyphlm.base.names import BUILD
+from glyphlm.base.outputs import Build, sha256_file, write_atomic
+from glyphlm.base.progress import meter, say
+from glyphlm.base.records import to_json
+from glyphlm.corpus.cldr import language_name
+from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
+from glyphlm.corpus.sources import find_sources, is_data_set, size_of, suffix_of
+from glyphlm.tokenizer.ngrams import NgramCounts, NgramTable
 
 # The shape as `repr` writes it. Possessive repeats (*+) never go back: a file of another shape is told at once.
 STRING = r"""(?:'(?:[^'\\\n\r\0]|\\[^\n\r\0])*+'|"(?:[^"\\\n\r\0]|\\[^\n\r\0])*+")"""
@@ -111,3 +134,167 @@ def _is_pair(pair: Any, n: int) -> bool:
     if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or type(pair[1]) is not int:
         return False
     return len(pair[0]) == n and pair[1] > 0 and not any("\ud800" <= character <= "\udfff" for character in pair[0])
+
+
+RULES_VERSION = 1  # to be raised with every change of word rules or partial files, so that old ones are not found
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what such a file raises
+
+
+@dataclass
+class NgramSettings:
+    """What is counted.
+
+    Args:
+        sizes: Lengths of the n-grams in characters, each from 1 to 12.
+        top: How many of each size are written, most frequent first.
+        scripts: Words of all scripts, or as in the published statistics, which only know Latin, Cyrillic and CJK.
+        sample: Share of the documents that is counted, chosen by a hash of their text; a .txt file is one document.
+        seed: Of that choice.
+    """
+
+    sizes: tuple[int, ...] = (2, 3, 4, 5)
+    top: int = 1000
+    scripts: Literal["all", "published"] = "all"
+    sample: float = 1.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        self.sizes = tuple(sorted(set(self.sizes)))
+        if not self.sizes or not 1 <= self.sizes[0] <= self.sizes[-1] <= 12:
+            raise InputError(f"sizes {' '.join(map(str, self.sizes))} cannot be counted; give numbers from 1 to 12")
+        if self.top < 1:
+            raise InputError(f"top {self.top} is less than 1; the published files have 1000")
+        if not 0 < self.sample <= 1:
+            raise InputError(f"sample {self.sample} is not a share; give a number above 0 and up to 1")
+
+
+def count_ngrams(
+    texts: Mapping[str, Sequence[str]],
+    settings: NgramSettings,
+    out: Path,
+    reading: Reading = STRICT,
+    jobs: int = 1,
+    engine: Engine | None = None,
+) -> list[LanguageNgrams]:
+    """Count the n-grams of the `texts` of each language code, in `jobs` processes or on `engine`, and write them to `out`.
+
+    Raises:
+        InputError: a text is missing or damaged, a language has no words, or `out` holds something else.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs {jobs} is less than 1; give the number of processes that count")
+    out = Path(out)
+    folder = out.with_name(f"{out.name}.parts")
+    sources = {lang: find_sources(given) for lang, given in texts.items()}
+    digests = _digests(dict.fromkeys(source for found in sources.values() for source in found))
+    parts = {source: folder / _part_name(source, digest, settings, reading) for source, digest in digests.items()}
+    missing = {part: source for source, part in parts.items() if not part.exists()}
+    if out.exists() and missing:
+        raise InputError(f"{out} is there, but not all of these texts are counted; choose another --out or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    if engine and missing:
+        engine(partial(_count_source, settings=settings, reading=reading), [*missing.items()])
+    else:
+        _count_all(missing, settings, reading, jobs)
+    languages = [_language(lang, [parts[source] for source in found], settings) for lang, found in sources.items()]
+    record = Build("ngrams", asdict(settings) | reading.settings(), {"languages": sources, "sources": digests})
+    write_atomic(folder / BUILD, to_json(asdict(record)))
+    _write_once(out, languages)
+    return languages
+
+
+def _digests(sources: Iterable[str]) -> dict[str, str]:
+    """What identifies each source: the sha256 of a file; a data set of the Hub stands for itself."""
+    sizes = {source: size_of(source) for source in sources}
+    digests = {}
+    with meter("looking at the texts", sum(sizes.values()) or None) as bar:
+        for source, size in sizes.items():
+            digests[source] = source if is_data_set(source) else sha256_file(Path(source))
+            bar.advance(size)
+    return digests
+
+
+def _part_name(source: str, digest: str, settings: NgramSettings, reading: Reading) -> str:
+    kind = suffix_of(source) or "hub"
+    asked = asdict(settings) | reading.settings() | {"source": digest, "kind": kind, "version": RULES_VERSION}
+    del asked["top"]  # a part holds all n-grams
+    return f"{hashlib.sha256(to_json(asked).encode()).hexdigest()[:24]}.npz"
+
+
+def _count_all(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
+    if jobs == 1:
+        for number, (part, source) in enumerate(missing.items(), start=1):
+            _count_source(part, source, settings, reading, f"counting {number} of {len(missing)}")
+    elif missing:
+        _count_parallel(missing, settings, reading, min(jobs, len(missing)))
+
+
+def _count_parallel(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
+    """The largest sources first, so that all processes end at about the same time."""
+    sizes = {part: size_of(source) for part, source in missing.items()}
+    order = sorted(sizes, key=sizes.get, reverse=True)
+    count = partial(_count_source, settings=settings, reading=reading)
+    share_out(count, [(part, missing[part]) for part in order], jobs, "counting", [sizes[part] for part in order])
+
+
+def _count_source(part: Path, source: str, settings: NgramSettings, reading: Reading, title: str | None = None) -> None:
+    if part.exists():
+        return  # a cluster may start a task twice
+    counts = NgramCounts(settings.scripts, settings.sizes)
+    for text in _sampled(passages([source], reading, title), settings):
+        counts.add(text)
+    _write_part(part, counts.tables())
+
+
+def _sampled(stream: Iterable[Passage], settings: NgramSettings) -> Iterator[str]:
+    """The texts of the documents that are taken; a document is judged by its first passage."""
+    taken = begins = True
+    for text, last in stream:
+        if begins:
+            taken = settings.sample == 1 or _is_taken(text, settings)
+        begins = last
+        if taken:
+            yield text
+
+
+def _is_taken(text: str, settings: NgramSettings) -> bool:
+    digest = hashlib.blake2b(f"{settings.seed} {text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < settings.sample * 2**64
+
+
+def _write_part(part: Path, tables: Mapping[int, NgramTable]) -> None:
+    arrays = {}
+    for n, table in tables.items():
+        arrays |= {f"keys_{n}": np.stack(table.keys_KG), f"counts_{n}": table.counts_G, f"lost_{n}": np.int64(table.lost)}
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    write_atomic(part, data.getvalue())
+
+
+def _read_table(part: Path, n: int) -> NgramTable:
+    try:
+        with part.open("rb") as file, np.load(file) as arrays:
+            return NgramTable(list(arrays[f"keys_{n}"]), arrays[f"counts_{n}"], int(arrays[f"lost_{n}"]))
+    except DAMAGED:
+        raise InputError(f"{part} is damaged; remove it, and it is counted again") from None
+
+
+def _language(lang: str, parts: Sequence[Path], settings: NgramSettings) -> LanguageNgrams:
+    """The sum of all parts, in an order that does not depend on the order of the texts."""
+    top_ngrams = {}
+    for n in settings.sizes:
+        table = reduce(NgramTable.merge, (_read_table(part, n) for part in sorted(parts)))
+        top_ngrams[n] = table.top(n, settings.top)
+        if table.lost and top_ngrams[n]:
+            say(f"{lang}: counts of {n}-grams may be up to {table.lost} too low, because there were too many to hold; "
+                f"the last one written has {top_ngrams[n][-1][1]}")
+    if not any(top_ngrams.values()):
+        raise InputError(f"{lang}: no word of {settings.sizes[0]} letters was found; give more text or a larger --sample")
+    return LanguageNgrams(lang, language_name(lang), top_ngrams)
+
+
+def _write_once(out: Path, languages: Sequence[LanguageNgrams]) -> None:
+    if not out.exists():
+        write_ngrams(out, languages)
+    elif read_ngrams(out) != languages:
+        raise InputError(f"{out} already holds other n-grams; choose another --out or remove it")

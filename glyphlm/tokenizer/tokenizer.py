@@ -1,8 +1,14 @@
-"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads."""
+"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads.
+
+Our vocabularies spell characters as they are and bytes as `<0xXX>`. Foreign vocabularies may be byte-level (each byte is
+written as one printable character, as in GPT-2) or SentencePiece-like (U+2581 for a space, bytes as `<0xXX>`).
+"""
+
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,9 +19,48 @@ import tokenizers
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_json
 from glyphlm.corpus.reading import Passage
-from glyphlm.tokenizer.bvv241 import is_reserved
+from glyphlm.tokenizer.layouts import is_reserved
 from glyphlm.tokenizer.piece_encoder import PieceEncoder
-from glyphlm.tokenizer.spelling import BYTE, Spelling, spelling_of
+
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# The visible characters of Latin-1 stand for their own bytes, the other 68 bytes for the characters from U+0100 on.
+VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+HIDDEN = tuple(byte for byte in range(256) if byte not in VISIBLE)
+BYTE_OF_LETTER = {chr(byte): byte for byte in VISIBLE} | {chr(0x100 + place): byte for place, byte in enumerate(HIDDEN)}
+
+Spelling = Callable[[str], bytes]
+
+
+def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
+    """The function token -> UTF-8 bytes of this vocabulary.
+
+    Raises:
+        InputError: its decoder is of a kind (such as WordPiece) that does not say which bytes a token stands for.
+    """
+    decoder = json.loads(backend.to_str())["decoder"] or {"type": "none"}
+    kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
+    if "ByteLevel" in kinds:
+        return spell_byte_level
+    if "Metaspace" in kinds or any(part.get("content") == " " for part in decoder.get("decoders", [])):
+        return lambda token: spell_plain(token.replace("\u2581", " "))
+    if kinds <= {"ByteFallback", "Fuse"}:
+        return spell_plain
+    raise InputError(f"a tokenizer with the decoder {', '.join(sorted(kinds))} does not tell the bytes of its tokens; "
+                     "use a byte-level or SentencePiece-like one")
+
+
+def spell_plain(token: str) -> bytes:
+    """`<0xXX>` is that byte, any other token its own UTF-8 bytes."""
+    byte = BYTE.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.encode()
+
+
+def spell_byte_level(token: str) -> bytes:
+    """One byte a letter; added tokens, which are written as plain text, are their own UTF-8 bytes."""
+    if all(letter in BYTE_OF_LETTER for letter in token):
+        return bytes(BYTE_OF_LETTER[letter] for letter in token)
+    return token.encode()
+
 
 PIECE_CHARS = 1 << 14  # a long document comes in pieces of about this size
 BATCH_CHARS = 1 << 17  # encoded in one call

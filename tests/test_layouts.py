@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
-from glyphlm.tokenizer.bvv241 import (
+from glyphlm.tokenizer.layouts import (
     FALLBACK_BYTES,
     KNOWN_NAMES,
     LAYOUTS,

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.evaluation import evaluate
+from glyphlm.evaluation.evaluate import evaluate
 from glyphlm.interop.export_neox import export_gpt_neox
-from glyphlm.interop.import_model import ImportSettings
-from glyphlm.interop.importing import candidates_text, check, import_checkpoint
+from glyphlm.interop.import_model import ImportSettings, check, import_checkpoint, readings_text
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
 from glyphlm.runs.generate import Sampling, generate
@@ -437,7 +436,7 @@ def test_check_finds_the_reading_that_was_trained(tokenizer_folder, tokenizer, t
     assert len(rows) == 2**5 and rows[0].keys() == {"loss", "rotation", "activation", "norm_eps", "fused", "lift"}
     best = {key: rows[0][key] for key in ("rotation", "fused", "lift", "activation")}
     assert best == {"rotation": "interleaved", "fused": "stacked", "lift": "tile", "activation": "gelu_tanh"}
-    assert candidates_text(rows).splitlines()[1].split()[0] == f"{rows[0]['loss']:.4f}"
+    assert readings_text(rows).splitlines()[1].split()[0] == f"{rows[0]['loss']:.4f}"
 
 
 def test_check_needs_a_sentence(tokenizer_folder, tmp_path):

@@ -19,10 +19,15 @@ from glyphlm.base.errors import InputError
 from glyphlm.cli.main import main
 from glyphlm.corpus.cldr import language_name
 from glyphlm.corpus.reading import passages
-from glyphlm.tokenizer import ngram_stats as ngramfile
-from glyphlm.tokenizer import ngramcount, ngrams
-from glyphlm.tokenizer.ngram_stats import LanguageNgrams, parse_literal, read_ngrams, write_ngrams
-from glyphlm.tokenizer.ngramcount import NgramSettings, count_ngrams
+from glyphlm.tokenizer import ngram_stats, ngrams
+from glyphlm.tokenizer.ngram_stats import (
+    LanguageNgrams,
+    NgramSettings,
+    count_ngrams,
+    parse_literal,
+    read_ngrams,
+    write_ngrams,
+)
 from glyphlm.tokenizer.ngrams import RULES, NgramCounts, any_words, published_words
 
 PUBLISHED = ("_n-gramms-2-3.txt", "_n-gramms-2-3-4-5.txt")
@@ -127,7 +132,7 @@ def test_the_published_files_are_read_and_written_byte_for_byte(data, tmp_path, 
     found = read_ngrams(published)
     write_ngrams(tmp_path / name, found)
     assert (tmp_path / name).read_bytes() == published.read_bytes()
-    assert re.fullmatch(ngramfile.FILE, published.read_text(encoding="utf-8"))  # so the fast way is taken
+    assert re.fullmatch(ngram_stats.FILE, published.read_text(encoding="utf-8"))  # so the fast way is taken
     assert [(language.lang, language.language_name) for language in found] == [
         (language.lang, language_name(language.lang)) for language in found
     ]
@@ -269,8 +274,8 @@ def test_the_order_of_texts_changes_nothing_where_memory_ends_either(shelf, tmp_
 
 def sources_counted(monkeypatch):
     """The list that grows by the name of each source that is really read."""
-    seen, count = [], ngramcount._count_source
-    monkeypatch.setattr(ngramcount, "_count_source", lambda *args: (seen.append(Path(args[1]).name), count(*args)))
+    seen, count = [], ngram_stats._count_source
+    monkeypatch.setattr(ngram_stats, "_count_source", lambda *args: (seen.append(Path(args[1]).name), count(*args)))
     return seen
 
 
@@ -331,9 +336,9 @@ def test_a_sample_is_the_same_documents_in_any_file_and_order(shelf, tmp_path):
 
 
 def test_a_long_document_is_taken_or_left_as_a_whole(monkeypatch):
-    monkeypatch.setattr(ngramcount, "_is_taken", lambda text, settings: text.startswith("+"))
+    monkeypatch.setattr(ngram_stats, "_is_taken", lambda text, settings: text.startswith("+"))
     stream = [("+a", False), ("b", True), ("-c", False), ("+d", True), ("+e", True)]
-    assert list(ngramcount._sampled(stream, NgramSettings(sample=0.5))) == ["+a", "b", "+e"]
+    assert list(ngram_stats._sampled(stream, NgramSettings(sample=0.5))) == ["+a", "b", "+e"]
 
 
 def test_a_source_that_is_damaged_is_named_by_the_process_that_reads_it(shelf, tmp_path):
