@@ -32,6 +32,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """What is measured of this machine is kept apart from what runs of the user measured, also by commands of tests."""
+    os.environ["GLYPHLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory) -> list[str]:
     """1,200 phrases of the phrase book in three languages: most as JSON lines, the rest as one plain text."""

@@ -2,7 +2,6 @@
 
 import pytest
 
-from glyphlm.base.devices import matrix_rate
 from glyphlm.base.errors import InputError
 from glyphlm.planning.machines import GPUS, choose_machine
 from glyphlm.training.settings import TrainSettings
@@ -29,7 +28,15 @@ def test_an_unknown_gpu_and_gpus_without_a_kind_are_refused_with_those_that_are_
         choose_machine(TrainSettings(), 64, None, 4)
 
 
-def test_rate_counts_the_operations_of_the_product(monkeypatch):
-    clock = iter(range(100))
-    monkeypatch.setattr("glyphlm.base.devices.time.perf_counter", lambda: next(clock))
-    assert matrix_rate(8, "bf16", "cpu") == 2 * 256 * 8 * 32
+def test_without_measuring_nothing_is_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr("glyphlm.base.devices._found", {})
+    monkeypatch.setenv("GLYPHLM_CACHE", str(tmp_path))
+    monkeypatch.setattr("glyphlm.base.devices._seconds", lambda *_: pytest.fail("was timed"))
+    machine, settings = choose_machine(TrainSettings(device="cpu"), 4096, None, 1, measure=False)
+    assert (machine.measured, settings.precision) == (False, "fp32") and machine.rate > 1e9
+    _, settings = choose_machine(TrainSettings(device="cpu", precision="bf16"), 64, None, 1, measure=False)
+    assert settings.precision == "bf16"
+    monkeypatch.setattr("glyphlm.base.devices._found", {})
+    monkeypatch.setattr("glyphlm.base.devices._known", lambda *_: 3e9)
+    machine, _ = choose_machine(TrainSettings(device="cpu", precision="fp32"), 64, None, 1, measure=False)
+    assert (machine.measured, machine.rate) == (True, 3e9)  # as it was measured before

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 
+from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors
+from glyphlm.training import parallel
 from glyphlm.training.checkpoint import list_states
 
 BLOCK, STEPS = 32, 12
@@ -124,3 +126,27 @@ def test_two_processes_grow_what_one_grows(recipe, tmp_path, how):
     two, one = (run(recipe, tmp_path / str(n), n, *options, verb="grow") for n in (2, 1))
     for name in ("stage-1", "stage-2", "monolithic-tokens"):
         same_rows(two / name, one / name)
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("auto", "nccl"), ("cuda", "nccl")])
+def test_the_backend_follows_the_device_that_was_asked_for(monkeypatch, device, backend):
+    started = []
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda name, **_: started.append(name))
+    monkeypatch.setattr(parallel.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(parallel, "resolve_device", lambda device: "cuda" if device == "auto" else device)  # there is a GPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: None)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    with parallel.joined(device):
+        assert started == [backend]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(InputError, match="2 processes or more here, for 1 GPUs; lower --nproc-per-node, .*device cpu"):
+        with parallel.joined("auto"):
+            pass

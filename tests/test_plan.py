@@ -99,7 +99,11 @@ def test_time_and_cost_follow_from_operations_and_devices():
     assert one["memory"]["sent_per_step"] == 0 < four["memory"]["sent_per_step"]
 
 
-def test_this_machine_is_measured_or_computed_as_asked():
+def test_this_machine_is_measured_or_computed_as_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("glyphlm.base.devices._found", {})
+    monkeypatch.setenv("GLYPHLM_CACHE", str(tmp_path))
+    (assumed,) = make_plans(GrowthRecipe(**vars(small())), PlanSettings(measure=False))
+    assert assumed["forecast"]["how"].startswith("computed: 40% of an assumed rate (--measure finds")
     measured, computed = (make_plan(small(), PlanSettings(measure=measure)) for measure in (True, False))
     assert measured["forecast"]["how"] == "measured: whole steps" and measured["forecast"]["step_seconds"] > 0
     assert computed["forecast"]["how"].startswith("computed: 40% of the rate of matrix products here")

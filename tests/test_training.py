@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 
-from glyphlm.base.devices import resolve_device, resolve_precision
 from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors, save_tensors
 from glyphlm.cli.main import main
@@ -134,9 +133,9 @@ def test_logged_loss_is_that_of_the_steps_since_the_last_row(shards, tmp_path, s
     assert each[0] == pytest.approx(math.log(1024), rel=0.02)  # untrained, every token is as likely
 
 
-@pytest.mark.parametrize("rate, is_told", [(1e15, True), (1.0, False)])
-def test_a_use_above_100_percent_is_not_told(shards, tmp_path, monkeypatch, rate, is_told):
-    monkeypatch.setattr("glyphlm.training.loop.matrix_rate", lambda *shape: rate)
+@pytest.mark.parametrize("rate, is_told", [(1e15, True), (1.0, False), (None, False)])
+def test_utilisation_is_logged_where_the_rate_is_known_and_below_100_percent(shards, tmp_path, monkeypatch, rate, is_told):
+    monkeypatch.setattr("glyphlm.training.loop.peak_rate", lambda *given: rate)
     Arm(shards).train(tmp_path, settings(steps=2))
     use = json.loads((tmp_path / METRICS).read_text(encoding="utf-8").splitlines()[0])["mfu"]
     assert (use is not None and 0 < use <= 1) == is_told
@@ -478,24 +477,6 @@ def test_batches_that_do_not_split_are_refused():
             batch_rows(settings(**wrong), BLOCK)
     with pytest.raises(InputError, match="not a multiple of micro_batch_tokens 96"):
         batch_rows(settings(micro_batch_tokens=96), BLOCK)
-
-
-def test_device_that_is_not_there_is_refused():
-    assert resolve_device("cpu") == "cpu" and resolve_device("auto") in ("cpu", "cuda")
-    for wrong in ("abacus", "cuda:77"):
-        with pytest.raises(InputError, match=f"device '{wrong}' cannot be used .*try auto or cpu"):
-            resolve_device(wrong)
-
-
-def test_automatic_precision_is_the_faster_one(monkeypatch):
-    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
-    monkeypatch.setattr("glyphlm.base.devices._matmul_seconds", lambda dtype, device: seconds[dtype])
-    assert resolve_precision("auto", "cpu") == "bf16"
-    seconds[torch.bfloat16] = 0.9  # too little gain for what it loses
-    assert resolve_precision("auto", "cpu") == "fp32"
-    assert (resolve_precision("fp32", "cpu"), resolve_precision("bf16", "cpu")) == ("fp32", "bf16")
-    monkeypatch.undo()
-    assert resolve_precision("auto", "cpu") in ("fp32", "bf16")
 
 
 @pytest.fixture

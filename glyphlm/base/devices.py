@@ -1,19 +1,74 @@
-"""What this machine can do: its devices, and which precision is fast on them."""
+"""What this machine can do: its devices, how fast they multiply matrices, and which precision is fast on them.
+
+Probes of a CPU take a fraction of a second and are kept in the user's cache folder, under the processor's name, the version
+of torch and the number of threads.
+"""
 
 import os
+import platform
+import re
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.progress import say
+from glyphlm.base.records import read_json, to_json
+from glyphlm.base.threads import SPARE, Load
 
-PROBE = 256  # tokens of the matrix product that is timed
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+GAIN = 1.3  # bf16 must be so many times as fast as float32 before `auto` takes it
+SIDE = 512  # of the square matrices that are timed on a CPU
+SIDES_ON_GPU = (4096, 8192)  # the second fills every card of today; a slow one is not asked
+WIDEST = 1024  # of the products that are timed on a CPU
+RATE = "rate of {} at width {}"  # how it is remembered
+AT_ONCE = 10  # products between two CUDA events, so that the launch of one hides behind the one before
+SECONDS = 0.1  # for which the timing of one kind of product may go on
+_found: dict[str, float] = {}  # by this process
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Memory in GB and dense TFLOP/s, from the data sheets of NVIDIA (SXM where there is one); float32 without TF32."""
+
+    memory: int
+    bf16: float
+    fp32: float
+
+    def rate(self, precision: str) -> float:
+        """Operations a second of matrix products."""
+        return 1e12 * (self.bf16 if precision == "bf16" else self.fp32)
+
+
+GPUS = {
+    "b200": Gpu(180, 2250, 75),
+    "h200": Gpu(141, 989, 67),
+    "h100": Gpu(80, 989, 67),
+    "a100": Gpu(80, 312, 19.5),
+    "l40s": Gpu(48, 362, 91.6),
+    "l4": Gpu(24, 121, 30.3),
+    "rtx4090": Gpu(24, 165, 82.6),
+    "rtx3090": Gpu(24, 71, 35.6),
+}
+OTHER_SHEETS = {"pcie", "nvl", "laptop", "mig", "d", "ti", "super", "max", "q"}  # words that make it another card
+
+
+def gpu_of_name(name: str) -> Gpu | None:
+    """The data sheet of a GPU as torch names it, such as "NVIDIA H100 80GB HBM3"; None where the card is another one."""
+    words = re.split(r"[\s-]+", name.lower().replace("rtx ", "rtx"))
+    return None if OTHER_SHEETS & {*words} else next((GPUS[word] for word in words if word in GPUS), None)
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first GPU, or the CPU.
+    """`auto` is the first GPU of CUDA, or the CPU; another one, such as mps, is taken where it is named.
 
     Raises:
         InputError: torch does not know the device or this machine lacks it.
@@ -25,23 +80,6 @@ def resolve_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try auto or cpu") from None
     return device
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """`auto` is bf16 where it multiplies matrices at least 1.3 times as fast as fp32 here, measured now."""
-    if precision != "auto":
-        return precision
-    return "bf16" if _matmul_seconds(torch.float32, device) > 1.3 * _matmul_seconds(torch.bfloat16, device) else "fp32"
-
-
-def _matmul_seconds(dtype: torch.dtype, device: str) -> float:
-    a = torch.ones(512, 512, device=device, dtype=dtype)
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a value waits for the device
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def can_compile(device: str) -> bool:
@@ -60,14 +98,159 @@ def local_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
+def device_memory(device: str) -> int:
+    """Bytes of memory of a device.
+
+    Raises:
+        InputError: the system does not say; --gpu plans for a GPU by name.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        raise InputError(f"the memory of {device} is not known on this system; plan for a GPU by name: --gpu h100") from None
+
+
+def resolve_precision(precision: str, device: str, measure: bool = True) -> str:
+    """`auto` is bf16 where it multiplies matrices at least GAIN times as fast as float32; a slower choice is reported.
+
+    Args:
+        measure: False decides by what was measured before on this machine, and for a CPU without that on fp32.
+    """
+    if precision == "fp32":
+        return precision
+    gain = bf16_gain(device, measure)
+    if precision == "auto":
+        return "bf16" if gain > GAIN else "fp32"
+    if gain < 1:
+        _warn(device, gain)
+    return precision
+
+
+@cache
+def _warn(device: str, gain: float) -> None:
+    """Once in a process."""
+    say(f"precision bf16 is {1 / gain:.2g} times slower than fp32 on this {device}, which has no instructions for it; "
+        "--train.precision fp32 or auto is faster")
+
+
+def bf16_gain(device: str, measure: bool = True) -> float:
+    """How many times as fast as in float32 matrices are multiplied in bfloat16; 1 where it is not known nor measured."""
+    if device.startswith("cuda"):
+        rates = [peak_rate(precision, device) or 1.0 for precision in ("bf16", "fp32")]
+        return rates[0] / rates[1]
+    if not measure:
+        return _known("gain of bf16", device) or 1.0
+    return _probed("gain of bf16", device, lambda: _seconds("fp32", device, SIDE) / _seconds("bf16", device, SIDE))
+
+
+def peak_rate(precision: str, device: str) -> float | None:
+    """Operations a second of large matrix products, for the utilisation of a training; None where it says nothing.
+
+    On a GPU it is that of the data sheet, or measured. A CPU has no such number: its rate follows the shape of the product,
+    the number of threads, its temperature and what else it does.
+    """
+    if not device.startswith("cuda"):
+        return None
+    sheet = gpu_of_name(torch.cuda.get_device_name(device))
+    return sheet.rate(precision) if sheet else _measured_on_gpu(precision, device)
+
+
+@cache
+def _measured_on_gpu(precision: str, device: str) -> float:
+    for side in SIDES_ON_GPU:
+        seconds = min(_event_seconds(precision, device, side) for _ in range(3))
+        if seconds > 2e-3:  # long beside its launch
+            break
+    return 2 * side**3 / seconds
+
+
+def _event_seconds(precision: str, device: str, side: int) -> float:
+    """Seconds of a product of square matrices, by the clock of the GPU."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(device):
+        a = torch.randn(side, side, device=device, dtype=DTYPES[precision])
+        out = a @ a
+        begin.record()
+        for _ in range(AT_ONCE):
+            torch.mm(a, a, out=out)
+        end.record()
+        end.synchronize()
+    return begin.elapsed_time(end) / 1000 / AT_ONCE
+
+
 def matrix_rate(d_model: int, precision: str, device: str) -> float:
-    """Operations a second of products [256, D] @ [D, 4 D], the shape of an MLP, measured now; the best of five."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    x_ND = torch.ones(PROBE, d_model, device=device, dtype=dtype)
-    weight_DF = torch.ones(d_model, 4 * d_model, device=device, dtype=dtype)
-    times = []
-    for _ in range(5):
+    """Operations a second of products like those of an MLP of this width; a GPU's is its peak, a CPU's is measured."""
+    width = min(d_model, WIDEST)
+    return peak_rate(precision, device) or _probed(
+        RATE.format(precision, width), device, lambda: _mlp_rate(width, precision, device)
+    )
+
+
+def known_rate(d_model: int, precision: str, device: str) -> float | None:
+    """The same without measuring: None where this machine never measured it."""
+    return peak_rate(precision, device) or _known(RATE.format(precision, min(d_model, WIDEST)), device)
+
+
+def _mlp_rate(width: int, precision: str, device: str) -> float:
+    """The rate of [N, D] @ [D, 4 D]; N is raised until a product takes a hundredth of a second."""
+    rows = 64
+    while (seconds := _seconds(precision, device, rows, width, 4 * width)) < 0.01 and rows < 4096:
+        rows *= 4
+    return 8 * rows * width**2 / seconds
+
+
+def _seconds(precision: str, device: str, rows: int, inner: int = SIDE, columns: int = SIDE) -> float:
+    """The shortest of some products [rows, inner] @ [inner, columns]; one at least, and no new one after SECONDS."""
+    a, b = (torch.ones(shape, device=device, dtype=DTYPES[precision]) for shape in ((rows, inner), (inner, columns)))
+    start, times = time.perf_counter(), []
+    while not times or (len(times) < 10 and time.perf_counter() - start < SECONDS):
         begin = time.perf_counter()
-        float((x_ND @ weight_DF)[0, 0])  # reading a value waits for the device
+        float((a @ b)[0, 0])  # reading a value waits for the device
         times.append(time.perf_counter() - begin)
-    return 2 * PROBE * weight_DF.numel() / min(times)
+    return min(times)
+
+
+def _probed(name: str, device: str, probe: Callable[[], float]) -> float:
+    """What `probe` finds, or found before on this machine; beside other programs the result is not kept in the file."""
+    if found := _known(name, device):
+        return found
+    load, file = Load(), probes_file()
+    _found[_key(name, device)] = found = probe()
+    if load.others() < SPARE:
+        with suppress(OSError):  # where the home folder cannot be written it is measured again each time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, to_json(_stored() | {_key(name, device): found}))
+    return found
+
+
+def probes_file() -> Path:
+    """In the folder that GLYPHLM_CACHE names, else in the user's folder of caches."""
+    home = os.environ.get("GLYPHLM_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "glyphlm" / "probes.json"
+
+
+def _known(name: str, device: str) -> float | None:
+    return _found.get(_key(name, device)) or _stored().get(_key(name, device))
+
+
+def _stored() -> dict[str, float]:
+    """The probes of the file; a damaged one is written anew."""
+    try:
+        rows = read_json(probes_file())
+    except InputError:
+        return {}
+    return {key: value for key, value in rows.items() if isinstance(value, float) and value > 0}
+
+
+def _key(name: str, device: str) -> str:
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}: {name}"
+
+
+@cache
+def _processor() -> str:
+    """The model of the CPU."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ def run_quickstart(arguments: Sequence[str]) -> None:
         "glyphlm quickstart --out runs/quickstart",
     )
     parser.add_out("folder of everything", default=Path("runs/quickstart"))
+    parser.add_threads()
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each arm (default: about 5 minutes)")
     parser.add_argument("--font", nargs="*", default=[], help="font files, in order of preference")
     options = parser.read(arguments)
@@ -40,6 +41,7 @@ def run_train(arguments: Sequence[str]) -> None:
     parser.add_recipe()
     parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
     parser.add_out("run folder", required=True)
+    parser.add_threads()
     options, recipe = parser.read_recipe(arguments, Recipe)
     from glyphlm.experiments.train_recipe import run_recipe  # loads transformers, which --help need not wait for
 
@@ -61,6 +63,7 @@ def run_grow(arguments: Sequence[str]) -> None:
     parser.usage = "glyphlm grow RECIPE [--section.key VALUE ...] --out FOLDER"
     parser.add_recipe()
     parser.add_out("folder of the stages", required=True)
+    parser.add_threads()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.analysis.report import write_report
     from glyphlm.experiments.grow_recipe import run_growth

@@ -47,9 +47,19 @@ class Parser(jsonargparse.ArgumentParser):
             InputError: an option is unknown, missing or of the wrong type.
         """
         try:
-            return self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
+            options = self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
             raise InputError(f"{error} (see {self.prog} --help)") from None
+        if "threads" in options:
+            from glyphlm.base.threads import use_threads  # loads torch, which --help need not wait for
+
+            use_threads(options.threads)
+        return options
+
+    def add_threads(self) -> None:
+        """--threads, of the verbs that compute for long on a CPU."""
+        self.add_argument("--threads", type=int, metavar="N", help="threads on a CPU (default: the cores that it may use); "
+                          "the last digits of results depend on it")
 
     def add_settings(self, kind: type, flags: Mapping[str, str] = {}, skip: Collection[str] = ()) -> None:
         """An option for each value of a settings dataclass; `flags` (name -> help) are switched on by their name alone."""

@@ -27,6 +27,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
     from glyphlm.base.devices import resolve_device
     from glyphlm.base.progress import say
+    from glyphlm.base.threads import sharing_cores
     from glyphlm.evaluation.evaluate import evaluate
     from glyphlm.evaluation.examination import NAMES, EvalSettings
     from glyphlm.evaluation.text import beside_line, comparison_line, result_line
@@ -49,10 +50,12 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_reading()
     parser.add_out("also keep all rows in this file")
+    parser.add_threads()
     options = parser.read(arguments)
     settings = EvalSettings(**{name: options[name] for name in names})
     device = resolve_device(options.device)
-    found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
+    with sharing_cores():
+        found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
     for row in found.rows:
         print(result_line(row))
         if row["protocol"] == "sampled" and not row["subject"]:

@@ -16,7 +16,7 @@ from glyphlm.base.outputs import one_writer
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe
-from glyphlm.experiments.train_recipe import build_inputs, has_begun, prepared_data, run_recipe
+from glyphlm.experiments.train_recipe import build_inputs, device_of, has_begun, prepared_data, run_recipe
 from glyphlm.modeling.model import GPT, Substrate, SubstrateConfig
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import flops_per_token
@@ -33,7 +33,7 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
         InputError: as `run_recipe`, there is no stage, or one would take layers away.
     """
     check_stages(recipe)
-    with joined() as world, one_writer(out):
+    with joined(device_of(recipe, out / "stage-1")) as world, one_writer(out):
         if world.size > 1 and world.is_main:
             with_inputs(recipe, out)  # the others wait, and find them done
         world.wait()

@@ -88,7 +88,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
     Raises:
         InputError: the recipe contradicts itself or its inputs, or `out` holds another run.
     """
-    with joined() as world, one_writer(out):
+    with joined(device_of(recipe, out)) as world, one_writer(out):
         if world.is_main:
             recipe, _ = record_settings(out, recipe)
             if world.size > 1 and read_summary(out) is None:
@@ -113,6 +113,12 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
             finish(opened, state, summary, out)
         world.wait()
         return read_summary(out)
+
+
+def device_of(recipe: Recipe, out: Path) -> str:
+    """Where the recipe is trained; for `auto` where the run in `out` was begun, if it was."""
+    begun = recipe.train.device == "auto" and (out / SETTINGS).exists()
+    return read_settings(out).train.device if begun else recipe.train.device
 
 
 def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:

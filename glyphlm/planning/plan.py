@@ -59,15 +59,19 @@ def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, A
         planned = stage_recipe(recipe, stage, f"stage-{number - 1}" if before else None, depth)
         kept = recipe.substrate.trainable and (not before or planned.growth.blocks == "all")
         planned = replace(planned, substrate=replace(recipe.substrate, trainable=kept))
-        plans.append(make_plan(planned, replace(settings, measure=False), before) | {"stage": number})
+        plans.append(make_plan(planned, settings, before, timed=False) | {"stage": number})
         before = planned.model
     return plans
 
 
-def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: ModelConfig | None = None) -> dict[str, Any]:
+def make_plan(
+    recipe: Recipe, settings: PlanSettings | None = None, before: ModelConfig | None = None, timed: bool = True
+) -> dict[str, Any]:
     """The plan of a recipe, as JSON has it; in bytes, seconds and operations. Nothing is allocated but what is measured.
 
-    `before` is the shape of the model that it is grown out of.
+    Args:
+        before: The shape of the model that it is grown out of.
+        timed: Whether steps of it may be timed, where the settings allow measurements.
 
     Raises:
         InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used; and as
@@ -77,12 +81,11 @@ def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: Mode
     _check(recipe, settings)
     model = planned_model(recipe)
     if before:
-        settings = replace(settings, measure=False)
         check_growth(before, recipe.model, recipe.growth)
         old = places_of_old(before.n_layer, recipe.model.n_layer, recipe.growth.place)
         choose_trained(model, old, recipe.growth, recipe.train.seed)
     train = replace(recipe.train, parallel=settings.parallel or recipe.train.parallel)
-    machine, train = choose_machine(train, model.substrate.d_model, settings.gpu, settings.gpus)
+    machine, train = choose_machine(train, model.substrate.d_model, settings.gpu, settings.gpus, settings.measure)
     load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
     flops = flops_per_token(model, recompute=load.recompute)
     return {
@@ -94,7 +97,7 @@ def make_plan(recipe: Recipe, settings: PlanSettings | None = None, before: Mode
         "parameters": parameters_by_part(model),
         "memory": _memory(model, load, machine),
         "flops_per_token": {part: asdict(found) for part, found in flops.items()},
-        "forecast": forecast(model, train, machine, flops, settings),
+        "forecast": forecast(model, train, machine, flops, settings, timed and before is None),
         "savings": [] if before else list(savings(model, load)),
     }
 
@@ -133,12 +136,12 @@ def _memory(model: GPT | Fusion, load: Load, machine: Machine) -> dict[str, Any]
 
 
 def forecast(
-    model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: dict[str, Flops], settings: PlanSettings
+    model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: dict[str, Flops], settings: PlanSettings, timed: bool
 ) -> dict[str, Any]:
     """Seconds of a step, of training and of validation (at most: held-out text may be shorter); GPU-hours and cost."""
     total, forward = sum(part.total for part in flops.values()), sum(part.forward for part in flops.values())
     reached = machine.rate * settings.mfu
-    measurable = settings.measure and machine.here and isinstance(model, GPT)
+    measurable = timed and settings.measure and machine.here and isinstance(model, GPT)
     pace = _measured(model, train, machine, flops, reached) if measurable else None
     pace = pace or Pace(train.batch_tokens * total / reached / machine.count, 0.0, _told(machine, settings))
     steps, of_token = count_steps(train), (pace.step - pace.update) / train.batch_tokens * machine.count
@@ -166,7 +169,9 @@ def _measured(model: GPT, train: TrainSettings, machine: Machine, flops: dict[st
 
 
 def _told(machine: Machine, settings: PlanSettings) -> str:
-    peak = "the rate of matrix products here" if machine.here else "the data sheet's rate"
+    peak = "the rate of matrix products here" if machine.measured else "the data sheet's rate"
+    if machine.here and not machine.measured:
+        peak = "an assumed rate (--measure finds this machine's)"
     return f"computed: {settings.mfu:.0%} of {peak}, {machine.rate / 1e12:,.3g} TFLOP/s"
 
 

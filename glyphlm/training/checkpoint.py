@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
@@ -110,7 +111,10 @@ def _digests(folder: Path, device: torch.device) -> dict[str, str]:
     files = sorted(path for path in folder.iterdir() if path.name != STATE)
     rank, size = world().rank, world().size
     found = [bytes.fromhex(sha256_file(path)) if number % size == rank else bytes(32) for number, path in enumerate(files)]
-    total = bytes(map(int, world().total([float(byte) for digest in found for byte in digest], device)))
+    bytes_N = torch.tensor([byte for digest in found for byte in digest], dtype=torch.int32, device=device)
+    if size > 1:
+        dist.all_reduce(bytes_N)  # a sum, where all but one process have zeros
+    total = bytes(bytes_N.tolist())
     return {path.name: total[32 * number : 32 * (number + 1)].hex() for number, path in enumerate(files)}
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glyphlm.base.devices import matrix_rate, resolve_compile
+from glyphlm.base.devices import peak_rate, resolve_compile
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
+from glyphlm.base.threads import sharing_cores
 from glyphlm.data.batches import Batch, Batches
 from glyphlm.modeling.model import GPT
 from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
@@ -59,7 +60,8 @@ def train(
     """
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
     state = trainer.resume()
-    with meter(out.name, steps, done=state.step) as bar, _stop_signals(trainer.signals), trainer.fed():
+    signals = _stop_signals(trainer.signals)
+    with meter(out.name, steps, done=state.step) as bar, signals, sharing_cores(), trainer.fed():
         if validation and settings.validate_first and state.step == 0:
             trainer.validate(validation())
         while not trainer.is_done and not trainer.stop_signal:
@@ -104,8 +106,9 @@ class _Trainer:
         self._model, self._batches, self._settings, self._out = model, batches, settings, out
         self._world, self._device = world(), model.device
         flops = flops_per_token(model, recompute=settings.recompute)
-        rate = matrix_rate(model.config.d_model, settings.precision, self._device.type) * self._world.size
-        self._use_of_token = sum(part.total for part in flops.values()) / rate  # seconds, if there were nothing but products
+        rate = peak_rate(settings.precision, str(self._device))
+        # Seconds of a token, if there were nothing but products; unknown on a CPU.
+        self._use_of_token = sum(part.total for part in flops.values()) / rate / self._world.size if rate else None
         self._is_compiled = resolve_compile(settings.compile, self._device.type)
         self._objective = self._spread_objective()
         self._optimizer = make_adamw(model, settings.weight_decay, (settings.beta1, settings.beta2))
@@ -278,8 +281,8 @@ class _Trainer:
         window = self._window
         self._state.seconds = time.monotonic() - self._started
         speed = done.tokens / max(self._state.seconds, 1e-9)
-        use = speed * self._use_of_token
-        mfu = use if use <= 1 else None  # above, something else had the machine while its rate was measured
+        use = speed * self._use_of_token if self._use_of_token else None
+        mfu = use if use and use <= 1 else None  # above, something else had the GPU while its rate was measured
         told = "" if mfu is None else f"  {mfu:.0%} MFU"
         bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{told}")
         if done.step % self._settings.log_every == 0:

@@ -16,6 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from glyphlm.base.devices import resolve_device
+from glyphlm.base.errors import InputError
+
 PATIENCE = timedelta(hours=12)  # the other ranks wait while the first one prepares text
 
 
@@ -59,14 +62,21 @@ def world() -> World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that torchrun started, if it did."""
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started, if it did, to train on `device` (auto, cpu, cuda ..).
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield world()
         return
-    on_gpu = torch.cuda.is_available()
+    on_gpu, place = resolve_device(device).startswith("cuda"), int(os.environ["LOCAL_RANK"])
+    if on_gpu and place >= torch.cuda.device_count():
+        raise InputError(f"torchrun started {place + 1} processes or more here, for {torch.cuda.device_count()} GPUs; lower "
+                         "--nproc-per-node, or train on the CPU: --train.device cpu")
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield world()
