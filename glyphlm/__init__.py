@@ -5,9 +5,74 @@ AutoModelForCausalLM.from_pretrained(run) open run folders without remote code.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wrapt
+
+if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getattr__
+    from glyphlm.analysis.probe_texts import ProbeSettings as ProbeSettings
+    from glyphlm.analysis.probes import probe as probe
+    from glyphlm.analysis.report import write_report as write_report
+    from glyphlm.base.errors import InputError as InputError
+    from glyphlm.base.hub import push as push
+    from glyphlm.composition.fuse import fuse as fuse
+    from glyphlm.composition.fusionsettings import FusionSettings as FusionSettings
+    from glyphlm.data.batches import Batches as Batches
+    from glyphlm.data.batches import TokenText as TokenText
+    from glyphlm.data.shards import prepare as prepare
+    from glyphlm.evaluation.evaluate import evaluate as evaluate
+    from glyphlm.evaluation.examination import EvalSettings as EvalSettings
+    from glyphlm.evaluation.item_log import compare_items as compare_items
+    from glyphlm.evaluation.published import read_published as read_published
+    from glyphlm.experiments.grow_recipe import run_growth as run_growth
+    from glyphlm.experiments.recipe import GrowthRecipe as GrowthRecipe
+    from glyphlm.experiments.recipe import Recipe as Recipe
+    from glyphlm.experiments.recipe import load_recipe as load_recipe
+    from glyphlm.experiments.train_recipe import run_recipe as run_recipe
+    from glyphlm.interop.export_neox import export_gpt_neox as export_gpt_neox
+    from glyphlm.interop.gguf import export_gguf as export_gguf
+    from glyphlm.interop.import_model import ImportSettings as ImportSettings
+    from glyphlm.interop.importing import import_checkpoint as import_checkpoint
+    from glyphlm.interop.serve import ServeSettings as ServeSettings
+    from glyphlm.interop.serve import serve as serve
+    from glyphlm.modeling.fusion import Fusion as Fusion
+    from glyphlm.modeling.fusion import FusionConfig as FusionConfig
+    from glyphlm.modeling.model import (
+        GPT as GPT,
+    )
+    from glyphlm.modeling.model import (
+        ModelConfig as ModelConfig,
+    )
+    from glyphlm.modeling.model import (
+        Substrate as Substrate,
+    )
+    from glyphlm.modeling.model import (
+        SubstrateConfig as SubstrateConfig,
+    )
+    from glyphlm.planning.plan import PlanSettings as PlanSettings
+    from glyphlm.planning.plan import make_plan as make_plan
+    from glyphlm.runs.card import CardSettings as CardSettings
+    from glyphlm.runs.card import write_card as write_card
+    from glyphlm.runs.folder import load_run as load_run
+    from glyphlm.runs.generate import Sampling as Sampling
+    from glyphlm.runs.generate import generate as generate
+    from glyphlm.studies.claims import Claim as Claim
+    from glyphlm.studies.commands import Study as Study
+    from glyphlm.studies.study import study as study
+    from glyphlm.substrate.build import (
+        SubstrateSettings as SubstrateSettings,
+    )
+    from glyphlm.substrate.build import (
+        build_substrate as build_substrate,
+    )
+    from glyphlm.substrate.build import (
+        load_substrate as load_substrate,
+    )
+    from glyphlm.tokenizer.build import TokenizerSettings as TokenizerSettings
+    from glyphlm.tokenizer.build import build_tokenizer as build_tokenizer
+    from glyphlm.tokenizer.tokenizer import Tokenizer as Tokenizer
+    from glyphlm.training.loop import train as train
+    from glyphlm.training.settings import TrainSettings as TrainSettings
 
 _HOMES = {
     "InputError": "base.errors",
@@ -27,11 +92,13 @@ _HOMES = {
     "TrainSettings": "training.settings",
     "train": "training.loop",
     "Recipe": "experiments.recipe",
+    "load_recipe": "experiments.recipe",
     "run_recipe": "experiments.train_recipe",
     "PlanSettings": "planning.plan",
     "make_plan": "planning.plan",
     "Sampling": "runs.generate",
     "generate": "runs.generate",
+    "load_run": "runs.folder",
     "evaluate": "evaluation.evaluate",
     "EvalSettings": "evaluation.examination",
     "compare_items": "evaluation.item_log",
