@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.interop.export_neox import export_gpt_neox as export_gpt_neox
     from glyphlm.interop.gguf import export_gguf as export_gguf
     from glyphlm.interop.import_model import ImportSettings as ImportSettings
-    from glyphlm.interop.importing import import_checkpoint as import_checkpoint
+    from glyphlm.interop.import_model import import_checkpoint as import_checkpoint
     from glyphlm.interop.serve import ServeSettings as ServeSettings
     from glyphlm.interop.serve import serve as serve
     from glyphlm.modeling.fusion import Fusion as Fusion
