@@ -303,3 +303,30 @@ def test_bfloat16_comes_close(experts, ids_BT):
             expected = fusion(ids_BT).softmax(-1)
             found = fusion.to(torch.bfloat16)(ids_BT).float().softmax(-1)
         assert (found - expected).abs().mean() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "vote"}, "method 'vote'.*mean_logits"), ({"weights": [0.5, -0.5]}, "weights.*at least 0"),
+        ({"weights": [0.0, 0.0]}, "weights.*above"), ({"weights": []}, "weights"), ({"weights": ["a"]}, "weights"),
+        ({"top_k": 0, "method": "gate"}, "top_k 0.*at least 1"), ({"top_k": 1}, "top_k 1.*gate"),
+        ({"route_after": 0}, "route_after 0.*at least 1"), ({"rank": 0}, "rank 0.*at least 1"),
+        ({"temperature": 0.0}, "temperature 0.*above 0"), ({"temperature": float("inf")}, "temperature inf"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FusionConfig(**options)
+
+
+@pytest.mark.parametrize("options", [{"weights": [1.0]}, {"weights": [0.2] * 5}, {"method": "gate", "top_k": 3}])
+def test_settings_of_another_number_of_experts_are_refused(options, experts):
+    with pytest.raises(ValueError, match="2 experts"):
+        Fusion(FusionConfig(**options), copy.deepcopy(experts))
+
+
+def test_experts_of_several_vocabularies_are_refused(experts):
+    other = GPT(ModelConfig(32, 1, 4), Substrate(SubstrateConfig(VOCAB + 1, 16), 32))
+    with pytest.raises(ValueError, match=f"{VOCAB}, {VOCAB + 1}"):
+        Fusion(FusionConfig(), [copy.deepcopy(experts[0]), other])

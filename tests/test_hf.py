@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glyphlm.base.errors import InputError
 from glyphlm.modeling.fusion import Fusion, FusionConfig
@@ -157,7 +158,7 @@ def test_folder_opens_in_a_fresh_interpreter(strangers, runs, tokenizer, way):
             torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=1e-5)
     assert found["ids"] == [tokenizer.encode(text) for text in TEXTS]
     assert found["texts"] == TEXTS
-    assert found["specials"] == [tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id]
+    assert found["specials"] == [tokenizer.pad_id, tokenizer.end_id, tokenizer.end_id]
     assert found["trained"] == sorted(f"gpt.{name}" for name, _ in runs["frozen"].model.named_parameters())
 
 
@@ -261,25 +262,138 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-DAMAGES = {
+def change_config(run: Path, **parts) -> None:
+    """Keys of a part of config.json, or of the whole."""
+    config = json.loads((run / "config.json").read_text())
+    for name, value in parts.items():
+        config[name] = config[name] | value if isinstance(value, dict) and name in config else value
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def rename_blocks(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if ".blocks." in name]:
+        tensors[name.replace(".blocks.", ".layers.")] = tensors.pop(name)
+
+
+def pickle_weights(run: Path) -> None:
+    (run / "model.safetensors").rename(run / "pytorch_model.bin")
+
+
+NAN = float("nan")
+DAMAGES = {  # what else transformers would load, filled in with random values or computed otherwise
+    "no tensor": (lambda run: change_tensors(run, lambda t: t.pop("gpt.norm.weight")), "missing gpt.norm.weight"),
+    "no table": (lambda run: change_tensors(run, lambda t: t.pop("gpt.substrate.table_VE")), "substrate.table_VE"),
+    "one tensor more": (lambda run: change_tensors(run, lambda t: t.update(other=torch.ones(2))), "unexpected other"),
+    "another shape": (lambda run: change_tensors(run, lambda t: t.update({"gpt.norm.weight": torch.ones(7)})), "mismatch"),
+    "other names": (lambda run: change_tensors(run, rename_blocks), "2 blocks.*hold 0"),
+    "no numbers": (lambda run: change_tensors(run, lambda t: t["gpt.head.weight"][3].fill_(NAN)), "gpt.head.weight .*NaN"),
+    "infinity": (lambda run: change_tensors(run, lambda t: t["gpt.substrate.table_VE"][3].fill_(-torch.inf)), "table_VE .*NaN"),
+    "activation": (lambda run: change_config(run, model={"activation": "x"}), "activation 'x'.*gelu, gelu_tanh"),
+    "lift": (lambda run: change_config(run, substrate={"lift": 5}), "lift 5.*tile"),
+    "depth": (lambda run: change_config(run, model={"n_layer": 10**9}), "1000000000 blocks.*hold 2"),
+    "vocabulary": (lambda run: change_config(run, substrate={"vocab_size": 10**12}), "mismatch"),
+    "key": (lambda run: change_config(run, model={"rope": 5}), "unknown keys of ModelConfig: rope"),
+    "key of the whole": (lambda run: change_config(run, models={}), "unknown keys: models"),
+    "quantization": (lambda run: change_config(run, quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    "kernel": (lambda run: change_config(run, attn_implementation="kernels-community/some"), "kernels-community.*sdpa"),
+    "fusion beside": (lambda run: change_config(run, fusion={"method": "head"}), "beside experts and fusion"),
+    "no size": (lambda run: change_config(run, substrate=7), "7"),
+    "pickled weights": (pickle_weights, "model.safetensors"),
+    "no weights": (lambda run: (run / "model.safetensors").unlink(), "model.safetensors"),
+    "half the weights": (lambda run: cut(run / "model.safetensors"), "cannot be loaded|deserializing"),
+}
+RUN_DAMAGES = DAMAGES | {
     "another tokenizer": (change_tokenizer, "trained with tokenizer .* put the right one back"),
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
-    "no tensor": (lambda run: change_tensors(run, lambda t: t.pop("gpt.norm.weight")), "gpt.norm.weight"),
-    "no table": (lambda run: change_tensors(run, lambda t: t.pop("gpt.substrate.table_VE")), "substrate.table_VE"),
-    "one tensor more": (lambda run: change_tensors(run, lambda t: t.update(other=torch.ones(2))), "other"),
-    "another shape": (lambda run: change_tensors(run, lambda t: t.update({"gpt.norm.weight": torch.ones(7)})), "mismatch"),
-    "half the weights": (lambda run: cut(run / "model.safetensors"), "cannot be loaded"),
-    "no weights": (lambda run: (run / "model.safetensors").unlink(), "cannot be loaded"),
-    "half the config": (lambda run: cut(run / "config.json"), "cannot be loaded"),
+    "half the config": (lambda run: cut(run / "config.json"), "config.json is damaged"),
     "no config": (lambda run: (run / "config.json").unlink(), "no finished run.*glyphlm train"),
+    "a list": (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged"),
+    "another model": (lambda run: change_config(run, model_type="llama"), "model_type 'llama'"),
+    "adapters": (lambda run: (run / "adapter_config.json").write_text("{}"), "adapter_config.json.*folder adapter"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_folder_is_refused_by_name(runs, tmp_path, damage):
+@pytest.mark.parametrize("damage", RUN_DAMAGES)
+def test_damaged_run_is_refused_by_name(runs, tmp_path, damage):
     run = shutil.copytree(runs["frozen"].folder, tmp_path / "run")
-    act, message = DAMAGES[damage]
+    act, message = RUN_DAMAGES[damage]
     act(run)
     with pytest.raises(InputError, match=message) as refused:
         load_run(run)
     assert str(run) in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_transformers_refuse_a_damaged_run_too(runs, tmp_path, damage):
+    run = shutil.copytree(runs["frozen"].folder, tmp_path / "run")
+    act, message = DAMAGES[damage]
+    act(run)
+    with pytest.raises((ValueError, RuntimeError, OSError, safetensors.SafetensorError), match=message):
+        AutoModelForCausalLM.from_pretrained(run)
+
+
+FUSED_DAMAGES = {
+    "sharing with a later one": (lambda config: config["experts"][0].update(substrate=1), "earlier"),
+    "sharing with none": (lambda config: config["experts"][1].update(substrate=-1), "earlier"),
+    "no expert": (lambda config: config.update(experts=None), "list of experts"),
+    "no model": (lambda config: config["experts"][1].pop("model"), "expert 1"),
+    "method": (lambda config: config["fusion"].update(method="vote"), "method 'vote'.*mean_logits"),
+    "weights": (lambda config: config["fusion"].update(weights=[1.0]), "2 experts"),
+    "depth": (lambda config: config["experts"][1]["model"].update(n_layer=10**9), "1000000002 blocks.*hold 4"),
+    "no fusion": (lambda config: config.pop("fusion"), "fusion"),
+}
+
+
+@pytest.mark.parametrize("damage", FUSED_DAMAGES)
+def test_damaged_fusion_is_refused_by_name(runs, tmp_path, damage):
+    run = shutil.copytree(runs["fused"].folder, tmp_path / "run")
+    act, message = FUSED_DAMAGES[damage]
+    config = json.loads((run / "config.json").read_text())
+    act(config)
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        load_run(run)
+
+
+def test_what_stands_before_a_text_is_one_fact(runs, tokenizer):
+    """In training a document stands after the token that ended the one before; no file says anything else."""
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((runs["fused"].folder / name).read_text())
+        assert found["bos_token_id"] == found["eos_token_id"] == tokenizer.end_id
+    opened = AutoTokenizer.from_pretrained(runs["fused"].folder)
+    assert opened.bos_token == opened.eos_token == "</s>" and opened("a").input_ids == tokenizer.encode("a")
+    model, read_tokenizer = load_run(runs["fused"].folder)
+    assert read_tokenizer.start_id == read_tokenizer.end_id == model.generation_config.bos_token_id
+
+
+def test_a_run_of_before_the_packages_opens(runs, tokenizer, tmp_path):
+    """Version 0.1 wrote other files of code, no decoding_step.py, and a bos token that training never saw."""
+    run, config = shutil.copytree(runs["frozen"].folder, tmp_path / "run"), runs["frozen"].model.config
+    for name in ("model", "mixing", "together", "fusion", "hf"):
+        (run / f"{name}.py").write_text("raise AssertionError('code of the folder is run')")
+    (run / "decoding_step.py").unlink()
+    substrate = runs["frozen"].model.substrate.config
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (run / "config.json").write_text(json.dumps({
+        "architectures": ["GlyphLMForCausalLM"],
+        "auto_map": {"AutoConfig": "hf.GlyphLMConfig", "AutoModelForCausalLM": "hf.GlyphLMForCausalLM"},
+        "dtype": "float32",
+        "model": {"activation": "gelu", "block_size": config.block_size, "d_model": config.d_model, "head_bias": True,
+                  "n_head": config.n_head, "n_layer": config.n_layer, "norm_eps": 1e-05, "rope_base": 10000.0},
+        "model_type": "glyphlm",
+        "substrate": {"fingerprint": "", "kind": "glyph", "lift": "repeat_interleave", "lift_seed": 1,
+                      "n_embed": substrate.n_embed, "scale": "l2", "seed": 1, "shuffle_seed": None, "trainable": False,
+                      "vocab_size": substrate.vocab_size},
+        "tie_word_embeddings": False,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "transformers_version": "5.23.0",
+        **ids,
+    }))
+    sampling = {"do_sample": True, "max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
+    (run / "generation_config.json").write_text(json.dumps(sampling | ids | {"transformers_version": "5.23.0"}))
+    tokenizer.save(run)  # which names <s>
+    expected = runs["frozen"].model(some_ids())
+    model, read_tokenizer = load_run(run)
+    assert torch.equal(model(some_ids()).logits, expected)
+    assert (read_tokenizer.start_id, model.generation_config.bos_token_id) == (tokenizer.end_id, tokenizer.end_id)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(run).eval()(some_ids()).logits, expected)

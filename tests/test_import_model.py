@@ -370,7 +370,7 @@ def test_transformers_reads_the_tokenizer_as_it_is(imported, tokenizer):
     sample = "Hello, мир 你好 -- the text"
     found = AutoTokenizer.from_pretrained(imported)
     assert found(sample)["input_ids"] == tokenizer.encode(sample)
-    assert (found.pad_token, found.bos_token, found.eos_token) == ("<pad>", "<s>", "</s>")
+    assert (found.pad_token, found.bos_token, found.eos_token) == ("<pad>", "</s>", "</s>")
 
 
 @pytest.mark.parametrize("told", [{"eos_token": "</s>"}, {"eos_token": None, "eos_token_id": 2}], ids=["name", "number"])
@@ -379,7 +379,7 @@ def test_special_tokens_that_the_tokenizer_does_not_name_are_those_of_the_model(
     (src / "tokenizer_config.json").write_text("{}")
     import_checkpoint(str(src), tmp_path / "run", LIKELY)
     _, found = load_run(tmp_path / "run")
-    assert (found.end_id, found.start_id) == (tokenizer.end_id, tokenizer.start_id)
+    assert found.end_id == found.start_id == tokenizer.end_id
 
 
 def test_what_was_assumed_is_told_once(tokenizer_folder, tmp_path, capsys):

@@ -292,7 +292,7 @@ def test_heads_that_do_not_fit_are_refused_with_ones_that_do():
         ModelConfig(d_model=48, n_head=5)
     with pytest.raises(ValueError, match="16 heads of even width"):
         ModelConfig(d_model=48, n_head=16)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="n_layer 0 .*at least 1"):
         ModelConfig(n_layer=0)
 
 
@@ -303,3 +303,36 @@ def test_code_that_does_not_divide_the_model_is_refused():
         Substrate(SubstrateConfig(V, 33, lift="orthogonal"), 32)
     with pytest.raises(ValueError, match="n_embed 16 is not d_model 32"):
         Substrate(SubstrateConfig(V, 16, lift="none"), 32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("activation", "x", "gelu, gelu_tanh"), ("n_layer", 0, "at least 1"), ("n_layer", 2.0, "int"),
+        ("n_head", True, "int"),
+        ("d_model", "32", "int"), ("block_size", -1, "at least 1"), ("rope_base", float("nan"), "float"),
+        ("rope_base", 0.0, "at least 1"), ("norm_eps", -1e-5, "at least 0"), ("norm_eps", None, "float"),
+        ("head_bias", 1, "bool"),
+    ],
+)
+def test_a_shape_out_of_range_is_refused(field, value, limit):
+    with pytest.raises(ValueError, match=f"{field} .*{limit}"):
+        ModelConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("kind", "pictures", "glyph, token_bits"), ("scale", "l1", "l2, unit_rms, none"), ("lift", 5, "tile, orthogonal"),
+        ("lift", ["tile"], "tile"), ("vocab_size", 0, "at least 1"), ("n_embed", 8.0, "int"), ("trainable", "no", "bool"),
+        ("seed", "1", "int"), ("shuffle_seed", 1.5, "int, NoneType"), ("fingerprint", None, "str"),
+    ],
+)
+def test_a_substrate_out_of_range_is_refused(field, value, limit):
+    with pytest.raises(ValueError, match=f"{field} .*{limit}"):
+        SubstrateConfig(**{"vocab_size": 10, "n_embed": 8, field: value})
+
+
+def test_bits_without_room_are_refused():
+    with pytest.raises(ValueError, match="n_embed 7.*at least 8"):
+        Substrate(SubstrateConfig(200, 7, "token_bits"), 7)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import SETTINGS, SUMMARY
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import WEIGHTS, save_tensors
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.card import RESULTS, write_card
-from glyphlm.runs.folder import SAMPLING, SUMMARY, load_run, read_summary, special_ids, weights_sha256
+from glyphlm.runs.folder import SAMPLING, load_run, read_summary, special_ids, weights_sha256
 from glyphlm.substrate.codes import chunks
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
 
 def copy_records(run: Path, out: Path) -> None:
     """What a model card is made from, and the card."""
-    for name in (SUMMARY, "settings.yaml", RESULTS):
+    for name in (SUMMARY, SETTINGS, RESULTS):
         if (run / name).is_file():
             shutil.copyfile(run / name, out / name)
     if summary := read_summary(out):

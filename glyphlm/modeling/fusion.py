@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
-from .model import GPT, Cache
+from .model import GPT, Cache, check_fields
 from .together import Together, can_join
 
 Method = Literal[
@@ -45,6 +45,15 @@ class FusionConfig:
     route_after: int = 32
     rank: int = 16
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1})
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0")
+        if self.weights is not None and not (self.weights and min(self.weights) >= 0 < sum(self.weights)):
+            raise ValueError(f"weights {self.weights} must be at least 0, and some above it")
+        if self.top_k is not None and self.method != "gate":
+            raise ValueError(f"top_k {self.top_k} belongs to method gate, not {self.method}; leave it out")
 
     @property
     def records(self) -> int:
@@ -120,6 +129,12 @@ class Fusion(nn.Module):
 
     def __init__(self, fusion: FusionConfig, experts: Sequence[GPT]):
         super().__init__()
+        for name, count in (("weights", fusion.weights and len(fusion.weights)), ("top_k", fusion.top_k)):
+            if count is not None and (count > len(experts) or name == "weights" and count < len(experts)):
+                raise ValueError(f"{name} {getattr(fusion, name)} does not fit {len(experts)} experts")
+        sizes = {expert.vocab_size for expert in experts}
+        if len(sizes) != 1:
+            raise ValueError(f"experts of one vocabulary are needed, but they have {', '.join(map(str, sorted(sizes)))} ids")
         self.fusion = fusion
         self._widths = [expert.config.d_model for expert in experts]
         self.biased = any(expert.config.head_bias for expert in experts)

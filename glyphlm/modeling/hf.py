@@ -1,9 +1,12 @@
 """The model as Hugging Face transformers know it. This file travels inside every run folder, with those it imports."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -12,6 +15,11 @@ from .decoding_step import DecodingStep, can_record
 from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
 from .model import GPT, ModelConfig, Substrate, SubstrateConfig, capacity
 
+# What may stand in config.json besides our own keys and the fields of PretrainedConfig. Others are refused, as they could
+# choose code or how weights are read: quantization_config, per_layer_config, configuration_files ..
+KEYS = set("""attn_implementation auto_map bos_token_id eos_token_id model_type name_or_path num_labels output_attentions
+pad_token_id tie_word_embeddings tokenizer_class tokenizer_fingerprint torch_dtype use_cache""".split())
+ATTENTION = (None, "sdpa", "eager")
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # renamed in 5.24
 
 
@@ -33,22 +41,54 @@ class GlyphLMConfig(PretrainedConfig):
         fusion: dict[str, Any] | None = None,
         **others: Any,
     ):
+        """Of transformers' own fields `others` may hold any.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value is not allowed.
+        """
+        _check_keys(others, single=bool(model or substrate), fused=bool(experts or fusion))
         if fusion is None:
-            self.model, self.substrate = dict(model or {}), dict(substrate or {})
+            self.model, self.substrate = model or {}, substrate or {}
         else:
             self.experts, self.fusion = experts, fusion
+        if model or substrate or fusion:  # transformers make one without arguments to compare with
+            self.shapes()
         super().__init__(**others)
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
         """Model and substrate of each expert; the one pair of a single model."""
-        return [{"model": self.model, "substrate": self.substrate}] if self.fusion is None else self.experts
+        return [{"model": self.model, "substrate": self.substrate}] if self.fusion is None else self.experts or []
+
+    def shapes(self) -> "list[Shape]":
+        """Sizes of each expert, and the number of the first one that reads the same substrate.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value is not allowed.
+        """
+        found: list[Shape] = []
+        if not isinstance(self.pairs, list) or not self.pairs:
+            raise ValueError("config.json has fusion without a list of experts")
+        for number, pair in enumerate(self.pairs):
+            if not isinstance(pair, dict) or pair.keys() != {"model", "substrate"}:
+                raise ValueError(f"expert {number} of config.json must have model and substrate")
+            model, first = _make(ModelConfig, pair["model"]), pair["substrate"]
+            if not isinstance(first, int):
+                found.append((model, _make(SubstrateConfig, first), number))
+            elif first not in range(number) or (found[first][2], found[first][0].d_model) != (first, model.d_model):
+                raise ValueError(f"expert {number} of config.json reads the substrate of expert {first}, which must be an "
+                                 "earlier one with a substrate of its own and the same d_model")
+            else:
+                found.append((model, found[first][1], first))
+        if self.fusion is not None:
+            _make(FusionConfig, self.fusion)
+        return found
 
     # The names under which caches and other libraries look for the sizes.
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        return self.pairs[0]["substrate"].get("vocab_size", 0)  # 0 of GlyphLMConfig(), which transformers make to compare
+        return self.pairs[0]["substrate"].get("vocab_size", 0)  # 0 of GlyphLMConfig()
 
     @property
     def hidden_size(self) -> int:
@@ -72,14 +112,46 @@ class GlyphLMConfig(PretrainedConfig):
         return min(pair["model"]["block_size"] for pair in self.pairs)
 
 
+Shape = tuple[ModelConfig, SubstrateConfig, int]
+Config = TypeVar("Config", ModelConfig, SubstrateConfig, FusionConfig)
+
+
+def _make(kind: type[Config], values: Any) -> Config:
+    """The dataclass with the values of a part of config.json.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value is not allowed.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"config.json holds {values!r} where the fields of {kind.__name__} are expected")
+    unknown = sorted(map(str, values.keys() - {field.name for field in fields(kind)}))
+    if unknown:
+        raise ValueError(f"config.json has unknown keys of {kind.__name__}: {', '.join(unknown)}; remove them")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a missing one
+        raise ValueError(f"config.json: {error}") from None
+
+
+def _check_keys(others: dict[str, Any], single: bool, fused: bool) -> None:
+    known = KEYS | {field.name for field in fields(PretrainedConfig)}
+    unknown = sorted(key for key in others if key not in known and not key.startswith("_"))
+    if unknown:
+        raise ValueError(f"config.json has unknown keys: {', '.join(unknown)}; remove them")
+    if single and fused:
+        raise ValueError("config.json has model and substrate beside experts and fusion; only one of the pairs is right")
+    if others.get("attn_implementation") not in ATTENTION:
+        raise ValueError(f"attn_implementation {others['attn_implementation']!r} is not supported: attention is torch's "
+                         "scaled_dot_product_attention; set it to sdpa or leave it out")
+
+
 def make_model(config: GlyphLMConfig) -> GPT | Fusion:
     """The model that a config describes, its weights still to be filled in."""
-    experts, substrates = [], []
-    for pair in config.pairs:
-        model, substrate = ModelConfig(**pair["model"]), pair["substrate"]
-        shared = isinstance(substrate, int)
-        substrates.append(substrates[substrate] if shared else Substrate(SubstrateConfig(**substrate), model.d_model))
-        experts.append(GPT(model, substrates[-1]))
+    shapes, substrates, experts = config.shapes(), {}, []
+    for number, (model, substrate, first) in enumerate(shapes):
+        if first == number:
+            substrates[first] = Substrate(substrate, model.d_model)
+        experts.append(GPT(model, substrates[first]))
     return experts[0] if config.fusion is None else Fusion(FusionConfig(**config.fusion), experts)
 
 
@@ -96,6 +168,25 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.gpt = make_model(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *inputs: Any, output_loading_info: bool = False, **options: Any
+    ) -> Any:
+        """As of any model of transformers, but a folder that does not fit its config.json is refused, not completed.
+
+        Raises:
+            ValueError: tensors are missing, unknown, of another shape, or hold NaN or infinity; the first is named.
+        """
+        folder = Path(str(pretrained_model_name_or_path), options.get("subfolder") or "")
+        if folder.is_dir():
+            _check_depth(folder, options.get("config") or GlyphLMConfig.from_pretrained(folder))
+        options.setdefault("use_safetensors", True)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *inputs, output_loading_info=True, **options
+        )
+        _check_tensors(model, report)
+        return (model, report) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a run folder holds every tensor, and GPT.init_weights starts a training."""
@@ -221,6 +312,35 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
+
+
+def _check_depth(folder: Path, config: GlyphLMConfig) -> None:
+    """Compare the number of blocks with the files before blocks are made: 10^9 of them would have no end.
+
+    Raises:
+        ValueError: they differ; both are named.
+    """
+    files = [file for file in folder.glob("*.safetensors") if file.is_file()]
+    names: list[str] = []
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            names += tensors.keys()
+    found = len({name.partition(".blocks.")[0] + name.partition(".blocks.")[2].partition(".")[0] for name in names
+                 if ".blocks." in name})
+    expected = sum(model.n_layer for model, *_ in config.shapes())
+    if files and found != expected:
+        raise ValueError(f"config.json describes {expected} blocks, the weights hold {found}; put the right file back")
+
+
+def _check_tensors(model: nn.Module, report: Any) -> None:
+    for kind in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(str(key) for key in report.get(f"{kind}_keys") or ()):
+            more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+            raise ValueError(f"the weights do not fit config.json: {kind} {keys[0]}{more}; put the right file back")
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and not values.is_meta and not bool(values.isfinite().all()):
+            raise ValueError(f"tensor {name} holds NaN or infinity; its training has diverged or the file is damaged: "
+                             "take another checkpoint")
 
 
 def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> None:

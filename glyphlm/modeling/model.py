@@ -8,14 +8,43 @@ bias, an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-sp
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from types import UnionType
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Kind = Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"]
+
+
+def check_fields(config: Any, least: Mapping[str, float]) -> None:
+    """Compare each field of a config, which may come from a file of others, with its type and its least value.
+
+    Raises:
+        ValueError: with the field, its value and what it may be.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value, options = getattr(config, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if not any(_is_a(value, option) for option in options):
+            words = (word for option in options for word in get_args(option) or [getattr(option, "__name__", option)])
+            raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, words))}")
+        if name in least and value is not None and value < least[name]:
+            raise ValueError(f"{name} {value} must be at least {least[name]:g}")
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether `value` is what an annotation says; True is no number, and NaN is none."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(part, *get_args(kind)) for part in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
 
 
 @dataclass
@@ -43,8 +72,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if min(self.d_model, self.n_layer, self.n_head, self.block_size) < 1:
-            raise ValueError(f"model sizes must be positive, but {self}")
+        least = dict.fromkeys(("d_model", "n_layer", "n_head", "block_size", "rope_base"), 1)
+        check_fields(self, least | {"norm_eps": 0})
         if self.d_model % (2 * self.n_head):
             fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
@@ -72,7 +101,7 @@ class SubstrateConfig:
 
     vocab_size: int
     n_embed: int
-    kind: str = "glyph"
+    kind: Kind = "glyph"
     scale: Literal["l2", "unit_rms", "none"] = "l2"
     lift: Literal["repeat_interleave", "tile", "orthogonal", "none"] = "repeat_interleave"
     trainable: bool = False
@@ -80,6 +109,9 @@ class SubstrateConfig:
     lift_seed: int = 1
     shuffle_seed: int | None = None
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"vocab_size": 1, "n_embed": 1})
 
     @property
     def is_rule(self) -> bool:
@@ -132,6 +164,9 @@ class Substrate(nn.Module):
             self.register_buffer("lift_ED", torch.eye(config.n_embed, d_model))
 
     def _add_rule(self) -> None:
+        width, places = self.config.n_embed, self.config.places
+        if self.config.kind == "token_bits" and width < places:
+            raise ValueError(f"n_embed {width} of token_bits must be at least {places}, the binary places of an id")
         # Integers, which a model cast to bfloat16 keeps exact.
         if self.config.shuffle_seed is not None:
             self.register_buffer("shuffled_V", torch.arange(self.config.vocab_size, dtype=torch.int32))

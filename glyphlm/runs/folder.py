@@ -4,9 +4,7 @@ It loads with AutoModelForCausalLM.from_pretrained(run, trust_remote_code=True) 
 without remote code after `import glyphlm`.
 """
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,16 +16,18 @@ import transformers
 from transformers import GenerationConfig
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import sha256_file, write_atomic
-from glyphlm.base.records import to_json
-from glyphlm.base.tensors import TENSOR_ERRORS, WEIGHTS, as_os_errors, share
+from glyphlm.base.names import CONFIG, SUMMARY, WEIGHTS
+from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
+from glyphlm.base.records import read_json, to_json
+from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-SUMMARY = "summary.json"
+SUMMARY_PARTS = {"name": str, "substrate": dict, "parameters": dict, "bits_per_byte": dict}  # which every summary has
+ADAPTER_CONFIG = "adapter_config.json"
 # As on the published model cards.
 SAMPLING = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "do_sample": True}
 
@@ -36,21 +36,26 @@ def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
     """Write everything that loads the model into the run folder `out`; each file appears whole.
 
     Files are made in a folder beside and moved, so that a reader never meets a half-written one.
+
+    Raises:
+        InputError: another process writes `out`.
     """
-    partial = out / ".export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with torch.device("meta"):
-        wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
-    wrapped.gpt.load_state_dict(model.state_dict(), assign=True)
-    wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
-    with _quiet(), as_os_errors(out):
-        wrapped.save_pretrained(partial)
-    tokenizer.save(partial)
-    for file in partial.iterdir():
-        share(file)
-        os.replace(file, out / file.name)
-    partial.rmdir()
+    tokenizer = tokenizer.as_trained()
+    with one_writer(out):
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / f".export.{os.getpid()}.partial"
+        partial.mkdir(exist_ok=True)
+        with torch.device("meta"):
+            wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
+        wrapped.gpt.load_state_dict(model.state_dict(), assign=True)
+        wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
+        with _quiet(), as_os_errors(out):
+            wrapped.save_pretrained(partial)
+        tokenizer.save(partial)
+        for file in partial.iterdir():
+            share(file)
+            os.replace(file, out / file.name)
+        partial.rmdir()
 
 
 def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
@@ -77,54 +82,77 @@ def config_fields(model: GPT | Fusion) -> dict[str, Any]:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the special tokens under transformers' names."""
-    return {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
+    """Ids of the special tokens under transformers' names; a text stands after what ended the one before, as in training."""
+    return {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
 
 
 def run_config(run: str | Path) -> GlyphLMConfig:
     """config.json of a run folder; weights are not read.
 
     Raises:
-        InputError: it is no finished run, or the file is damaged.
+        InputError: it is no finished run, the file is damaged, or a value in it is not allowed.
     """
-    _check_finished(Path(run))
+    path = Path(run) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run} is no finished run (no {CONFIG}); train it to the end with glyphlm train")
+    found = read_json(path)
+    if found.get("model_type") != GlyphLMConfig.model_type:
+        raise InputError(f"{path} is of model_type {found.get('model_type')!r}, not {GlyphLMConfig.model_type}: this is no "
+                         "run folder")
     try:
-        return GlyphLMConfig.from_pretrained(run)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{run} cannot be loaded ({str(error).splitlines()[0]})") from None
-
-
-def _check_finished(run: Path) -> None:
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run} is no finished run (no config.json); train it to the end with glyphlm train")
+        return GlyphLMConfig.from_dict(found)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
 
 
 def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     """Model (in eval mode, float32, CPU) and tokenizer of a run folder; no code of the folder is executed.
 
-    Adapters that were kept apart are merged into the weights.
+    Adapters that were kept apart are merged into the weights. What generation_config.json says is not used.
 
     Raises:
-        InputError: it is no finished run, a file is damaged, or the tokenizer is not the one trained with.
+        InputError: it is no finished run, a file is damaged or does not fit the others, a tensor holds NaN, or the
+            tokenizer is not the one trained with.
     """
     run = Path(run)
-    _check_finished(run)
+    config = run_config(run)
+    _check_files(run)
     try:
         with _quiet():
-            model, report = GlyphLMForCausalLM.from_pretrained(run, output_loading_info=True, dtype=torch.float32)
-    except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise InputError(f"{run} cannot be loaded ({str(error).splitlines()[0]})") from None
-    wrong = {name: keys for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if (keys := report.get(name))}
-    if wrong:
-        raise InputError(f"{run}/model.safetensors does not fit config.json: {wrong}")
+            model = GlyphLMForCausalLM.from_pretrained(run, config=config, dtype=torch.float32)
+    except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
     tokenizer = Tokenizer.load(run)
     if model.config.tokenizer_fingerprint != tokenizer.fingerprint:
         raise InputError(f"{run}: the model was trained with tokenizer {model.config.tokenizer_fingerprint[:12]}, but "
                          f"tokenizer.json is {tokenizer.fingerprint[:12]}; put the right one back")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(f"{run}: the model has {model.config.vocab_size:,} ids, the tokenizer {tokenizer.vocab_size:,}; "
+                         "put the right one back")
+    tokenizer = tokenizer.as_trained()
+    model.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
     if (run / ADAPTER).is_dir():
         attach_adapters(model, run / ADAPTER)
         merge_adapters(model)
     return model.eval(), tokenizer
+
+
+def _check_files(run: Path) -> None:
+    """Refuse folders of which transformers would load something else.
+
+    Raises:
+        InputError: the weights are missing or no safetensors, or adapters stand where transformers apply them.
+    """
+    weights = [run / WEIGHTS, run / f"{WEIGHTS}.index.json"]
+    if not any(path.is_file() for path in weights):
+        raise InputError(f"{run} holds no {WEIGHTS}; copy it from where the run was trained (other formats are not read)")
+    if (run / ADAPTER_CONFIG).exists():
+        raise InputError(f"{run} holds {ADAPTER_CONFIG}, which names another model to load; adapters of a run belong in its "
+                         f"folder {ADAPTER}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -151,7 +179,7 @@ def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def weights_sha256(run: str | Path) -> str:
-    """What tells the weights of a run, or of an export of one.
+    """Digest that identifies the weights of a run, or of an export of one.
 
     Raises:
         InputError: it has none.
@@ -163,9 +191,19 @@ def weights_sha256(run: str | Path) -> str:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json of a finished run, or None."""
+    """summary.json of a finished run, or None.
+
+    Raises:
+        InputError: it is damaged, or lacks what every summary has.
+    """
     path = run / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    for key, kind in SUMMARY_PARTS.items():
+        if not isinstance(summary.get(key), kind):
+            raise InputError(f"{path} is not the summary of a run (no valid {key!r}); train it again, or restore the file")
+    return summary
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:

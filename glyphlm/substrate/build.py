@@ -198,6 +198,8 @@ def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
 
 def substrate_config(settings: SubstrateSettings, vocab_size: int) -> SubstrateConfig:
     """What the model will be told, without the fingerprint."""
+    if settings.n_embed < 1:
+        raise InputError(f"n_embed {settings.n_embed} must be positive")
     return SubstrateConfig(
         vocab_size=vocab_size, n_embed=settings.n_embed, kind=settings.kind, scale=settings.scale, lift=settings.lift,
         trainable=settings.trainable, seed=settings.seed, lift_seed=settings.lift_seed, shuffle_seed=settings.shuffle_seed,
@@ -224,8 +226,6 @@ def check_settings(settings: SubstrateSettings, config: SubstrateConfig) -> None
 
 def _check_width(settings: SubstrateSettings, config: SubstrateConfig) -> None:
     width, ids, pixels = settings.n_embed, config.vocab_size, settings.side**2
-    if width < 1:
-        raise InputError(f"n_embed {width} must be positive")
     if not settings.pca and width != pixels:
         raise InputError(f"n_embed {width} is not {settings.side} x {settings.side}; without PCA it must be {pixels}")
     if settings.kind == "glyph" and settings.pca and width > min(pixels, ids):

@@ -132,6 +132,11 @@ class Tokenizer:
             raise InputError(f"{path} is not a tokenizer ({error}); build it again") from None
         return cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
 
+    def as_trained(self) -> "Tokenizer":
+        """The same where bos is eos, for the files of a model: in training a text stands after what ended the one before."""
+        config = self.config | {"bos_token": self.config.get("eos_token")}
+        return type(self)(self._backend, config, self.specials_in_text)
+
     @cached_property
     def tokens(self) -> list[str]:
         """The spelling of each id in the vocabulary, in order of ids; ids that a foreign vocabulary skips are reserved."""
