@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, StaticCache, pipeline
+from transformers import DynamicCache, pipeline
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.phrasebook import phrases
@@ -207,9 +207,11 @@ def test_what_the_model_cannot_use_is_refused(loaded, given, error, message):
         loaded["single"](**{"input_ids": torch.tensor([[5, 6]])} | given)
 
 
-def test_a_cache_of_a_fixed_length_is_refused(loaded, prompts):
-    with pytest.raises(ValueError, match="fixed length.*cache_implementation"):
-        loaded["single"](prompts[0][None], cache=StaticCache(loaded["single"].config, max_cache_len=32))
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_a_cache_of_a_fixed_length_gives_the_same_text(model, prompts, way):
+    ids_BT, mask_BT = pad_left(prompts, model.config.pad_token_id)
+    expected = extend(model, ids_BT, mask_BT, use_cache=False, **WAYS[way]).tolist()
+    assert extend(model, ids_BT, mask_BT, cache_implementation="static", **WAYS[way]).tolist() == expected
 
 
 def test_a_tuple_comes_back_where_one_is_asked_for(loaded, prompts):

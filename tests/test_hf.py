@@ -287,7 +287,7 @@ DAMAGES = {  # what else transformers would load, filled in with random values o
     "another shape": (lambda run: change_tensors(run, lambda t: t.update({"gpt.norm.weight": torch.ones(7)})), "mismatch"),
     "other names": (lambda run: change_tensors(run, rename_blocks), "2 blocks.*hold 0"),
     "no numbers": (lambda run: change_tensors(run, lambda t: t["gpt.head.weight"][3].fill_(NAN)), "gpt.head.weight .*NaN"),
-    "infinity": (lambda run: change_tensors(run, lambda t: t["gpt.substrate.table_VE"][3].fill_(-torch.inf)), "table_VE .*NaN"),
+    "infinity": (lambda run: change_tensors(run, lambda t: t["gpt.norm.bias"].fill_(-torch.inf)), "norm.bias .*NaN"),
     "activation": (lambda run: change_config(run, model={"activation": "x"}), "activation 'x'.*gelu, gelu_tanh"),
     "lift": (lambda run: change_config(run, substrate={"lift": 5}), "lift 5.*tile"),
     "depth": (lambda run: change_config(run, model={"n_layer": 10**9}), "1000000000 blocks.*hold 2"),
