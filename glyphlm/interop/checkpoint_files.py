@@ -1,8 +1,6 @@
 """The folder of a published checkpoint -> its sizes and its tensors. Nothing in the folder is ever executed."""
 
 import json
-import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file
-from glyphlm.base.tensors import READERS
+from glyphlm.base.tensors import plain_tensor, read_foreign
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 # config.json of the published families, then of stock architectures, names the sizes so.
@@ -26,6 +24,7 @@ SIZE_NAMES = {
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ENDINGS = (".safetensors", ".bin", ".pt")
 NESTED = ("model_state_dict", "state_dict", "model")  # under these a training script keeps the weights in a .pt
+MAX_NESTING = 4  # .. inside each other
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -130,37 +129,18 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
         for name, tensor in _read_file(path).items():
             if name in tensors:
                 raise InputError(f"{path} holds {name!r}, which another file holds, too; download the checkpoint again")
-            if not isinstance(tensor, Tensor) or tensor.is_sparse or tensor.is_quantized or tensor.is_complex():
-                raise InputError(f"{path}: {name!r} is no plain tensor of real numbers; weights alone are read")
-            if math.prod(tensor.shape) * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise InputError(f"{path}: {name!r} claims the shape {tuple(tensor.shape)}, more than the file holds; "
-                                 "download the checkpoint again")
-            tensors[name] = tensor.detach()
+            tensors[name] = plain_tensor(path, name, tensor)
     return tensors
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    try:
-        _refuse_compressed(path)
-        found = READERS[".safetensors" if path.suffix == ".safetensors" else ".pt"](path)
-    except InputError:
-        raise
-    except Exception as error:  # torch raises its own set of errors for a damaged file
-        reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is damaged or holds more than plain tensors ({reason}); nothing of it was run") from None
-    while isinstance(found, Mapping) and any(isinstance(found.get(key), Mapping) for key in NESTED):
-        found = next(found[key] for key in NESTED if isinstance(found.get(key), Mapping))
+    found = read_foreign(path, "download the checkpoint again")
+    for _ in range(MAX_NESTING):  # a file may also hold itself
+        inner = [found.get(key) for key in NESTED] if isinstance(found, Mapping) else []
+        found = next((part for part in inner if isinstance(part, Mapping)), found)
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise InputError(f"{path} holds no named tensors; give a checkpoint's file of weights")
     return found
-
-
-def _refuse_compressed(path: Path) -> None:
-    """torch writes its .pt and .bin as zip files whose parts are stored as they are; packed, a few KB can become a TB."""
-    if zipfile.is_zipfile(path) and path.suffix != ".safetensors":
-        with zipfile.ZipFile(path) as parts:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.filelist):
-                raise InputError(f"{path} is compressed, as torch writes no weights; download the checkpoint again")
 
 
 def _read_object(path: Path, cure: str) -> dict[str, Any]:
