@@ -277,6 +277,16 @@ def test_json_is_stable():
     assert to_json({"b": 1, "a": "ю"}) == '{\n  "a": "ю",\n  "b": 1\n}\n'
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "unused"]])
+def test_print_config_shows_every_value_and_does_nothing(recipe, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", str(recipe), "--print-config", "--train.lr", "0.5", *out])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["lr"] == 0.5 and shown["substrate"].keys() >= {"kind", "trainable"}
+    assert not (tmp_path / "unused").exists()
+
+
 def test_a_profile_is_laid_over_the_recipe(recipe, tmp_path, capsys):
     Path(recipe).write_text(Path(recipe).read_text() + "\nprofiles: {tiny: {model: {n_layer: 2}, train: {steps: 1}}}\n")
     assert main(["train", recipe, "--profile", "tiny", "--out", str(tmp_path / "run")]) == 0

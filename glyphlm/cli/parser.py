@@ -17,6 +17,7 @@ TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[
 
 
 Settings = TypeVar("Settings")
+SHOW = "--print_config"
 YAML = "yaml-1.2"  # how values are read, as in our files
 jsonargparse.set_loader(YAML, lambda text: parse_yaml(text, "the value", object), (InputError,))
 
@@ -71,11 +72,12 @@ class Parser(jsonargparse.ArgumentParser):
         """A file of settings and its profiles, for `read_recipe`."""
         self.add_argument(name, nargs="?", metavar=name.upper(), help=f"the YAML file; --{name} FILE is the same")
         self.add_argument("--profile", help=f"one of the {name}'s profiles, such as tiny: its values replace the {name}'s")
+        self.add_argument(SHOW, action="store_true", help=f"show every value of the {name}, and do nothing else")
 
     def read_recipe(
         self, arguments: Sequence[str], kind: type[Settings], name: str = "recipe", own: Collection[str] = ()
     ) -> tuple[Any, Settings]:
-        """Parsed options of the verb, and the recipe with its profile and what was overridden.
+        """Parsed options of the verb, and the recipe with its profile and what was overridden; --print_config ends here.
 
         Each `--section.key VALUE` is an override that `load_recipe` checks; the options in `own` are values of the recipe
         that the verb has options of its own for.
@@ -83,15 +85,21 @@ class Parser(jsonargparse.ArgumentParser):
         Raises:
             InputError: as `read` and `load_recipe`.
         """
-        from glyphlm.experiments.recipe import load_recipe
+        from glyphlm.experiments.recipe import load_recipe, settings_text
 
         if any(one in ("-h", "--help") or one.endswith(".help") for one in arguments):
             self.add_class_arguments(kind, skip={*own})
             self.read(arguments)  # shows the help and exits
         rest, overrides = _overrides([_with_underscores(one) for one in arguments], kind, name, own)
+        if shown := SHOW in rest:
+            rest = [*(one for one in rest if one != SHOW), *(() if "--out" in rest else ("--out", "unused"))]
         options = self.read(rest)
         given = {key: options[key] for key in own if options[key] is not None}
-        return options, load_recipe(options[name], options.profile, [overrides, given], kind)
+        recipe = load_recipe(options[name], options.profile, [overrides, given], kind)
+        if shown:
+            print(settings_text(recipe), end="")
+            raise SystemExit(0)
+        return options, recipe
 
     def add_texts(self, needed: bool = True) -> None:
         """The options of every verb that reads text."""
