@@ -1,6 +1,7 @@
 """The house: which package may import which, who owns which library, and what is copied into run folders."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def read(module: str) -> str:
     return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Every module that a file imports, at its top or inside functions; ours as `glyphlm.x.y`."""
     found: set[str] = set()
