@@ -13,8 +13,7 @@ from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
-from glyphlm.planning.plan import PlanSettings, make_plan, make_plans
-from glyphlm.planning.planmodel import planned_model, vocabulary_size
+from glyphlm.planning.plan import PlanSettings, make_plan, make_plans, planned_model, vocabulary_size
 from glyphlm.planning.text import duration, plan_text, scaled
 from glyphlm.runs.folder import export_model
 from glyphlm.substrate.build import SubstrateSettings
@@ -135,13 +134,50 @@ def test_a_foreign_tokenizer_is_asked_for_its_ids(tokenizer_folder):
         (small(steps=None), H200, "train.steps or train.tokens"),
         (small(SubstrateSettings(n_embed=24)), H200, "n_embed 24 does not divide d_model 32"),
         (small(SubstrateSettings(n_embed=4096)), H200, "32 x 32 pixels"),
-        (small(), PlanSettings("h200", 64), "--gpus 64 is not between 1 and the 32 sequences"),
-        (small(), PlanSettings("h200", mfu=0), "--mfu 0 is not a share"),
+        (small(), PlanSettings("h200", 64), "--gpus 64 is more than the 32 sequences"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(recipe, settings, said):
     with pytest.raises(InputError, match=said):
         make_plan(recipe, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [("gpus", 0, "at least 1"), ("mfu", 0, "above 0"), ("mfu", 1.5, "at most 1"), ("price_per_hour", -1, "at least 0"),
+     ("price_per_hour", float("nan"), "at least 0"), ("parallel", "tp", "ddp, fsdp2")],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, value, limit):
+    with pytest.raises(InputError, match=f"--{name} {value!r} must be .*{limit}"):
+        PlanSettings(**{name: value})
+
+
+# tokens a second on one H200, bf16, eager and with compiled blocks
+@pytest.mark.parametrize(
+    ("layout", "d_model", "n_layer", "block_size", "rows", "compiled", "measured"),
+    [
+        ("bvv241-max", 1024, 16, 1024, 16, False, 124e3), ("bvv241-max", 1024, 16, 1024, 16, True, 152e3),
+        ("bvv241-2-3", 1024, 16, 1024, 16, False, 162e3), ("compact", 512, 8, 512, 64, False, 852e3),
+        ("compact", 512, 8, 512, 64, True, 1163e3),
+    ],
+)  # fmt: skip
+def test_the_forecast_for_a_gpu_is_near_what_was_measured(layout, d_model, n_layer, block_size, rows, compiled, measured):
+    tokens = rows * block_size
+    recipe = Recipe(
+        TokenizerSettings(layout=layout, vocab_size=8192 if layout == "compact" else None),
+        SubstrateSettings(n_embed=d_model),
+        ModelConfig(d_model=d_model, n_layer=n_layer, n_head=d_model // 64, block_size=block_size),
+        train=TrainSettings(steps=10, batch_tokens=tokens, micro_batch_tokens=tokens, precision="bf16", compile=compiled),
+    )  # fmt: skip
+    forecast = make_plan(recipe, H200)["forecast"]
+    assert forecast["tokens_per_second"] == pytest.approx(measured, rel=0.25)
+    assert forecast["how"].startswith("computed: as measured on an H200")
+
+
+def test_a_tiny_model_is_limited_by_its_host_and_not_faster_on_more_gpus():
+    one, eight = (make_plan(small(precision="bf16"), PlanSettings("h200", gpus=gpus))["forecast"] for gpus in (1, 8))
+    assert eight["tokens_per_second"] < 1024 / 4e-3 and one["share_of_rate"] < 0.01
+    assert eight["device_hours"] > 4 * one["device_hours"]
 
 
 def test_a_folder_of_something_else_is_refused(tokenizer_folder):
@@ -263,7 +299,7 @@ def test_experts_that_are_trained_are_planned_as_they_are_fused(runs, names, met
 def test_an_expert_that_is_not_trained_yet_is_planned_as_described_beside_one_that_is(runs, tokenizer_folder):
     there, away = Recipe(TokenizerSettings(str(tokenizer_folder)), model=SMALL, train=TRAIN), "runs/away"
     for n_embed, substrates in ((16, 1), (8, 2)):
-        fusion = FusionSettings([runs["narrow"], away], "head")
+        fusion = FusionSettings([runs["narrow"], away], "head", allow_different_substrates=True)
         plan = make_plan(replace(there, fusion=fusion, substrate=SubstrateSettings(n_embed=n_embed)), H200)
         assert plan["fusion"]["substrates"] == substrates
 
@@ -292,6 +328,7 @@ def test_a_run_that_is_grown_is_planned_with_what_it_freezes(runs):
         ({"method": "gate", "experts": ["narrow"]}, None, "1 expert .* is nothing to fuse"),
         ({"method": "gate", "experts": ["narrow", "away"]}, None, "narrow has 1,024 ids, .*away has 2,048 ids; fuse"),
         ({"method": "gate"}, "narrow", "a model is fused or grown, not both"),
+        ({"method": "gate", "experts": ["narrow", "other"]}, None, "substrates differ: .*allow-different-substrates"),
         (None, "fused", "fused is fused of 2 experts, .*; name one of its experts: .*narrow, .*wide$"),
         (None, "away", "away is no finished run"),
         (None, "wide", "the base has d_model 64, the recipe 32; growth changes the depth only: set model.d_model to 64"),

@@ -37,9 +37,10 @@ _found: dict[str, float] = {}  # by this process
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GB and dense TFLOP/s, from the data sheets of NVIDIA (SXM where there is one); float32 without TF32."""
+    """Memory in GB, its TB/s, and dense TFLOP/s, from the data sheets of NVIDIA (SXM where there is one); no TF32."""
 
     memory: int
+    bandwidth: float
     bf16: float
     fp32: float
 
@@ -49,14 +50,14 @@ class Gpu:
 
 
 GPUS = {
-    "b200": Gpu(180, 2250, 75),
-    "h200": Gpu(141, 989, 67),
-    "h100": Gpu(80, 989, 67),
-    "a100": Gpu(80, 312, 19.5),
-    "l40s": Gpu(48, 362, 91.6),
-    "l4": Gpu(24, 121, 30.3),
-    "rtx4090": Gpu(24, 165, 82.6),
-    "rtx3090": Gpu(24, 71, 35.6),
+    "b200": Gpu(180, 8.0, 2250, 75),
+    "h200": Gpu(141, 4.8, 989, 67),
+    "h100": Gpu(80, 3.35, 989, 67),
+    "a100": Gpu(80, 2.04, 312, 19.5),
+    "l40s": Gpu(48, 0.864, 362, 91.6),
+    "l4": Gpu(24, 0.3, 121, 30.3),
+    "rtx4090": Gpu(24, 1.008, 165, 82.6),
+    "rtx3090": Gpu(24, 0.936, 71, 35.6),
 }
 OTHER_SHEETS = {"pcie", "nvl", "laptop", "mig", "d", "ti", "super", "max", "q"}  # words that make it another card
 

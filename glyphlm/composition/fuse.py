@@ -72,16 +72,27 @@ def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Token
     check_settings(settings)
     loaded = [load_run(run) for run in settings.experts]
     check_vocabularies(settings.experts, [tokenizer for _, tokenizer in loaded])
-    experts = [expert for number, (model, _) in enumerate(loaded)
-               for expert in experts_of(model.gpt, settings.experts[number], number)]
+    fusion = assemble(settings, [model.gpt for model, _ in loaded])
+    fusion.init_weights(seed)
+    return fusion.eval(), loaded[0][1]
+
+
+def assemble(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> Fusion:
+    """The fused model of the models of `settings.experts`, in that order; what the fusion adds has no values yet.
+
+    A plan assembles models on the meta device, whose frozen codes are equal where their fingerprints are.
+
+    Raises:
+        InputError: models do not fit each other.
+    """
+    experts = [expert for number, (run, model) in enumerate(zip(settings.experts, models))
+               for expert in experts_of(model, run, number)]
     join_substrates(experts, settings.allow_different_substrates)
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
     if settings.top_k is not None and settings.top_k > len(experts):
         raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
     values = {name: getattr(settings, name) for name in FusionConfig.__dataclass_fields__}
-    fusion = Fusion(FusionConfig(**values | {"weights": weights}), [expert.model for expert in experts])
-    fusion.init_weights(seed)
-    return fusion.eval(), loaded[0][1]
+    return Fusion(FusionConfig(**values | {"weights": weights}), [expert.model for expert in experts])
 
 
 def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
@@ -146,11 +157,13 @@ def join_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
 
 
 def _same_codes(one: Substrate, two: Substrate) -> bool:
-    """Whether every id has the same code; a trained table is told from another by its values."""
+    """Whether every id has the same code; trained tables differ in their values, so without values they are not the same."""
     tensors, others = (
         {name: values for name, values in substrate.state_dict().items() if name != "lift_ED"} for substrate in (one, two)
     )
     same_rule = one.config.fingerprint == two.config.fingerprint and tensors.keys() == others.keys()
+    if any(values.is_meta for values in [*tensors.values(), *others.values()]):
+        return same_rule and not one.config.trainable
     return same_rule and all(torch.equal(values, others[name]) for name, values in tensors.items())
 
 

@@ -1,26 +1,38 @@
 """What a recipe costs, before anything of it is built: parameters, memory, operations, time, money, and what would save."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import BUILD, CONFIG
+from glyphlm.base.outputs import read_build
+from glyphlm.base.progress import say
+from glyphlm.base.ranges import Range, check_values
+from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.composition.growth import check_growth, choose_trained, places_of_old
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.planning.machines import Machine, Pace, choose_machine
+from glyphlm.planning.machines import Machine, Pace, choose_machine, seconds_on_gpu
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
-from glyphlm.planning.planmodel import planned_model
+from glyphlm.substrate.build import SubstrateSettings, check_settings, substrate_config
+from glyphlm.tokenizer.build import COMPACT_SIZE, TokenizerSettings
+from glyphlm.tokenizer.layouts import LAYOUTS
+from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import Flops, flops_per_token, parameters_by_part, parameters_in_copies
 from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 
 # Bytes beside tensors: Python with its libraries (measured), and CUDA's context with its own (assumed).
 ON_CPU, ON_GPU = 500_000_000, 1_000_000_000
 MEASURABLE = 0.7  # share of this machine's memory that a measurement may take
+ON_CPU_USE = 0.4  # share of the rate of products that training reaches on a CPU
+RANGES = {"gpus": Range(1, 1 << 20, whole=True), "mfu": Range(0, 1, above=True), "price_per_hour": Range(0, 1e9)}
 
 
 @dataclass
@@ -31,17 +43,24 @@ class PlanSettings:
         gpu: Kind of GPU, such as h200, instead of this machine.
         gpus: How many of them share the work.
         parallel: How, ddp or fsdp2; by default as the recipe says.
-        mfu: Share of the peak rate of matrix products that training reaches, where time is computed, not measured.
-        price_per_hour: Of one GPU, in any currency; without it no cost is told.
+        mfu: Share of the peak rate of matrix products that training reaches, where time is computed, not measured; by
+            default what was measured on a GPU, with its memory traffic, launches and waits (on a CPU 0.4).
+        price_per_hour: Of one GPU, in any currency; without it no cost is printed.
         measure: Time training steps, where it is planned for this machine; of a grown or fused model time is computed.
+
+    Raises:
+        InputError: a value is outside of RANGES, or no word of its choice.
     """
 
     gpu: str | None = None
     gpus: int = 1
     parallel: Literal["ddp", "fsdp2"] | None = None
-    mfu: float = 0.4
+    mfu: float | None = None
     price_per_hour: float | None = None
     measure: bool = True
+
+    def __post_init__(self) -> None:
+        check_values(self, "--", RANGES)
 
 
 def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, Any]]:
@@ -104,11 +123,8 @@ def make_plan(
 
 def _check(recipe: Recipe, settings: PlanSettings) -> None:
     rows = batch_rows(recipe.train, recipe.model.block_size)
-    if not 1 <= settings.gpus <= rows:
-        raise InputError(f"--gpus {settings.gpus} is not between 1 and the {rows} sequences of a step; "
-                         "raise train.batch_tokens for more")
-    if not 0 < settings.mfu <= 1:
-        raise InputError(f"--mfu {settings.mfu} is not a share between 0 and 1")
+    if settings.gpus > rows:
+        raise InputError(f"--gpus {settings.gpus} is more than the {rows} sequences of a step; raise train.batch_tokens")
 
 
 def _trains(substrate: Substrate) -> bool:
@@ -140,10 +156,11 @@ def forecast(
 ) -> dict[str, Any]:
     """Seconds of a step, of training and of validation (at most: held-out text may be shorter); GPU-hours and cost."""
     total, forward = sum(part.total for part in flops.values()), sum(part.forward for part in flops.values())
-    reached = machine.rate * settings.mfu
     measurable = timed and settings.measure and machine.here and isinstance(model, GPT)
-    pace = _measured(model, train, machine, flops, reached) if measurable else None
-    pace = pace or Pace(train.batch_tokens * total / reached / machine.count, 0.0, _told(machine, settings))
+    reached = machine.rate * (settings.mfu or ON_CPU_USE)
+    pace = (_measured(model, train, machine, flops, reached) if measurable else None) or _computed(
+        model, train, machine, total, settings.mfu
+    )
     steps, of_token = count_steps(train), (pace.step - pace.update) / train.batch_tokens * machine.count
     validations = -(-steps // train.validate_every)
     validation = validations * train.validation_tokens * of_token * forward / total
@@ -168,11 +185,18 @@ def _measured(model: GPT, train: TrainSettings, machine: Machine, flops: dict[st
     return measure(model, train, (outside, sum(seconds.values()) / model.config.n_layer), int(MEASURABLE * machine.memory))
 
 
-def _told(machine: Machine, settings: PlanSettings) -> str:
-    peak = "the rate of matrix products here" if machine.measured else "the data sheet's rate"
+def _computed(model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: int, mfu: float | None) -> Pace:
+    """The pace by the share of the peak rate that is reached; on a GPU also by what was measured on another."""
+    if mfu is None and machine.name != "cpu" and machine.bandwidth:
+        load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
+        how = f"computed: as measured on an H200, scaled to {machine.rate / 1e12:,.3g} TFLOP/s and its memory"
+        return Pace(*seconds_on_gpu(model, load, flops, machine, bool(train.compile)), how)
+    peak = "the rate of matrix products here" if machine.here else "the data sheet's rate"
     if machine.here and not machine.measured:
         peak = "an assumed rate (--measure finds this machine's)"
-    return f"computed: {settings.mfu:.0%} of {peak}, {machine.rate / 1e12:,.3g} TFLOP/s"
+    use = mfu or ON_CPU_USE
+    seconds = train.batch_tokens * flops / (machine.rate * use) / machine.count
+    return Pace(seconds, 0.0, f"computed: {use:.0%} of {peak}, {machine.rate / 1e12:,.3g} TFLOP/s")
 
 
 def savings(model: GPT | Fusion, load: Load) -> Iterator[dict[str, Any]]:
@@ -215,3 +239,98 @@ def _options(model: GPT | Fusion, load: Load) -> Iterator[tuple[str, GPT | Fusio
 def _with(model: GPT, config: SubstrateConfig) -> GPT:
     with torch.device("meta"):
         return GPT(model.config, Substrate(config, model.config.d_model))
+
+
+# The model that a recipe is about, on the meta device: shapes without values, before anything of it is built
+
+
+def planned_model(recipe: Recipe) -> GPT | Fusion:
+    """The recipe's model on the meta device; a fused one with only what its method trains not frozen.
+
+    Raises:
+        InputError: the vocabulary is not known, widths do not fit, or the experts cannot be fused and trained.
+    """
+    try:
+        with torch.device("meta"):
+            return _fused(recipe) if recipe.fusion.experts else _single(recipe)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _single(recipe: Recipe) -> GPT:
+    return GPT(recipe.model, Substrate(_substrate_config(recipe.substrate, recipe.tokenizer), recipe.model.d_model))
+
+
+def _fused(recipe: Recipe) -> Fusion:
+    from glyphlm.composition.fuse import assemble
+    from glyphlm.experiments.build_model import check_context, check_trained  # these load transformers
+
+    check_trained(recipe.fusion)
+    check_fusion(recipe.fusion)
+    fusion = assemble(recipe.fusion, _models_of_runs(recipe))
+    check_context(fusion, recipe.model.block_size)
+    return fusion
+
+
+def _models_of_runs(recipe: Recipe) -> list[GPT | Fusion]:
+    """The model of each expert's run; where that is not trained yet, the one that the recipe describes."""
+    from glyphlm.modeling.hf import make_model
+    from glyphlm.runs.folder import run_config
+
+    runs, likeness = recipe.fusion.experts, None
+    missing = {run for run in runs if not (Path(run) / CONFIG).is_file()}
+    if missing:
+        say(f"{', '.join(sorted(missing))}: no finished run yet; planned with model and substrate of the recipe")
+        likeness = _single(recipe)
+    models = [copy.deepcopy(likeness) if run in missing else make_model(run_config(run)) for run in runs]
+    sizes = {run: model.vocab_size for run, model in zip(runs, models)}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"vocabularies differ: {', '.join(f'{run} has {size:,} ids' for run, size in sizes.items())}; fuse "
+                         "runs that were trained with one tokenizer")
+    known = [model.substrate.config for run, model in zip(runs, models) if run not in missing]
+    for run, model in zip(runs, models):
+        if run in missing:  # codes that are described like those of a run will be the same
+            same = (config for config in known if replace(config, fingerprint="") == model.substrate.config)
+            model.substrate.config = next(same, model.substrate.config)
+    return models
+
+
+def _substrate_config(settings: SubstrateSettings, tokenizer: TokenizerSettings) -> SubstrateConfig:
+    if settings.path and (Path(settings.path) / CONFIG).is_file():
+        from glyphlm.runs.folder import run_config  # loads transformers
+
+        return SubstrateConfig(**run_config(settings.path).pairs[0]["substrate"])
+    if settings.path and Path(settings.path).exists():
+        return SubstrateConfig(**_built(settings.path, "substrate")["config"])
+    if settings.path:
+        say(f"{settings.path} does not exist yet: planned as kind {settings.kind}, width {settings.n_embed}")
+    config = substrate_config(settings, vocabulary_size(tokenizer))
+    check_settings(settings, config)
+    return config
+
+
+def _built(folder: str, made: str) -> dict[str, Any]:
+    build = read_build(folder)
+    if build.made != made:
+        raise InputError(f"{folder} holds a {build.made}, not a {made}")
+    return build.result
+
+
+def vocabulary_size(settings: TokenizerSettings) -> int:
+    """Number of ids of the tokenizer folder, or of the layout where it is not built yet.
+
+    Raises:
+        InputError: neither tells it.
+    """
+    if settings.path and (Path(settings.path) / BUILD).is_file():
+        return _built(settings.path, "tokenizer")["vocab_size"]
+    for folder in (settings.path, settings.base):
+        if folder and Path(folder).exists():
+            return Tokenizer.load(folder).vocab_size
+    size = {name: layout.vocab_size for name, layout in LAYOUTS.items()} | {"compact": settings.vocab_size or COMPACT_SIZE}
+    if settings.layout not in size:
+        raise InputError(f"layout {settings.layout} has the ids of another tokenizer, and {settings.base} does not exist; "
+                         "give tokenizer.base a folder that does")
+    if settings.path:
+        say(f"{settings.path} does not exist yet: planned with the {size[settings.layout]:,} ids of {settings.layout}")
+    return size[settings.layout]
