@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,18 @@ def ours(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype) -> Te
     return head_loss(x_ND, weight_VD, None, y_N, dtype)
 
 
-CONTENDERS = {"plain": plain, "ours": ours}
+def compiled(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """All logits at once, under torch.compile."""
+    return fused_plain()(x_ND, weight_VD, y_N, dtype)
+
+
+@cache
+def fused_plain() -> Loss:
+    """`plain` under torch.compile, made once."""
+    return torch.compile(plain)
+
+
+CONTENDERS = {"plain": plain, "ours": ours, "plain, compiled": compiled}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,10 +63,18 @@ def run_once(loss: Loss, given: tuple[Tensor, Tensor, Tensor], dtype: torch.dtyp
     """Seconds, value and gradients of one forward and backward pass."""
     x_ND, weight_VD, y_N = given
     x_ND.grad = weight_VD.grad = None
+    wait(x_ND)
     begin = time.perf_counter()
     value = loss(x_ND, weight_VD, y_N, dtype)
     value.backward()
+    wait(x_ND)
     return time.perf_counter() - begin, float(value.detach()), [x_ND.grad, weight_VD.grad]
+
+
+def wait(values: Tensor) -> None:
+    """For the GPU, where the values are on one."""
+    if values.is_cuda:
+        torch.cuda.synchronize()
 
 
 def peak_bytes() -> int:
@@ -90,24 +110,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    usual = [*CONTENDERS] if torch.cuda.is_available() else ["plain", "ours"]
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=usual)
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=[*DTYPES])
     parser.add_argument("--memory", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         measure_memory(options)
         return
     given = inputs(options)
+    contenders = {name: CONTENDERS[name] for name in options.contenders}
     print(f"V {options.vocab:,}  d {options.width}  {options.tokens:,} tokens  {options.device}")
-    for label, dtype in DTYPES.items():
-        seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        for _ in range(options.rounds):
-            for name, loss in CONTENDERS.items():
-                seconds[name].append(run_once(loss, given, dtype)[0])
-        (_, our_loss, our_grads), (_, plain_loss, plain_grads) = (run_once(loss, given, dtype) for loss in (ours, plain))
+    for label in options.precisions:
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for counted in [False] + [True] * options.rounds:
+            for name, loss in contenders.items():
+                seconds[name] += [run_once(loss, given, DTYPES[label])[0]] * counted
+        (_, our_loss, our_grads), (_, plain_loss, plain_grads) = (run_once(f, given, DTYPES[label]) for f in (ours, plain))
         worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(our_grads, plain_grads))
-        mine, theirs = (statistics.median(seconds[name]) for name in ("ours", "plain"))
-        print(f"  {label}: ours {mine:.2f} s, plain {theirs:.2f} s, {mine / theirs:.2f}x; loss {our_loss:.6f} and "
-              f"{plain_loss:.6f}; gradients differ by at most {worst:.1e} of their largest value")
-    memory = {name: extra_memory(name) for name in CONTENDERS}
+        found = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+        speeds = ", ".join(f"{name} {ms:,.1f} ms ({found['ours'] / ms:.2f}x)" for name, ms in found.items())
+        print(f"  {label}: {speeds}; loss {our_loss:.6f} and {plain_loss:.6f}; gradients differ by at most {worst:.1e} of "
+              f"their largest value", flush=True)
+    memory = {name: extra_memory(name) for name in ("plain", "ours")}
     print(f"  extra peak memory (fp32): ours {memory['ours'] / 2**20:,.0f} MiB, plain {memory['plain'] / 2**20:,.0f} MiB, "
           f"{memory['ours'] / memory['plain']:.3f}x")
 

@@ -1,5 +1,6 @@
 """The loss over the head equals plain cross-entropy: value and all gradients, whatever the chunks and who computes it."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import Tensor
 from glyphlm.data.batches import IGNORED
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.training import loss
-from glyphlm.training.loss import Objective, chunks, has_liger, head_loss, target_nats
+from glyphlm.training.loss import Objective, chunks, document_blocks, has_liger, head_loss, target_nats
 
 N, D, V = 11, 8, 23
 IDS, END = 40, 0  # of the model below
@@ -228,9 +229,9 @@ def test_chunks_cover_every_position_once_and_hold_few_enough_logits(monkeypatch
 
 @pytest.fixture(scope="module")
 def gpt():
-    substrate = Substrate(SubstrateConfig(IDS, 16, "learned", trainable=True), 16)
+    substrate = Substrate(SubstrateConfig(IDS, 32, "learned", trainable=True), 32)
     torch.nn.init.normal_(substrate.table_VE, generator=torch.Generator().manual_seed(3))
-    model = GPT(ModelConfig(16, 2, 2, 32), substrate)
+    model = GPT(ModelConfig(32, 2, 2, 256), substrate)
     model.init_weights(1)
     return model
 
@@ -275,6 +276,37 @@ def test_with_document_masks_a_document_is_scored_as_if_it_were_alone(gpt):
     )
     torch.testing.assert_close(masked, alone)  # rotary positions are relative: where it stands does not matter
     assert not torch.allclose(open_, alone)
+
+
+def of_documents(gpt: GPT, x_BT: Tensor) -> Tensor:
+    return Objective(gpt, torch.float32, END)(x_BT, x_BT.roll(-1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_block_mask_of_documents_changes_nothing(gpt, monkeypatch):
+    x_BT = some_ids(2, 160)
+    x_BT[:, 17::40] = END
+    with torch.no_grad():
+        expected = of_documents(gpt, x_BT)
+        monkeypatch.setattr(gpt, "mask_documents", document_blocks)
+        torch.testing.assert_close(of_documents(gpt, x_BT), expected, rtol=1e-5, atol=1e-5)
+        gpt.mask_documents = lambda documents_BT: pytest.fail("used")
+        assert of_documents(gpt.eval(), x_BT).shape == (320,)  # FlexAttention is for training, which compiles it
+    gpt.train()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_compiled_block_mask_gives_the_gradients_of_a_dense_one(gpt):
+    model, x_BT, found = copy.deepcopy(gpt).cuda(), some_ids(2, 160).cuda(), []
+    x_BT[:, 17::40] = END
+    for mask in (None, torch.compile(document_blocks)):
+        model.mask_documents = mask
+        for block in model.blocks if mask else []:
+            block.compile()
+        value = Objective(model, torch.float32, END)(x_BT, x_BT.roll(-1, 1), 1)
+        found.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()
 
 
 def test_padding_and_documents_mask_together(gpt):

@@ -105,7 +105,11 @@ def activation_bytes(model: GPT | Fusion, load: Load) -> int:
     """What is kept until the backward pass of each block that it goes through, and around the head."""
     entering = FLOAT * load.rows * model.config.block_size * model.config.d_model
     if isinstance(model, Fusion):  # what the head reads; for a gate or an adapter also its gradient, and what they read
-        return entering if model.head.weight.requires_grad else 3 * entering + (entering // 2 if load.bf16 else 0)
+        if model.head.weight.requires_grad:
+            return entering
+        # In bf16 an adapter gives the head bf16, of which head_bytes counts a copy that is not made; a gate gives float32.
+        half = entering // 2 if load.bf16 else 0
+        return 3 * entering + (half if model.fusion.method == "gate" else -half)
     mask = load.rows * model.config.block_size**2 if load.documents else 0
     of_block = entering if load.recompute else _inside(model, load)
     return of_block * _reached(model) + mask + 3 * entering  # the last block's output, the head's input and its gradient
@@ -117,7 +121,7 @@ def head_bytes(model: GPT | Fusion, load: Load) -> int:
     chunk = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size))
     in_bf16, trained = 2 if load.bf16 else 0, _trains_head(model)
     losing = (chunk * 8 + width * (4 * trained + in_bf16)) * vocab_size  # logits, log-probabilities; gradient and weights
-    deriving = (chunk * (4 + in_bf16) + width * (8 * trained + in_bf16)) * vocab_size  # their gradient; a chunk's share
+    deriving = (chunk * (in_bf16 or FLOAT) + width * (8 * trained + in_bf16)) * vocab_size  # their gradient; a chunk's share
     return max(losing, deriving) + chunk * width * in_bf16
 
 

@@ -81,6 +81,7 @@ def continue_ids(
     torch.manual_seed(sampling.seed)
     with torch.no_grad():
         out_BT = model.generate(
-            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens, **chosen
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens,
+            cache_implementation="static" if model.device.type == "cuda" else None, **chosen
         )
     return out_BT[0, len(ids):].tolist()

@@ -29,7 +29,7 @@ from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
 from glyphlm.training.feed import Fed, Feed
 from glyphlm.training.flops import flops_per_token
-from glyphlm.training.loss import Objective, to_device
+from glyphlm.training.loss import Objective, document_blocks, to_device
 from glyphlm.training.optim import make_adamw
 from glyphlm.training.parallel import is_sharded, spread, without_sync, world
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
@@ -142,6 +142,8 @@ class _Trainer:
         if self._is_compiled:
             for block in model.blocks:
                 block.compile()
+            if self._device.type == "cuda" and isinstance(model, GPT):  # torch has no backward of it on CPU
+                model.mask_documents = torch.compile(document_blocks)
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
 
     def resume(self) -> TrainState:
