@@ -103,7 +103,7 @@ def test_a_library_is_imported_by_its_owners_alone(library):
 @pytest.mark.parametrize("module", sorted(SHIPPED))
 def test_shipped_files_need_only_torch_transformers_and_each_other(module):
     allowed = {"torch", "transformers", "safetensors", "glyphlm"}  # transformers need safetensors
-    allowed |= {"collections", "copy", "dataclasses", "math", "pathlib", "types", "typing", "zlib"}
+    allowed |= {"collections", "contextlib", "copy", "dataclasses", "math", "pathlib", "types", "typing", "zlib"}
     assert {name.split(".")[0] for name in imports(module)} <= allowed
     assert ours(module) <= SHIPPED
     assert {m for m in MODULES if m.startswith("modeling.") and not m.endswith("__init__")} == SHIPPED
