@@ -1,4 +1,4 @@
-"""The verbs that make what models are made from: tokenizers, substrates, shards. Each calls one library function."""
+"""The verbs that prepare data: tokenizers, substrates, shards. Each calls one library function."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Submitted
-from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of
+from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of, settings_from
 
 
 def run_tokenizer_build(arguments: Sequence[str]) -> None:
@@ -15,20 +15,21 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "tokenizer build",
-        "Lay out a vocabulary: tokenizer.json for any library, vocab.txt for the eye. The layout compact is counted on your "
+        "Lay out a vocabulary: tokenizer.json for any library, vocab.txt for reading. The layout compact is counted on your "
         "text; bvv241-2-3, bvv241-max and bvv241-abs are built from n-gram statistics, as published; bvv241-nemo keeps "
         "another tokenizer as it is.",
         "glyphlm tokenizer build --layout compact --vocab-size 8192 --out tok/ texts/ more.jsonl.gz\n"
         "  glyphlm tokenizer build --layout bvv241-2-3 --ngrams ngrams.txt --lossless --out tok/\n"
         "  glyphlm tokenizer build --layout bvv241-nemo --from mistral-nemo/ --out tok/",
     )
-    names = parser.add_class_arguments(TokenizerSettings, skip={"path", "base", "lossless"})
-    parser.add_argument("--lossless", action="store_true", help="published layouts: characters without an id become bytes")
+    parser.add_settings(
+        TokenizerSettings, {"lossless": "published layouts: characters without an id become bytes"}, skip=("path", "base")
+    )
     parser.add_argument("--from", help="folder of the Hugging Face tokenizer that bvv241-nemo keeps")
     parser.add_texts(needed=False)
     parser.add_out("folder of the tokenizer", required=True)
     options = parser.read(arguments)
-    settings = TokenizerSettings(**{name: options[name] for name in (*names, "lossless")}, base=options["from"])
+    settings = settings_from(options, TokenizerSettings, base=options["from"])
     build_tokenizer(options.texts, settings, options.out, reading_of(options))
 
 
@@ -46,13 +47,13 @@ def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
         "--lang", action="append", required=True, metavar="CODE=TEXT", help=f"may be given several times; {TEXTS}"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 5], help="lengths of the n-grams in characters")
-    names = parser.add_class_arguments(NgramSettings, skip={"sizes"})
+    parser.add_settings(NgramSettings, skip=("sizes",))
     parser.add_argument("--jobs", type=int, default=1, help="processes that count, each up to 700 MB")
     parser.add_engine()
     parser.add_reading()
     parser.add_out("the file of n-gram statistics", required=True)
     options = parser.read(arguments)
-    settings = NgramSettings(tuple(options.sizes), **{name: options[name] for name in names})
+    settings = settings_from(options, NgramSettings, sizes=tuple(options.sizes))
     given = _texts_by_language(options.lang), settings, options.out, reading_of(options), options.jobs
     with suppress(Submitted):
         count_ngrams(*given, engine_of(options))
@@ -63,7 +64,7 @@ def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
     for one in given:
         lang, _, text = one.partition("=")
         if not lang or not text:
-            raise InputError(f"--lang {one!r} is no CODE=TEXT; give such as --lang en=texts/en.txt")
+            raise InputError(f"--lang {one!r} is not of the form CODE=TEXT; give, for example, --lang en=texts/en.txt")
         texts.setdefault(lang, []).append(text)
     return texts
 
@@ -102,23 +103,23 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
         "  glyphlm substrate build --tokenizer tok/ --kind given --file table.pt --n-embed 1024 --scale none --out sub/",
     )
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
-    flags = ("strict", "trainable", "unique")
-    names = parser.add_class_arguments(SubstrateSettings, skip={"path", "font", *flags})
+    flags = {
+        "strict": "stop where a character is in no font",
+        "trainable": "training may change the table",
+        "unique": "kinds glyph, given: the last columns hold the bits of the id",
+    }
+    parser.add_settings(SubstrateSettings, flags, skip=("path", "font"))
     parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
-    parser.add_argument("--strict", action="store_true", help="stop where a character is in no font")
-    parser.add_argument("--trainable", action="store_true", help="training may change the table")
-    parser.add_argument("--unique", action="store_true", help="kinds glyph, given: the last columns hold the bits of the id")
     parser.add_out("folder of the substrate", required=True)
     options = parser.read(arguments)
-    settings = SubstrateSettings(**{name: options[name] for name in (*names, "font", *flags)})
-    build_substrate(Tokenizer.load(options.tokenizer), settings, options.out)
+    build_substrate(Tokenizer.load(options.tokenizer), settings_from(options, SubstrateSettings), options.out)
 
 
 def run_substrate_inspect(arguments: Sequence[str]) -> None:
     """glyphlm substrate inspect."""
     parser = Parser.of(
         "substrate inspect",
-        "Tell which tokens share a code, how long and how varied codes are, and which are near each other.",
+        "Print which tokens share a code, the norms and the rank of the codes, and nearest neighbours.",
         "glyphlm substrate inspect sub/ --nearest a the --out inspected/",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="substrate folder, or run folder")

@@ -1,4 +1,4 @@
-"""The verbs that make models: the whole way, training, growth, and what they cost. Each calls one library function."""
+"""The verbs that make models: quickstart, train, grow, fuse, plan, study. Each calls one library function."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import IS_MAIN
 from glyphlm.base.records import to_json
-from glyphlm.cli.parser import TEXTS, Parser
+from glyphlm.cli.parser import TEXTS, Parser, settings_from
 
 
 def run_quickstart(arguments: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def run_train(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "train",
-        "Train the arm of a recipe; any of its values can be overridden. The same command again goes on after a stop.",
+        "Train the model of a recipe; any of its values can be overridden. The same command resumes after a stop.",
         "glyphlm train recipe.yaml --train.steps 2000 --out runs/mine",
     )
     parser.usage = "glyphlm train RECIPE [--section.key VALUE ...] --out RUN"
@@ -56,7 +56,7 @@ def run_grow(arguments: Sequence[str]) -> None:
         "grow",
         "Grow a model in the stages of a recipe: train some layers, freeze them, train new ones on top. Each stage is a run "
         "folder (OUT/stage-1, stage-2 ..) that loads like any other, and so are the controls of the same shape, trained all "
-        "at once. The same command again goes on after a stop; with more stages it grows the model further.",
+        "at once. The same command resumes after a stop; with more stages it grows the model further.",
         "glyphlm grow recipe.yaml --out runs/grown\n"
         "  glyphlm grow recipe.yaml --growth.base runs/mine --growth.start zero --out runs/mine-grown",
     )
@@ -89,16 +89,15 @@ def run_fuse(arguments: Sequence[str]) -> None:
     )
     parser.usage = "glyphlm fuse RUN RUN [RUN ...] [--method METHOD] --out FOLDER"
     parser.add_argument("experts", nargs="+", metavar="RUN", help="run folders, of single or fused models")
-    own = {"experts", "weights", "allow_different_substrates"}
-    parser.add_class_arguments(FusionSettings, skip=own | {"top_k", "route_after", "rank"})
+    others = ("experts", "weights", "allow_different_substrates", "top_k", "route_after", "rank")
+    parser.add_settings(FusionSettings, skip=others)
     parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
     parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
     parser.add_out("run folder to write", required=True)
     options = parser.read(arguments)
     from glyphlm.composition.fuse import fuse
 
-    settings = FusionSettings(**{name: options[name] for name in (*own, "method", "temperature")})
-    fuse(settings, options.out, f"glyphlm fuse {shlex.join(arguments)}")
+    fuse(settings_from(options, FusionSettings), options.out, f"glyphlm fuse {shlex.join(arguments)}")
     print(options.out)
 
 
@@ -110,19 +109,19 @@ def run_plan(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "plan",
-        "Tell what a recipe costs before anything of it is built: parameters, memory, FLOPs, time and money, the largest "
+        "Estimate what a recipe costs before anything is built: parameters, memory, FLOPs, time and money, the largest "
         "micro-batch that fits, and what would save. Planned for this machine, a few training steps are timed.",
         "glyphlm plan recipe.yaml\n  glyphlm plan recipe.yaml --gpu h200 --gpus 8 --parallel fsdp2 --price-per-hour 3",
     )
     parser.usage = "glyphlm plan RECIPE [--section.key VALUE ...] [options]"
     parser.add_recipe()
-    names = parser.add_class_arguments(PlanSettings, skip={"measure"})
+    parser.add_settings(PlanSettings, skip=("measure",))
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     if options.out:
         check_file(options.out, ('"flops_per_token"', '"forecast"'), "plan.json")
-    plans = make_plans(recipe, PlanSettings(**{name: options[name] for name in (*names, "measure")}))
+    plans = make_plans(recipe, settings_from(options, PlanSettings))
     print("\n".join(map(plan_text, plans)), end="")
     if options.out:
         write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))
@@ -134,9 +133,9 @@ def run_study(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "study",
-        "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and tell in OUT/results.md what was "
-        "found, with intervals over seeds. Every stage is a glyphlm command; Snakemake runs those that are still to be run, "
-        "here or on a cluster. The same command again goes on after a stop; a stage that fails leaves the others.",
+        "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and write OUT/results.md with "
+        "intervals over seeds. Every step is a glyphlm command; Snakemake runs those that are not finished, here or on a cluster. The "
+        "same command resumes after a stop. A step that fails does not stop the others; the exit code is then 2.",
         "glyphlm study recipes/study_freezing.yaml --profile laptop --out runs/freezing --jobs 2\n"
         "  glyphlm study study.yaml --data en.txt ru.txt --evaluate bpb=held_out.txt mmlu=mmlu/test --out runs/mine\n"
         "  glyphlm study study.yaml --out runs/mine --jobs 20 -- --executor slurm --default-resources slurm_partition=gpu",
@@ -145,19 +144,19 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_recipe("study")
     parser.add_argument("--seeds", type=int, nargs="+", help="each arm is trained once with each (default: 1 2 3)")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="the arms to make (default: all)")
-    parser.add_argument("--evaluate", nargs="+", metavar="NAME=PATH", help="what glyphlm eval asks all models")
+    parser.add_argument("--evaluate", nargs="+", metavar="NAME=PATH", help="tasks of glyphlm eval for all models")
     parser.add_argument("--data", nargs="+", metavar="TEXT|NAME=PATH",
                         help=f"instead of the data of the recipe; {TEXTS}, and examples, as NAME=PATH")
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run at once; here they share the cores")
-    parser.add_argument("--dry_run", action="store_true", help="tell what would run, and why, and run nothing")
-    parser.add_argument("--unlock", action="store_true", help="go on where a study was killed, not stopped")
+    parser.add_argument("--jobs", type=int, default=1, help="commands that run at once; here they share the cores")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, and why, and run nothing")
+    parser.add_argument("--unlock", action="store_true", help="resume after a kill: remove the lock of Snakemake")
     parser.add_out("folder of everything", required=True)
     ours, options = _at_dashes(arguments)
-    asked, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
+    given, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
     from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
 
     command = f"glyphlm study {shlex.join(ours)}"
-    print(study(settings, asked.out, asked.jobs, asked.dry_run, asked.unlock, options, command))
+    print(study(settings, given.out, given.jobs, given.dry_run, given.unlock, options, command))
 
 
 def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

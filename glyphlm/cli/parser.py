@@ -1,4 +1,4 @@
-"""What all verbs have in common: their parser, its groups of options, and what these come to."""
+"""What the verbs share: their parser, groups of options, and how options become settings."""
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
@@ -64,7 +64,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def add_settings(self, kind: type, flags: Mapping[str, str] = {}, skip: Collection[str] = ()) -> None:
         """An option for each value of a settings dataclass; `flags` (name -> help) are switched on by their name alone."""
-        self.add_class_arguments(kind, skip={*flags, *skip})
+        self.add_class_arguments(kind, skip={*flags, *skip})  # `settings_from` reads them
         for name, what in flags.items():
             self.add_argument(f"--{name}", action="store_true", help=what)
 
@@ -113,8 +113,8 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--skip_empty", action="store_true", help="leave out rows without text (null or blank)")
 
     def add_engine(self) -> None:
-        """Who makes the parts of a large corpus."""
-        self.add_argument("--engine", choices=tuple(EXECUTORS), help="let tasks of datatrove make the parts, in place of "
+        """Options of the verbs that split a large corpus into tasks."""
+        self.add_argument("--engine", choices=tuple(EXECUTORS), help="let tasks of datatrove make the parts instead of "
                           "--jobs; the bytes are the same (slurm only submits: the same command again joins the parts)")
         self.add_argument("--engine_options", type=dict, default={}, metavar="JSON",
                           help='what its executor takes: \'{"partition": "cpu", "time": "10:00:00"}\'')
@@ -164,6 +164,12 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
+def settings_from(options: Any, kind: type[Settings], **more: Any) -> Settings:
+    """Settings of type `kind` from the options of the same names, and `more`; what the verb has no option for is default."""
+    given = {name: options[name] for name in get_type_hints(kind) if name in options}
+    return kind(**given | more)
+
+
 def reading_of(options: Any) -> Reading:
     """How the options say that text is read."""
     return Reading(options.text_field, options.errors, options.skip_empty)
@@ -173,10 +179,10 @@ def engine_of(options: Any) -> Engine | None:
     """The engine that the options name, if any.
 
     Raises:
-        InputError: they say how an engine works and name none.
+        InputError: options of an engine are given without --engine.
     """
     if options.engine is None:
         if options.tasks is not None or options.engine_options:
-            raise InputError(f"--tasks and --engine-options are of an engine; name it: --engine {'|'.join(EXECUTORS)}")
+            raise InputError(f"--tasks and --engine-options need an engine; name it: --engine {'|'.join(EXECUTORS)}")
         return None
     return Engine(options.engine, options.out, options.tasks, options.engine_options)

@@ -1,11 +1,11 @@
-"""The verbs that take models from others and give them on. Each calls one library function."""
+"""The verbs that exchange models: import, export, push, serve. Each calls one library function."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
-from glyphlm.cli.parser import Parser
+from glyphlm.cli.parser import Parser, settings_from
 
 
 def run_import(arguments: Sequence[str]) -> None:
@@ -16,20 +16,19 @@ def run_import(arguments: Sequence[str]) -> None:
         "import",
         "Make a run folder from a published checkpoint, a folder or a name on the Hub. Its Python files are never run: "
         "tensors are found by their shapes and places, and what does not fit is refused. What shapes cannot show is an "
-        "option; --check tells the loss of a text under each.",
+        "option; --check prints the loss of a text under each.",
         'glyphlm import best_bvv_ru/ --check "The capital of France is Paris."\n'
         "  glyphlm import best_bvv_ru/ --rotation interleaved --out runs/best_bvv_ru",
     )
     parser.add_argument("source", metavar="SRC", help="folder of the checkpoint, or OWNER/NAME on the Hub")
-    names = parser.add_class_arguments(ImportSettings, skip={"signed", "trainable"})
-    parser.add_argument("--signed", action="store_true", help="codes made of bits are -1 and 1, not 0 and 1")
-    parser.add_argument("--trainable", action="store_true", help="further training changes the table")
+    flags = {"signed": "codes made of bits are -1 and 1, not 0 and 1", "trainable": "further training changes the table"}
+    parser.add_settings(ImportSettings, flags)
     parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
     parser.add_out("run folder")
     options = parser.read(arguments)
     from glyphlm.interop.import_model import check, import_checkpoint, readings_text
 
-    settings = ImportSettings(**{name: options[name] for name in (*names, "signed", "trainable")})
+    settings = settings_from(options, ImportSettings)
     if options.check is not None:
         print(readings_text(check(options.source, options.check, settings)))
     elif options.out is None:
@@ -43,7 +42,7 @@ def run_export(arguments: Sequence[str]) -> None:
     parser = Parser.of(
         "export",
         "Write a run for other tools: as a stock GPT-NeoX folder, which transformers, vLLM and others open without "
-        "glyphlm and without remote code, or as a GGUF file for llama.cpp. What they cannot express is said, or refused.",
+        "glyphlm and without remote code, or as a GGUF file for llama.cpp. What they cannot express is reported or refused.",
         "glyphlm export runs/mine --to gpt_neox --out exports/mine\n"
         "  glyphlm export runs/mine --to gguf --quantize q8_0 --out exports/mine-gguf",
     )
@@ -54,7 +53,7 @@ def run_export(arguments: Sequence[str]) -> None:
     parser.add_out("folder to write", required=True)
     options = parser.read(arguments)
     if options.to == "gpt_neox" and options.quantize != "f32":
-        raise InputError(f"--quantize {options.quantize} is of --to gguf; gpt_neox is written in float32")
+        raise InputError(f"--quantize {options.quantize} applies only to --to gguf; gpt_neox is written in float32")
     if options.to == "gpt_neox":
         from glyphlm.interop.export_neox import export_gpt_neox
 
@@ -103,6 +102,6 @@ def run_serve(arguments: Sequence[str]) -> None:
         "glyphlm serve runs/mine --port 8000",
     )
     parser.add_argument("run", type=Path, help="run folder")
-    names = parser.add_class_arguments(ServeSettings)
+    parser.add_settings(ServeSettings)
     options = parser.read(arguments)
-    serve(options.run, ServeSettings(**{name: options[name] for name in names}))
+    serve(options.run, settings_from(options, ServeSettings))

@@ -1,9 +1,9 @@
-"""The verbs that use models: text out of them, scores, pages. Each calls one library function."""
+"""The verbs that use models: generated text, scores, probes, reports. Each calls one library function."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from glyphlm.cli.parser import Parser, reading_of
+from glyphlm.cli.parser import Parser, reading_of, settings_from
 
 
 def run_generate(arguments: Sequence[str]) -> None:
@@ -17,9 +17,9 @@ def run_generate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run", help="run folder")
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
-    names = parser.add_class_arguments(Sampling)
+    parser.add_settings(Sampling)
     options = parser.read(arguments)
-    for text in generate(options.run, options.prompt, Sampling(**{name: options[name] for name in names})):
+    for text in generate(options.run, options.prompt, settings_from(options, Sampling)):
         print(text)
 
 
@@ -34,7 +34,7 @@ def run_eval(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "eval",
-        "Ask models the questions of benchmarks, and score texts. Results are printed, and kept in results.jsonl of each "
+        "Evaluate models on benchmark questions and on texts. Results are printed, and kept in results.jsonl of each "
         "run; several models are compared with the first on the same items. Stopped, the same command goes on.",
         "glyphlm eval runs/mine runs/twin --tasks mmlu=mmlu/test boolq=boolq.jsonl bpb=held_out.txt --out results.jsonl\n"
         "  glyphlm eval runs/mine --tasks mmlu=hf: --protocol sampled",
@@ -45,14 +45,14 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=PATH",
                         help="bpb=TEXT: bits per byte; questions in their original files, or hf: for the Hub: "
                         f"{', '.join(NAMES)}")
-    names = parser.add_class_arguments(EvalSettings)
+    parser.add_settings(EvalSettings)
     parser.add_argument("--log_items", type=Path, metavar="FOLDER", help="also keep a log of each item, to score again")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_reading()
     parser.add_out("also keep all rows in this file")
     parser.add_threads()
     options = parser.read(arguments)
-    settings = EvalSettings(**{name: options[name] for name in names})
+    settings = settings_from(options, EvalSettings)
     device = resolve_device(options.device)
     with sharing_cores():
         found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
@@ -70,15 +70,15 @@ def run_probe(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "probe",
-        "Tell what tokens are to trained runs, layer by layer: the nearest neighbours of words, and how far script, case, "
-        "category and translations can be told apart, next to chance and to the same model untrained. Printed is the last "
-        "layer; all layers go into probes.jsonl, probes.svg and neighbours.txt.",
+        "Probe the representations of trained runs layer by layer: nearest neighbours of words, and how well script, case, "
+        "category and translations can be predicted, next to chance and to the same model untrained. The last layer is "
+        "printed; all layers go into probes.jsonl, probes.svg and neighbours.txt.",
         "glyphlm probe runs/frozen runs/twin --words Germany 国 --out probes/\n"
         "  glyphlm probe runs/* --pairs words.tsv --text held_out.txt --out probes/",
     )
     parser.usage = "glyphlm probe RUN [RUN ...] [options] --out FOLDER"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, side by side in the plot")
-    names = parser.add_class_arguments(ProbeSettings, skip={"words"})
+    parser.add_settings(ProbeSettings, skip=("words",))
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
                         help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -87,7 +87,7 @@ def run_probe(arguments: Sequence[str]) -> None:
     from glyphlm.analysis.probes import probe, table
     from glyphlm.base.devices import resolve_device
 
-    settings = ProbeSettings(**{name: options[name] for name in (*names, "words")})
+    settings = settings_from(options, ProbeSettings)
     print(table(probe(options.runs, options.out, settings, resolve_device(options.device))))
 
 

@@ -1,4 +1,4 @@
-"""The model that a recipe's training begins with: of nothing, grown out of a run, or fused; and where it begins."""
+"""The model that a recipe's training begins with: new, grown out of a run, or fused; and where in the data it begins."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
     """
     if recipe.fusion.experts:
         return _fused(recipe, tokenizer)
+    assert recipe.substrate.path is not None
     substrate = load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
     if recipe.growth.base:
         return _grown(recipe, tokenizer, substrate.config)
@@ -96,7 +97,7 @@ def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], b
 def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> HiddenCache:
     growth, config, depth = recipe.growth, model.config, model.frozen_depth
     if not depth:
-        raise InputError(f"growth.cache {growth.cache} has nothing to keep: training changes the lowest block already; set "
+        raise InputError(f"growth.cache {growth.cache} has nothing to keep: training changes even the lowest block; set "
                          "growth.cache to none")
     windows = sum(text.tokens // config.block_size for text in training)
     capacity = min(windows, int(growth.cache_gb * 1e9 / (4 * config.block_size * config.d_model)))
@@ -112,5 +113,5 @@ def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> 
 
 
 def shards_read(texts: Sequence[TokenText]) -> list[list[str]]:
-    """What tells the training data: the sha256 of every shard of each source."""
+    """The sha256 of every shard of each text: they identify the training data."""
     return [text.sha256 for text in texts]

@@ -26,7 +26,7 @@ from glyphlm.training.parallel import joined
 def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     """Train every stage into `out`/stage-1, stage-2 .., then the controls; their folders, in this order.
 
-    The same call again goes on where it was stopped, inside a stage or between two, and with more stages than before it
+    The same call again resumes where it was stopped, inside a stage or between two, and with more stages than before it
     grows the model further.
 
     Raises:
@@ -35,7 +35,7 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     check_stages(recipe)
     with joined(device_of(recipe, out / "stage-1")) as world, one_writer(out):
         if world.size > 1 and world.is_main:
-            with_inputs(recipe, out)  # the others wait, and find them done
+            with_inputs(recipe, out)  # the others wait, and find them there
         world.wait()
         recipe = with_inputs(recipe, out)
         summaries = {run: run_recipe(stage, run, command) for run, stage in stage_recipes(recipe, out)}
@@ -60,7 +60,7 @@ def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path, begun: bool) ->
 
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:
-    """Each stage's run folder and its whole recipe; what is to be grown further must be there when the next is asked for."""
+    """Run folder and complete recipe of each stage; a stage must be trained before the next is taken."""
     base, shape = recipe.growth.base, base_shape(recipe)
     depth = shape.n_layer if shape else 0
     for number, stage in enumerate(recipe.stages, 1):

@@ -1,4 +1,4 @@
-"""A recipe says the whole of an arm: tokenizer, substrate, data, model, training."""
+"""A recipe describes one model completely: tokenizer, substrate, data, shape, training. Files of recipes are read here."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -23,7 +23,7 @@ Settings = TypeVar("Settings")
 
 @dataclass
 class Recipe:
-    """One arm.
+    """One model and its training.
 
     Args:
         tokenizer: A folder (path), or a layout to build on the text of the data.
@@ -51,7 +51,7 @@ class Recipe:
 
 @dataclass
 class Stage:
-    """One stage of growth; what it does not say is as in `train`, `growth` and `data` of the recipe.
+    """One stage of growth; what is not given is as in `train`, `growth` and `data` of the recipe.
 
     Args:
         layers: Blocks to add; 0 trains adapters, head and norm alone.
@@ -110,14 +110,14 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
             raise InputError(f"a data source needs shards, text or sft, one of them (shards: {source.shards}, "
                              f"text: {source.text}, sft: {source.sft})")
         if source.weight is not None and source.epochs is not None:
-            raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give one of the two")
+            raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give only one")
     if recipe.growth.base is None and recipe.growth != GrowthSettings():
-        raise InputError("growth says how a model is grown out of another; name that run as growth.base")
+        raise InputError("growth describes how a model is grown out of another; name that run as growth.base")
     if recipe.fusion.experts and recipe.growth.base:
         raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts} or "
                          f"growth.base {recipe.growth.base}")
     if not recipe.fusion.experts and recipe.fusion != FusionSettings():
-        raise InputError("fusion says how runs become one model; name them as fusion.experts")
+        raise InputError("fusion describes how runs become one model; name them as fusion.experts")
     count_steps(recipe.train)
     batch_rows(recipe.train, recipe.model.block_size)
     before = recorded.train if recorded else recipe.train

@@ -2,12 +2,14 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glyphlm.base.errors import InputError
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.modeling.model import ModelConfig
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def check_stages(recipe: GrowthRecipe) -> None:
@@ -26,12 +28,12 @@ def check_stages(recipe: GrowthRecipe) -> None:
         if stage.steps is not None and stage.tokens is not None:
             raise InputError(f"stage {number} has steps {stage.steps} and tokens {stage.tokens:g}; give one of the two")
     if recipe.controls and (recipe.growth.base or any(stage.data for stage in recipe.stages)):
-        raise InputError("controls train on the data of all stages from nothing; leave them out where the first stage has a "
+        raise InputError("controls train a new model on the data of all stages; leave them out where the first stage has a "
                          "base, or a stage data of its own")
 
 
 def base_shape(recipe: Recipe) -> ModelConfig | None:
-    """The shape of the run that the recipe is grown out of; None where it begins at nothing.
+    """The shape of the run that the recipe is grown out of; None where the model is new.
 
     Raises:
         InputError: that run is not finished or is fused, or the recipe fuses runs itself.
@@ -48,12 +50,12 @@ def base_shape(recipe: Recipe) -> ModelConfig | None:
     if config.fusion is not None:
         experts = ((read_summary(Path(base)) or {}).get("fusion") or {}).get("experts", [])
         named = f": {', '.join(experts)}" if experts else ""
-        raise InputError(f"growth.base {base} is fused of {len(config.experts)} experts, and growth adds blocks to a single "
-                         f"model; name one of its experts{named}")
+        raise InputError(f"growth.base {base} is fused of {len(config.experts or [])} experts, and growth adds blocks to a "
+                         f"single model; name one of its experts{named}")
     return ModelConfig(**config.model)
 
 
-def with_parts_of_base(recipe: Recipe) -> Recipe:
+def with_parts_of_base(recipe: AnyRecipe) -> AnyRecipe:
     """A base brings its own tokenizer and substrate, where the recipe does not describe them."""
     base, parts = recipe.growth.base, (recipe.tokenizer, recipe.substrate)
     if base is None:
@@ -63,11 +65,11 @@ def with_parts_of_base(recipe: Recipe) -> Recipe:
 
 
 def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:
-    """The recipe of one stage: that of all, but for what the stage says."""
-    train = _said(recipe.train, stage)
+    """The recipe of one stage: that of all stages with the values of this one."""
+    train = _overridden(recipe.train, stage)
     if stage.steps is not None or stage.tokens is not None:
         train = replace(train, steps=stage.steps, tokens=stage.tokens)
-    growth = replace(_said(recipe.growth, stage), base=base) if base else GrowthSettings()
+    growth = replace(_overridden(recipe.growth, stage), base=base) if base else GrowthSettings()
     if stage.lora_rank is not None and base:
         growth = replace(growth, lora=replace(growth.lora, rank=stage.lora_rank))
     # A table that is trained in the first stage is frozen from then on: the substrate of later ones is that of the base.
@@ -84,7 +86,7 @@ def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: in
     )
 
 
-def _said(settings: Any, stage: Stage) -> Any:
+def _overridden(settings: Any, stage: Stage) -> Any:
     """`settings` with the values of the same name that the stage gives."""
     names = {field.name for field in fields(settings)} - {"steps", "tokens"}
     return replace(settings, **{name: value for name, value in vars(stage).items() if name in names and value is not None})

@@ -1,4 +1,4 @@
-"""run_recipe(): one recipe -> one run folder, every stage in order, each skipped where it is done."""
+"""run_recipe(): one recipe -> one run folder; what is finished is skipped."""
 
 import hashlib
 import math
@@ -32,7 +32,7 @@ from glyphlm.data.batches import (
 from glyphlm.data.shards import prepare, prepare_examples
 from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
 from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
-from glyphlm.experiments.stages import base_shape, with_parts_of_base
+from glyphlm.experiments.stages import AnyRecipe, base_shape, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapters
@@ -78,10 +78,10 @@ class OpenedRecipe:
 
 
 def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -> dict[str, Any]:
-    """Train the arm into the run folder `out` and return its summary.
+    """Train the model of a recipe into the run folder `out` and return its summary.
 
-    Stages that have no path in the recipe are built under `out`/inputs. The same call again goes on where it was
-    stopped, and finds a finished run done. `command` is what a reader types to repeat it. With `dry_run` everything up
+    Inputs that have no path in the recipe are built under `out`/inputs. The same call again resumes a stopped run and skips
+    a finished one. `command` is what a reader types to repeat it. With `dry_run` everything up
     to the first step is checked, one loss is computed, and nothing is trained. Started by torchrun, all processes train
     together; the first one does the rest.
 
@@ -132,7 +132,7 @@ def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
 
 
 def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out: Path) -> None:
-    """Complete the run folder of a trained arm: weights, card, samples, summary."""
+    """Complete the run folder of a trained model: weights, card, samples, summary."""
     if is_sharded(opened.model):
         opened = replace(opened, model=build_model(opened.recipe, opened.tokenizer))
         load_state(out, opened.model)
@@ -254,7 +254,7 @@ def pin_inputs(opened: OpenedRecipe, settings: Recipe, out: Path) -> None:
 
 
 def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
-    """Build the stages that the recipe describes but does not name, and open all of them.
+    """Build the inputs that the recipe describes but does not name, and open all of them.
 
     Raises:
         InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
@@ -273,7 +273,7 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     return OpenedRecipe(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
 
 
-def build_inputs(recipe: Recipe, inputs: Path, begun: bool) -> tuple[Tokenizer, Recipe]:
+def build_inputs(recipe: AnyRecipe, inputs: Path, begun: bool) -> tuple[Tokenizer, AnyRecipe]:
     """The tokenizer, and the recipe with every path filled in; a grown model has its base's, a fused one its experts'.
 
     Before the first step (not `begun`) what an earlier, refused recipe left in `inputs` is made again.
@@ -356,7 +356,7 @@ def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
 
 
 def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dict[str, Any]:
-    """What came out: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
+    """The results: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
     last = {row["split"]: row for row in read_json_lines(out / METRICS)}
     train, validation = last.get("train", {}), last.get("validation", {})
     floor = unigram_bits_per_byte(opened.training, opened.validation()) if opened.held_out else None

@@ -1,4 +1,4 @@
-"""Claims about the models of a study, and what its seeds say of each: supported, not supported or not decidable.
+"""Claims about the models of a study, and the verdict of its seeds: supported, not supported or not decidable.
 
 A verdict is computed from the differences of two models, paired by seed, and never written by hand.
 """
@@ -22,13 +22,13 @@ Seeds = dict[int, float]  # seed -> value
 
 @dataclass
 class Claim:
-    """What somebody says of two models of a study.
+    """A statement about two models of a study.
 
     Args:
-        claim: It, in words.
+        claim: The statement in words.
         arm: The model that the claim favours, by its name in the results: an arm, a fused model, ARM.stage-1.
         against: The other.
-        source: Who says so.
+        source: Where it was made.
         measures: How the names of the measures begin: bpb, arc_easy texts accuracy. By default all bits per byte.
         kind: at_least: the model is not worse by more than `margin`; better: it is better.
         margin: In the units of the measure; accuracies are shares of 1.
@@ -48,17 +48,17 @@ class Claim:
 
 @dataclass
 class Measure:
-    """What was found of one measure: model -> seed -> value; and its LEVELS."""
+    """The values of one measure: model -> seed -> value; and its LEVELS."""
 
     values: dict[str, Seeds] = field(default_factory=dict)
     levels: dict[str, float] = field(default_factory=dict)
 
 
 def check_claims(claims: Sequence[Claim], models: Sequence[str]) -> None:
-    """Refuse claims that name none of the `models`, or a margin that has no meaning.
+    """Refuse claims about models that are not among `models`, and margins without a meaning.
 
     Raises:
-        InputError: with the value and what would do.
+        InputError: with the value and what is allowed.
     """
     for claim in claims:
         if unknown := [name for name in (claim.arm, claim.against) if name not in models]:
@@ -100,7 +100,7 @@ def _stated(claim: Claim) -> Row:
 
 def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterator[Row]:
     missing = [name for name in (claim.arm, claim.against) if name not in made]
-    names = [] if missing else [name for name in found if _is_asked(claim, name)]
+    names = [] if missing else [name for name in found if _is_about(claim, name)]
     if not names:
         reason = ", ".join(f"arm {name} was not made" for name in missing) or "it was not measured"
         yield _verdict(", ".join(claim.measures) or BITS_PER_BYTE, reason=reason)
@@ -108,8 +108,8 @@ def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterat
         yield _judged(claim, name, found[name])
 
 
-def _is_asked(claim: Claim, measure: str) -> bool:
-    """Letter mass is no ability: it is asked only by its name."""
+def _is_about(claim: Claim, measure: str) -> bool:
+    """Letter mass is no ability: a claim is about it only by its name."""
     if not claim.measures:
         return _is_bits(measure)
     return any(measure.startswith(name) and (LETTER_MASS in name or LETTER_MASS not in measure) for name in claim.measures)
@@ -117,7 +117,7 @@ def _is_asked(claim: Claim, measure: str) -> bool:
 
 def _judged(claim: Claim, name: str, measure: Measure) -> Row:
     mine, theirs = (measure.values.get(model, {}) for model in (claim.arm, claim.against))
-    seeds = [seed for seed in mine if math.isfinite(mine[seed] - theirs.get(seed, math.nan))]  # of a diverged one nothing
+    seeds = [seed for seed in mine if math.isfinite(mine[seed] - theirs.get(seed, math.nan))]  # without diverged runs
     differences = [mine[seed] - theirs[seed] for seed in seeds]
     if len(seeds) < 2:
         return _verdict(name, differences, reason="1 seed" if seeds else "no seed in common")
@@ -129,7 +129,7 @@ def _judged(claim: Claim, name: str, measure: Measure) -> Row:
 
 
 def _verdict(measure: str, differences: Sequence[float] = (), verdict: str = NOT_DECIDABLE, reason: str = "") -> Row:
-    """JSON has no infinity: what one seed cannot tell is None."""
+    """JSON has no infinity: what one seed cannot decide is None."""
     interval = over_seeds(differences) if len(differences) > 1 else None
     return {
         "measure": measure,

@@ -28,7 +28,7 @@ Values = dict[str, Any]
 
 @dataclass
 class Study:
-    """What is compared.
+    """The models to make and compare.
 
     Args:
         recipe: A recipe's file, or the recipe itself. A tokenizer that is counted on text is counted on the text of this
@@ -178,7 +178,7 @@ class StudyCommands:
     def _with_inputs(self, recipe: GrowthRecipe) -> tuple[GrowthRecipe, list[str]]:
         """The recipe with paths of tokenizer, substrate and text shards, and the commands that make them.
 
-        Examples (sft) stay as they are: they are few, and each training prepares its own.
+        Examples (sft) are left as they are: they are few, and each training prepares its own.
         """
         if recipe.growth.base:
             return recipe, []

@@ -1,4 +1,4 @@
-"""What a study found: rows of every arm, seed and measure, verdicts on claims, tables with intervals over seeds."""
+"""The results of a study: rows of every arm, seed and measure, verdicts on claims, tables with intervals over seeds."""
 
 import math
 import shlex
@@ -35,7 +35,7 @@ class Choice:
 
 
 def measured(models: Sequence[Model], done: set[str]) -> list[Row]:
-    """One row an arm, seed and measure of what is done."""
+    """One row for each arm, seed and measure of the finished models."""
     rows = []
     for model in models:
         if model.made_by in done:
@@ -88,7 +88,7 @@ def write_results(
     out: Path,
     command: str,
 ) -> Path:
-    """Write what is done into `out`: results.md and the rows, curves and page beside it; the path of results.md.
+    """Write the results of what is finished into `out`: results.md (its path is returned), rows, curves and page.
 
     `command` is what made all of it.
     """
@@ -118,13 +118,13 @@ def _claims(claims: Sequence[dict[str, str]], verdicts: Sequence[Row], command: 
         counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
         yield (f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean. "
                "Supported: the claim holds everywhere in the interval (at least as good: worse by no more than the margin); "
-               "not supported: nowhere in it. Each stands for itself: of 40 gains that are none, one looks like a gain. "
+               "not supported: nowhere in it. Claims are judged one by one: of 40 that are not true, one looks like a gain. "
                f"A row is made again by `{command}` with its last column.\n")
         yield _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
 
 
 def _claim(settings: Study, row: Row) -> dict[str, str]:
-    """A verdict for the eye, by the heads of its columns."""
+    """A verdict as a row of the table, by the heads of its columns."""
     low, high = _number(row["low"], "+"), _number(row["high"], "+")
     return {
         "claim": row["claim"],
@@ -140,7 +140,7 @@ def _claim(settings: Study, row: Row) -> dict[str, str]:
 
 
 def _only(settings: Study, row: Row) -> str:
-    """What of the study makes the two models of a verdict."""
+    """The option that makes only the two models of a verdict."""
     return f"--only {' '.join(arms_of(settings, (row['arm'], row['against'])))}"
 
 

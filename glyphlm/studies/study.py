@@ -80,7 +80,7 @@ def check(settings: Study, jobs: int) -> None:
     """Refuse a study that cannot be made.
 
     Raises:
-        InputError: with the value and what would do.
+        InputError: with the value and what is allowed.
     """
     if not settings.arms or not settings.seeds:
         raise InputError(f"a study needs arms and seeds (arms: {len(settings.arms)}, seeds: {settings.seeds})")
@@ -129,6 +129,6 @@ def _reached(model: Model, done: set[str]) -> float | None:
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:
-    """The values with the fewest bits per byte; none where nothing was reached."""
+    """The values with the fewest bits per byte; None where every training failed."""
     reached = [(bits, values) for values, bits in tried if bits is not None]
     return Choice(min(reached, key=lambda one: one[0])[1] if reached else None, tuple(tried))
