@@ -134,8 +134,8 @@ def run_study(arguments: Sequence[str]) -> None:
     parser = Parser.of(
         "study",
         "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and write OUT/results.md with "
-        "intervals over seeds. Every step is a glyphlm command; Snakemake runs those that are not finished, here or on a cluster. The "
-        "same command resumes after a stop. A step that fails does not stop the others; the exit code is then 2.",
+        "intervals over seeds. Every step is a glyphlm command; Snakemake runs those that are not finished, here or on a "
+        "cluster. The same command resumes after a stop. A step that fails does not stop others; the exit code is then 2.",
         "glyphlm study recipes/study_freezing.yaml --profile laptop --out runs/freezing --jobs 2\n"
         "  glyphlm study study.yaml --data en.txt ru.txt --evaluate bpb=held_out.txt mmlu=mmlu/test --out runs/mine\n"
         "  glyphlm study study.yaml --out runs/mine --jobs 20 -- --executor slurm --default-resources slurm_partition=gpu",

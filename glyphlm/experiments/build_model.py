@@ -37,15 +37,18 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
 
 
 def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> GPT:
-    growth, (base, vocabulary) = recipe.growth, load_run(recipe.growth.base)
+    growth = recipe.growth
+    run, vocabulary = load_run(growth.base or "")
+    base = run.gpt
+    assert isinstance(base, GPT)  # `stages.base_shape` refuses fused runs
     if vocabulary.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{growth.base} has tokenizer {vocabulary.fingerprint[:12]}, the recipe "
                          f"{tokenizer.fingerprint[:12]}; a model keeps its vocabulary, so give the base as tokenizer.path")
-    found = base.gpt.substrate.config
+    found = base.substrate.config
     if found.fingerprint != substrate.fingerprint:
         raise InputError(f"{growth.base} has a substrate {found.kind} {found.fingerprint[:12]}, the recipe {substrate.kind} "
                          f"{substrate.fingerprint[:12]}; a model keeps its substrate, so give the base as substrate.path")
-    return grow(base.gpt, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint)
+    return grow(base, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint)
 
 
 def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:
@@ -86,7 +89,7 @@ def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], b
     Raises:
         InputError: there is nothing to keep, or the folder keeps what another model or other data made.
     """
-    growth, base = recipe.growth, Path(recipe.growth.base)
+    growth, base = recipe.growth, Path(recipe.growth.base or "")
     before = read_summary(base) or {}
     if growth.continue_data and before.get("shards") == shards_read(training):
         batches.restore(before["position"])
@@ -102,7 +105,7 @@ def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> 
     windows = sum(text.tokens // config.block_size for text in training)
     capacity = min(windows, int(growth.cache_gb * 1e9 / (4 * config.block_size * config.d_model)))
     made_from = {
-        "base": weights_sha256(growth.base),
+        "base": weights_sha256(growth.base or ""),
         "frozen_blocks": depth,
         "precision": recipe.train.precision,
         "attention": recipe.train.attention,

@@ -112,7 +112,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
         if world.is_main:
             finish(opened, state, summary, out)
         world.wait()
-        return read_summary(out)
+        return read_summary(out) or {}
 
 
 def device_of(recipe: Recipe, out: Path) -> str:
@@ -137,7 +137,7 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
         opened = replace(opened, model=build_model(opened.recipe, opened.tokenizer))
         load_state(out, opened.model)
     summary = before | describe_training(opened, state, out)
-    if opened.recipe.growth.lora.apart and adapted(opened.model):
+    if isinstance(opened.model, GPT) and opened.recipe.growth.lora.apart and adapted(opened.model):
         detach_adapters(opened.model, out / ADAPTER)
     merge_adapters(opened.model)
     export_model(opened.model, opened.tokenizer, out)
@@ -266,9 +266,9 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     answers_only = [source.loss == "answers" for source in recipe.data]
     same_windows = recipe.growth.cache != "none"
     batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed, answers_only, same_windows)
-    folders = recipe.validation or [source.shards for source in recipe.data]
+    folders = recipe.validation or [source.shards or "" for source in recipe.data]
     held_out = open_validation(folders, tokenizer)
-    if recipe.growth.base:
+    if isinstance(model, GPT) and recipe.growth.base:
         go_on_from_base(recipe, model, training, batches)
     return OpenedRecipe(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
 
@@ -350,7 +350,7 @@ def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
         "device": settings.device,
         "seed": settings.seed,
         "growth": asdict(opened.recipe.growth) if opened.recipe.growth.base else None,
-        "fusion": describe_fusion(opened.model, opened.recipe.fusion) if opened.recipe.fusion.experts else None,
+        "fusion": describe_fusion(opened.model, opened.recipe.fusion) if isinstance(opened.model, Fusion) else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 

@@ -59,8 +59,8 @@ def _made(settings: Study, out: Path, engine: Values, command: str) -> Path:
         return out
     commands = StudyCommands(settings, out)
     for arm, seed in itertools.product(settings.arms, settings.seeds):
-        if choices[arm].values is not None:
-            commands.train(arm, seed, choices[arm].values)
+        if (values := choices[arm].values) is not None:
+            commands.train(arm, seed, values)
     for name, seed in itertools.product(settings.fuse, settings.seeds):
         commands.fuse(name, settings.fuse[name], seed)
     commands.evaluate()
