@@ -73,3 +73,9 @@ def test_damaged_results_are_refused(run):
     (run / "results.jsonl").write_text(json.dumps(ROWS[0]) + "\n{half")
     with pytest.raises(InputError, match="results.jsonl line 2 is damaged"):
         write_card(run, SUMMARY)
+
+
+@pytest.mark.parametrize("wrong", [{"license": "All rights reserved"}, {"language": ["English"]}, {"datasets": ["a b/c"]}])
+def test_what_the_hub_does_not_take_is_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} .*write it like"):
+        CardSettings(**wrong)

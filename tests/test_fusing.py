@@ -185,16 +185,19 @@ def test_a_trained_gate_is_not_thrown_away(method, runs, tokenizer, tmp_path):
 
 
 WRONG = {
-    "one expert": ("a", {}, "1 expert .*nothing to fuse; name at least two"),
+    "one expert": ("a", {}, "1 expert .*at least two"),
     "weights of the wrong sum": ("a b", {"method": "weighted_logits", "weights": [0.5, 0.6]}, r"sum to 1.1; .*sum to 1$"),
     "a negative weight": ("a b", {"method": "weighted_logits", "weights": [1.5, -0.5]}, "numbers from 0"),
     "a weight that is none": ("a b", {"method": "posterior", "weights": [float("nan"), 1.0]}, "sum to nan"),
     "too few weights": ("a b c", {"method": "mean_probs", "weights": [0.5, 0.5]}, r"2 weights .* for 3 runs"),
     "no weights": ("a b", {"method": "weighted_logits"}, "needs weights, one a run"),
     "weights of a plain mean": ("a b", {"weights": [0.5, 0.5]}, "mean_logits takes no weights.*choose weighted_logits"),
-    "an unknown method": ("a b", {"method": "median"}, "method 'median' is none of mean_logits, "),
-    "top_k without a gate": ("a b", {"top_k": 1}, "top_k 1 with method mean_logits"),
-    "temperature": ("a b", {"method": "posterior", "temperature": 0.0}, "temperature 0.0 above 0"),
+    "an unknown method": ("a b", {"method": "median"}, "method 'median' .*mean_logits, "),
+    "top_k without a gate": ("a b", {"top_k": 1}, "top_k 1 .*gate.*mean_logits"),
+    "temperature": ("a b", {"method": "posterior", "temperature": 0.0}, "temperature 0.0 .*above 0"),
+    "no top": ("a b", {"method": "gate", "top_k": 0}, "top_k 0 .*at least 1"),
+    "no rank": ("a b", {"method": "mean_logits", "rank": 0}, "rank 0 .*at least 1"),
+    "no prompt": ("a b", {"route_after": -5}, "route_after -5 .*at least 1"),
     "other codes": ("a other", {}, "a has glyph ffffffffffff, .*other has glyph 000000000000; .*allow-different"),
 }
 

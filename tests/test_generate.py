@@ -233,7 +233,25 @@ def test_temperature_0_takes_the_likeliest_token(model, tokenizer):
     assert text == tokenizer.decode([*tokenizer.encode("Hello"), likeliest])
 
 
-@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
+def test_logits_that_are_no_numbers_are_refused(loaded, tokenizer):
+    """Of finite weights, too: activations can overflow."""
+    model = copy.deepcopy(loaded["single"])
+    model.gpt.norm.weight.data.fill_(3e38)
+    for temperature in (0, 1.0):
+        with pytest.raises(InputError, match="no probabilities.*token.*another checkpoint"):
+            continue_text(model, tokenizer, "Hello", Sampling(max_new_tokens=3, temperature=temperature))
+
+
+def test_without_a_prompt_a_document_begins_as_in_training(loaded, tokenizer):
+    found = continue_text(loaded["single"], tokenizer, "", Sampling(max_new_tokens=NEW, temperature=0))
+    ids = extend(loaded["single"], torch.tensor([[tokenizer.end_id]]), min_new_tokens=0, **GREEDY)[0].tolist()
+    assert found == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1},
+    {"seed": -1}, {"seed": 1.5},
+])  # fmt: skip
 def test_sampling_out_of_range_is_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)

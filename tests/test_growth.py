@@ -1,5 +1,6 @@
 """Growing by blocks: what starts how, what trains, what stays as it was, and adapters on what is frozen."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -183,8 +184,6 @@ def test_a_grown_model_costs_what_torch_counts(settings):
         ({"d_model": 64}, {}, "the base has d_model 32, the recipe 64"),
         ({"block_size": 16}, {}, "the base has block_size 8, the recipe 16"),
         ({"n_layer": 1}, {}, "the base has 2 blocks, the recipe 1"),
-        ({}, {"lora": LoraSettings(rank=2, targets=["attention.q"])}, "no block has attention.q; lora.targets can be"),
-        ({}, {"lora": LoraSettings(rank=-1)}, "lora.rank -1"),
         ({}, {"blocks": "all", "lora": LoraSettings(rank=2)}, "adapters of rank 2 on them have no use"),
         ({}, {"start": "stack", "place": "interleaved"}, "place interleaved does not fit"),
         ({"n_layer": 2}, {"head": "frozen", "norm": False}, "nothing would train"),
@@ -193,3 +192,20 @@ def test_a_grown_model_costs_what_torch_counts(settings):
 def test_what_cannot_be_grown_is_refused(config, settings, message):
     with pytest.raises(InputError, match=message):
         grow(base(), replace(CONFIG, **{"n_layer": 4} | config), GrowthSettings(**settings), 2, "tok")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "limit"),
+    [
+        (LoraSettings, {"targets": ["attention.q"]}, "attention.qkv"), (LoraSettings, {"targets": []}, "at least one"),
+        (LoraSettings, {"rank": -1}, "at least 0"), (LoraSettings, {"alpha": float("nan")}, "above 0"),
+        (LoraSettings, {"from_depth": 0}, "at least 1"), (GrowthSettings, {"head_rank": 0}, "at least 1"),
+        (GrowthSettings, {"cache_gb": -1.0}, "above 0"), (GrowthSettings, {"start": "cold"}, "random, zero"),
+        (GrowthSettings, {"place": "below"}, "top, interleaved"), (GrowthSettings, {"head": "half"}, "full, low_rank"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, wrong, limit):
+    (name, value), = wrong.items()
+    shown = value[0] if name == "targets" and value else value
+    with pytest.raises(InputError, match=re.escape(f"{name} {shown!r}") + f".*{limit}"):
+        kind(**wrong)

@@ -1,13 +1,19 @@
 """Which runs become one model, and how: typed settings."""
 
 from dataclasses import dataclass, field
-from typing import get_args
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.modeling.fusion import Method
 
 TRAINED = ("gate", "head", "adapter")
-WEIGHTED = ("weighted_logits", "mean_probs", "posterior")  # the methods that weights have a say in
+WEIGHTED = ("weighted_logits", "mean_probs", "posterior")  # the methods that take weights
+RANGES = {
+    "top_k": Range(1, 1000, whole=True),
+    "route_after": Range(1, 10**9, whole=True),
+    "rank": Range(1, 10**6, whole=True),
+    "temperature": Range(0, 1e6, above=True),
+}
 
 
 @dataclass
@@ -37,28 +43,27 @@ class FusionSettings:
     temperature: float = 1.0
     allow_different_substrates: bool = False
 
+    def __post_init__(self) -> None:
+        check_values(self, "fusion.", RANGES)
+        if self.weights is not None and not (all(w >= 0 for w in self.weights) and abs(sum(self.weights) - 1) <= 1e-6):
+            raise InputError(f"fusion.weights {self.weights} sum to {sum(self.weights):g}; give numbers from 0 that "
+                             "sum to 1")
+        if self.top_k is not None and self.method != "gate":
+            raise InputError(f"fusion.top_k {self.top_k} applies only to method gate, not to {self.method}; remove it")
+
 
 def check_settings(settings: FusionSettings) -> None:
-    """Refuse settings out of range, and those that the method does not take.
+    """Refuse a number of runs or of weights that the method cannot use.
 
     Raises:
         InputError: the value, the limit and the cure are named.
     """
     method, runs, weights = settings.method, len(settings.experts), settings.weights
-    if method not in get_args(Method):
-        raise InputError(f"method {method!r} is none of {', '.join(get_args(Method))}")
     if runs < 2:
-        raise InputError(f"{runs} expert ({', '.join(settings.experts)}) is nothing to fuse; name at least two runs")
+        raise InputError(f"{runs} expert ({', '.join(settings.experts)}) cannot be fused; name at least two runs")
     if weights is None and method == "weighted_logits":
         raise InputError(f"weighted_logits needs weights, one a run ({runs}), such as {[round(1 / runs, 3)] * runs}")
     if weights is not None and method not in WEIGHTED:
         raise InputError(f"method {method} takes no weights ({weights}); choose {', '.join(WEIGHTED)}")
     if weights is not None and len(weights) != runs:
         raise InputError(f"{len(weights)} weights ({weights}) for {runs} runs; give one a run")
-    if weights is not None and not (min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6):  # nor NaN
-        raise InputError(f"weights {weights} sum to {sum(weights):g}; give numbers from 0 that sum to 1")
-    if settings.top_k is not None and (method != "gate" or settings.top_k < 1):
-        raise InputError(f"top_k {settings.top_k} with method {method}: it is of gate, and at least 1")
-    if settings.rank < 1 or settings.route_after < 1 or settings.temperature <= 0:
-        raise InputError(f"rank {settings.rank} and route_after {settings.route_after} must be at least 1, temperature "
-                         f"{settings.temperature} above 0")

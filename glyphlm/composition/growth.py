@@ -11,11 +11,18 @@ from typing import Literal
 from torch import nn
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.modeling.model import GPT, Block, ModelConfig, Substrate
 from glyphlm.runs.adapters import add_adapters
 from glyphlm.substrate.codes import fingerprint
 
-TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")  # the matrices of a block
+Target = Literal["attention.qkv", "attention.out", "mlp.up", "mlp.down"]  # the matrices of a block
+LORA_RANGES = {
+    "rank": Range(0, 10**6, whole=True),
+    "alpha": Range(0, 1e6, above=True),
+    "from_depth": Range(1, 10**6, whole=True),
+}
+RANGES = {"head_rank": Range(1, 10**6, whole=True), "cache_gb": Range(0, 1e9, above=True)}
 
 
 @dataclass
@@ -32,9 +39,14 @@ class LoraSettings:
 
     rank: int = 0
     alpha: float = 16.0
-    targets: list[str] = field(default_factory=lambda: ["attention.qkv", "attention.out"])
+    targets: list[Target] = field(default_factory=lambda: ["attention.qkv", "attention.out"])
     from_depth: int = 1
     apart: bool = False
+
+    def __post_init__(self) -> None:
+        check_values(self, "growth.lora.", LORA_RANGES)
+        if not self.targets:
+            raise InputError("growth.lora.targets [] names no matrix; give at least one, or set growth.lora.rank to 0")
 
 
 @dataclass
@@ -68,6 +80,9 @@ class GrowthSettings:
     continue_data: bool = True
     cache: str = "none"
     cache_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_values(self, "growth.", RANGES)
 
 
 def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str) -> GPT:
@@ -106,11 +121,6 @@ def check_growth(was: ModelConfig, now: ModelConfig, settings: GrowthSettings) -
                              f"set model.{name} to {value}")
     if now.n_layer < was.n_layer:
         raise InputError(f"the base has {was.n_layer} blocks, the recipe {now.n_layer}; growth adds blocks")
-    unknown = sorted(set(settings.lora.targets) - set(TARGETS))
-    if unknown:
-        raise InputError(f"no block has {', '.join(unknown)}; lora.targets can be {', '.join(TARGETS)}")
-    if settings.lora.rank < 0 or settings.head_rank < 1:
-        raise InputError(f"lora.rank {settings.lora.rank} must be at least 0, head_rank {settings.head_rank} at least 1")
     if settings.start == "stack" and settings.place != "top":
         raise InputError("start stack puts copies of the whole stack on top; place interleaved does not fit it")
     if settings.blocks == "all" and adapts(settings, now.n_layer):

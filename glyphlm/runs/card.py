@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file, write_atomic
 from glyphlm.base.records import read_json_lines
 from glyphlm.base.tensors import WEIGHTS
@@ -21,6 +22,12 @@ PAPERS = {  # the work that is re-implemented, all by A. Bochkov: number on arXi
 }
 RESULTS = "results.jsonl"
 MEASURED = {"task": str, "metric": str, "value": (int, float)}  # rows of results.jsonl that a card can show
+PATTERNS = {
+    "license": re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*"),
+    "language": re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code"),
+    "datasets": re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?"),
+}
+EXAMPLES = {"license": "apache-2.0", "language": "en", "datasets": "wikimedia/wikipedia"}
 HUB_DATA = re.compile(r"\bhf:([\w.-]+/[\w.-]+)")
 
 
@@ -37,6 +44,14 @@ class CardSettings:
     license: str | None = None
     language: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        words = {"license": [self.license] if self.license is not None else [], "language": self.language,
+                 "datasets": self.datasets}
+        for name, pattern in PATTERNS.items():
+            for word in words[name]:
+                if not pattern.fullmatch(word):
+                    raise InputError(f"{name} {word!r} is not what the Hub takes; write it like {EXAMPLES[name]}")
 
 
 def write_card(run: Path, summary: dict[str, Any], settings: CardSettings | None = None) -> None:

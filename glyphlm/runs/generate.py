@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.modeling.hf import GlyphLMForCausalLM
 from glyphlm.runs.folder import SAMPLING, load_run
 from glyphlm.tokenizer.tokenizer import Tokenizer
+
+RANGES = {
+    "max_new_tokens": Range(1, 10**7, whole=True),
+    "temperature": Range(0, 1000),
+    "top_k": Range(0, 10**7, whole=True),
+    "top_p": Range(0, 1, above=True),
+    "seed": Range(0, 2**63 - 1, whole=True),
+}
 
 
 @dataclass
@@ -32,8 +42,7 @@ class Sampling:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"sampling needs max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1; got {self}")
+        check_values(self, "", RANGES)
 
     def describe(self) -> str:
         """The settings on one line."""
@@ -46,21 +55,25 @@ def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling) -> lis
     """The prompts with their continuations; each prompt is drawn from the same seed.
 
     Raises:
-        InputError: the run cannot be loaded.
+        InputError: the run cannot be loaded, or gives NaN.
     """
     model, tokenizer = load_run(run)
     return [continue_text(model, tokenizer, prompt, sampling) for prompt in prompts]
 
 
 def continue_text(model: GlyphLMForCausalLM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
-    """`prompt` and its continuation, up to the end of the document."""
+    """`prompt` and its continuation, up to the end of the document.
+
+    Raises:
+        InputError: the model gives NaN.
+    """
     ids = prompt_ids(tokenizer, prompt)
     return tokenizer.decode(ids + continue_ids(model, ids, sampling))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """What the model reads before it continues `prompt`."""
-    return tokenizer.encode(prompt) or [tokenizer.end_id]  # an empty prompt begins a new document
+    return tokenizer.encode(prompt) or [tokenizer.end_id]  # after which documents begin in training
 
 
 def continue_ids(
@@ -70,6 +83,9 @@ def continue_ids(
 
     Args:
         stop: Called after each new id with all new ids; True ends the continuation.
+
+    Raises:
+        InputError: the model gives NaN.
     """
     ids_BT = torch.tensor([ids], device=model.device)
     chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -82,6 +98,19 @@ def continue_ids(
     with torch.no_grad():
         out_BT = model.generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens,
-            cache_implementation="static" if model.device.type == "cuda" else None, **chosen
+            cache_implementation="static" if model.device.type == "cuda" else None,
+            logits_processor=[_check_numbers], **chosen
         )
     return out_BT[0, len(ids):].tolist()
+
+
+def _check_numbers(ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
+    """A step of generate(): the scores as they are.
+
+    Raises:
+        InputError: one is NaN, or all are infinite, as when activations overflow.
+    """
+    if not bool(scores_BV.logsumexp(-1).isfinite().all()):
+        raise InputError(f"the model gives no probabilities (NaN or infinite logits) for token {ids_BT.shape[1] + 1} of the "
+                         "text; its training has diverged or a weight is damaged: give another checkpoint")
+    return scores_BV
