@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from test_tasks import ONE_FILE, damaged
 
 from glyphlm.base.errors import InputError
-from glyphlm.corpus.items import Item
 from glyphlm.corpus.task_files import Row
-from glyphlm.corpus.tasks import TASKS, read_task
+from glyphlm.corpus.tasks import TASKS, Item, read_task
 from glyphlm.data.shards import examples
 from glyphlm.evaluation.item_log import measures
 

@@ -14,9 +14,9 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.cldr import subjects
-from glyphlm.corpus.phrasebook import Claim, Phrase, chosen, documents, phrases, write_phrasebook
+from glyphlm.corpus.phrasebook import Fact, Phrase, chosen, documents, phrases, write_phrasebook
 
-Documents = list[tuple[Phrase, tuple[Claim, ...]]]
+Documents = list[tuple[Phrase, tuple[Fact, ...]]]
 PRINT_DIGEST = (
     "import hashlib; from glyphlm.corpus.phrasebook import phrases; "
     "print(hashlib.sha256(repr(phrases()).encode()).hexdigest())"
@@ -37,7 +37,7 @@ def _characters(book: Documents, split: str) -> Counter[str]:
     return count
 
 
-def _claims(book: Documents, split: str) -> Iterator[tuple[Phrase, Claim]]:
+def _claims(book: Documents, split: str) -> Iterator[tuple[Phrase, Fact]]:
     return ((phrase, claim) for phrase, claims in book if phrase.split == split for claim in claims)
 
 

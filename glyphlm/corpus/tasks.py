@@ -9,15 +9,13 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import HUB
 from glyphlm.base.outputs import sha256_file
-from glyphlm.corpus.items import Item, question_prompt, reading_prompt
-from glyphlm.corpus.openqa import hotpotqa, hotpotqa_row, nq_open, nq_open_row, triviaqa, triviaqa_row
 from glyphlm.corpus.reading import hub_rows
 from glyphlm.corpus.task_files import Row, aligned_rows, block_rows, csv_rows, json_file, json_lines, tsv_rows
 
@@ -27,6 +25,38 @@ TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
 BETWEEN = ""
+UNKNOWN = "<unk>"  # what the Hub's TriviaQA has for the answers of the test split, which its makers keep to themselves
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    `answers` are all right ones, the first is the one to train on; none where the passage does not tell (SQuAD v2).
+    `labels` are what can follow the prompt where there are options, `choices` the texts that they stand for.
+    """
+
+    task: str
+    prompt: str
+    answers: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    subject: str = ""  # of MMLU
+
+    @property
+    def correct(self) -> int | None:
+        """Index of the right one of `labels`; None where there are no options."""
+        return self.labels.index(self.answers[0]) if self.labels else None
+
+
+def question_prompt(question: str) -> str:
+    """The prompt of a question alone."""
+    return f"Question: {question}\nAnswer:"
+
+
+def reading_prompt(context: str, question: str, ask: str = "Answer:") -> str:
+    """The prompt of a question about a text."""
+    return f"Context: {context}\nQuestion: {question}\n{ask}"
 
 
 class Task(NamedTuple):
@@ -243,6 +273,76 @@ def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
                      "with English on one side, one TSV")
 
 
+# Open questions. The layouts of the Hub are those of the cards of the data sets, not tried on the Hub itself.
+
+
+def _triviaqa(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    """A file of its makers, of any of their sets: {Data: [{Question, Answer: {Value, Aliases}}]}."""
+    for row in json_file(files[0]).rows("Data"):
+        yield _trivia_item(task, row, "Question", "Answer", "Value", "Aliases")
+
+
+def _hub_triviaqa(task: str, row: Row) -> Item:
+    """A row of the Hub: {question, answer: {value, aliases}}."""
+    return _trivia_item(task, row, "question", "answer", "value", "aliases")
+
+
+def _trivia_item(task: str, row: Row, question: str, answer: str, value: str, aliases: str) -> Item:
+    """The documents that were found for a question are left out; the other names of its answer are right as well."""
+    found = row.text(answer, value)
+    names = [alias.get(str) for alias in row.rows(answer, aliases)]
+    if found == UNKNOWN:
+        raise row.fault(f"the answer {UNKNOWN}, which stands for none")
+    answers = dict.fromkeys([found, *(name for name in names if name.strip())])
+    return Item(task, question_prompt(row.text(question)), tuple(answers))
+
+
+def _nq_open(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    """A file of its makers, a row a line."""
+    return (_nq_open_item(task, row) for row in json_lines(files[0]))
+
+
+def _nq_open_item(task: str, row: Row) -> Item:
+    """A row, on the Hub as in the file: {question, answer: [..]}."""
+    answers = dict.fromkeys(answer.text() for answer in row.rows("answer"))
+    if not answers:
+        raise row.fault("no answer")
+    return Item(task, question_prompt(row.text("question")), tuple(answers))
+
+
+def _hotpotqa(task: str, files: Sequence[Path]) -> Iterator[Item]:
+    """A file of its makers, a list of rows."""
+    return (_hotpotqa_item(task, row) for row in json_file(files[0]).rows())
+
+
+def _hotpotqa_item(task: str, row: Row) -> Item:
+    """A row, of the Hub or of the file: {question, answer, context}. All its paragraphs are shown, a line each."""
+    context = "\n".join(f"{page.text('title')}: {_paragraph(page)}" for page in _pages(row))
+    question = row.text("question")
+    return Item(task, reading_prompt(context, question) if context else question_prompt(question), (row.text("answer"),))
+
+
+def _pages(row: Row) -> list[Row]:
+    """A row of title and sentences for each paragraph: the makers have pairs, the Hub a list of either."""
+    if isinstance(row.get(dict).get("context"), dict):
+        titles, texts = row.get(list, "context", "title"), row.get(list, "context", "sentences")
+        if len(titles) != len(texts):
+            raise row.fault(f"{len(titles)} titles with {len(texts)} paragraphs")
+        return [Row(row.where, {"title": title, "sentences": text}) for title, text in zip(titles, texts)]
+    return [_page(pair) for pair in row.rows("context")]
+
+
+def _page(pair: Row) -> Row:
+    if len(pair.get(list)) != 2:
+        raise pair.fault(f"{len(pair.value)} entries, not a title and its sentences")
+    return Row(pair.where, dict(zip(("title", "sentences"), pair.value)))
+
+
+def _paragraph(page: Row) -> str:
+    """Sentences bring the spaces between them."""
+    return "".join(sentence.get(str) for sentence in page.rows("sentences")).strip()
+
+
 SCIENCE = "a .jsonl file in the layout of its makers or of the Hub"
 MAKERS = "a .json file in the layout of its makers"
 PAIRS = "two files SOURCE,TARGET with a sentence a line, or, with English, one of English TAB other TAB attribution"
@@ -259,11 +359,11 @@ TASKS = {
     "boolq": Task(
         "a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq,
         "hf:google/boolq::validation", _boolq_item),
-    "triviaqa": Task(MAKERS, triviaqa, "hf:mandarjoshi/trivia_qa:rc.nocontext:validation", triviaqa_row),
-    "hotpotqa": Task(MAKERS, hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation", hotpotqa_row),
+    "triviaqa": Task(MAKERS, _triviaqa, "hf:mandarjoshi/trivia_qa:rc.nocontext:validation", _hub_triviaqa),
+    "hotpotqa": Task(MAKERS, _hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation", _hotpotqa_item),
     "nq_open": Task(
-        "a .jsonl file of {question, answer}, answer a list", nq_open,
-        "hf:google-research-datasets/nq_open::validation", nq_open_row),
+        "a .jsonl file of {question, answer}, answer a list", _nq_open,
+        "hf:google-research-datasets/nq_open::validation", _nq_open_item),
     "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer", _blocks),
     "instructions": Task("a .json file, a list of {instruction, input, output, history}", _instructions),
     "ru-zh": Task(PAIRS, _translation),
