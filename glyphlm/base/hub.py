@@ -21,7 +21,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         InputError: there is no such repository, or no way to it.
     """
     with _as_input_errors(repo):
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=FETCHED))
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FETCHED)))
 
 
 def push(run: Path, repo: str, private: bool = False, endpoint: str | None = None, token: str | None = None) -> str:

@@ -27,8 +27,9 @@ class Meter:
     """Advances one bar; `advance(amount, note)` is cheap enough for every step."""
 
     def __init__(self, title: str | None, total: float | None, bar: Progress | None, done: float = 0):
-        self._title, self._total, self._done, self._before = title, total, done, done
-        self._bar, self._task = bar, bar.add_task(title, total=total, completed=done, note="") if bar else None
+        self._title, self._total, self._done, self._before, self._bar = title, total, done, done, bar
+        if bar:
+            self._task = bar.add_task(title or "", total=total, completed=int(done), note="")
         self._printed = self._started = time.monotonic()
 
     def advance(self, amount: float = 1, note: str = "") -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from glyphlm.base.errors import InputError
 
@@ -212,25 +213,25 @@ class _Loader(yaml.SafeLoader):
         before, anchor = self._nodes, event.anchor
         if self.check_event(yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
-                raise yaml.composer.ComposerError(None, None, f"*{anchor} stands for what it is in", event.start_mark)
+                raise ComposerError(None, None, f"*{anchor} stands for what it is in", event.start_mark)
             self._nodes += self._sizes.get(anchor, 0)
         self._nodes, self._depth = self._nodes + 1, self._depth + 1
         if self._depth > MAX_YAML_DEPTH or self._nodes > MAX_YAML_NODES:
             limit = f"deeper than {MAX_YAML_DEPTH}" if self._depth > MAX_YAML_DEPTH else f"more than {MAX_YAML_NODES} values"
-            raise yaml.composer.ComposerError(None, None, limit, event.start_mark)
+            raise ComposerError(None, None, limit, event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if anchor is not None:
             self._sizes[anchor] = self._nodes - before
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 key.tag = self.DEFAULT_SCALAR_TAG
                 if key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                    raise ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return node
 

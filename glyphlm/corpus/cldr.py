@@ -1,10 +1,11 @@
 """What CLDR knows, as subjects: names in English, Russian and Chinese and facts about them (package babel, no network)."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache, partial
+from typing import Literal
 
 from babel import Locale, dates, languages, lists, numbers, units
 from babel.core import get_global, parse_locale
@@ -14,6 +15,7 @@ TODAY = date(2025, 1, 1)  # fixed: currencies change, and the text must not depe
 MEASURES = {"area", "duration", "energy", "frequency", "length", "mass", "volume"}  # of everyday units
 ARTICLE = re.compile(r"^(United|Netherlands|Philip|Bahamas|Maldives|Comoros|Gambia|Vatican)|Islands|Territor|Republic")
 
+Width = Literal["wide", "abbreviated"]  # of the name of a month or weekday
 Names = dict[str, str]  # language -> how CLDR writes something in that language
 
 
@@ -24,7 +26,7 @@ class Subject:
     kind: str
     code: str
     names: Names
-    says: dict[str, Names | None]  # None: CLDR has no such fact
+    says: Mapping[str, Names | None]  # None: CLDR has no such fact
 
 
 def _each(write: Callable[[Locale], str]) -> Names:
@@ -118,7 +120,8 @@ def _scripts() -> dict[str, str]:
     """Language -> its usual script, for the languages that are official in some whole country or region."""
     likely = get_global("likely_subtags")
     official = {code for place in _places() for code in languages.get_official_languages(place, de_facto=True)}
-    return {code: parse_locale(likely[code])[2] for code in _known("languages") if code in official & likely.keys()}
+    scripts = {code: parse_locale(likely[code])[2] for code in _known("languages") if code in official & likely.keys()}
+    return {code: script for code, script in scripts.items() if script}
 
 
 def _languages() -> Iterator[Subject]:
@@ -147,7 +150,7 @@ def _currencies() -> Iterator[Subject]:
         yield Subject("currency", code, _currency(code), says)
 
 
-def _amount(unit: str, count: int, length: str = "long") -> Names:
+def _amount(unit: str, count: int, length: Literal["short", "long"] = "long") -> Names:
     """Such as "2 kilometers"; CLDR often has only the short form in Chinese, which is a word there."""
 
     def write(at: Locale) -> str:
@@ -195,10 +198,10 @@ def _cycle(
 
 
 def _calendar() -> Iterator[Subject]:
-    def month(number: int, width: str = "wide") -> Names:
+    def month(number: int, width: Width = "wide") -> Names:
         return _each(lambda at: dates.get_month_names(width, "stand-alone", locale=at)[number])
 
-    def weekday(number: int, width: str = "wide") -> Names:
+    def weekday(number: int, width: Width = "wide") -> Names:
         return _each(lambda at: dates.get_day_names(width, "stand-alone", locale=at)[number - 1])
 
     def day(number: int) -> Names:

@@ -14,7 +14,6 @@ import lzma
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -100,8 +99,7 @@ def check_sources(sources: Sequence[str], reading: Reading) -> None:
     with meter(None) as bar:
         for name in sources:
             if not is_data_set(name):
-                with closing(_read(_Source(name, reading, Counter(), Advance(bar)))) as stream:
-                    next(stream, None)
+                next(_read(_Source(name, reading, Counter(), Advance(bar))), None)
 
 
 class Advance:

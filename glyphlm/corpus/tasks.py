@@ -250,7 +250,8 @@ def _turn(row: Row) -> tuple[str, str]:
 
 
 def _translation(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    return (_pair_item(task, row) for row in _pairs(*task.split("-"), files))
+    source, target = task.split("-")
+    return (_pair_item(task, row) for row in _pairs(source, target, files))
 
 
 def _pair_item(task: str, row: Row) -> Item:

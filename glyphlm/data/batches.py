@@ -104,7 +104,7 @@ class TokenText:
                 for start in range(0, len(ids), CHUNK):
                     part = np.ascontiguousarray(ids[start : start + CHUNK])
                     largest = max(largest, int(part.max()))
-                    digest.update(part)
+                    digest.update(part.data)
                     bar.advance(len(part))
                 if largest >= self.vocab_size:
                     raise InputError(f"{shard.path} holds id {largest}, the vocabulary has {self.vocab_size}; "
@@ -299,11 +299,12 @@ class Batches:
             InputError: it is none of these sources.
         """
         taken, digest = state.get("taken"), state.get("digest")
-        whole = isinstance(taken, list) and all(isinstance(count, int) and 0 <= count < 1 << 62 for count in taken)
-        if not whole or len(taken) != len(self._texts) or not isinstance(digest, int):
+        given = taken if isinstance(taken, list) else []
+        counts = [count for count in given if isinstance(count, int) and 0 <= count < 1 << 62]
+        if counts != taken or len(counts) != len(self._texts) or not isinstance(digest, int):
             raise InputError(f"the saved position {state} is none of {len(self._texts)} sources; start from an earlier "
                              "checkpoint or anew")
-        self._taken, self._digest = np.array(taken, dtype=np.int64), digest
+        self._taken, self._digest = np.array(counts, dtype=np.int64), digest
 
     def _next_row(self) -> tuple[np.ndarray, np.ndarray]:
         behind = self._weights * (self._taken.sum() + 1) - self._taken
