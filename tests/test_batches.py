@@ -174,7 +174,7 @@ def test_a_restored_position_goes_on_the_same_way(position, weight):
     {"taken": [10**30], "digest": 0}, {"taken": 1, "digest": 0},
 ])  # fmt: skip
 def test_a_position_of_something_else_is_refused(state):
-    with pytest.raises(InputError, match="the saved position .* is none of 1 sources"):
+    with pytest.raises(InputError, match="the saved position .* does not belong to 1 sources"):
         batches(Numbers(50)).restore(state)
 
 

@@ -236,7 +236,7 @@ def test_a_task_of_another_form_is_refused(task):
 
 def test_a_damaged_task_file_is_named_before_a_model_is_loaded(tasks, tmp_path):
     (tmp_path / "mmlu" / "virology_test.csv").write_text("What?,one,two,three,more,A\nWhat?,one,two,three,more,E\n")
-    with pytest.raises(InputError, match="virology_test.csv:2: the key 'E' is none of the labels A, B, C, D"):
+    with pytest.raises(InputError, match="virology_test.csv:2: the key 'E' is not one of the labels A, B, C, D"):
         evaluate([tmp_path / "nowhere"], [tasks["mmlu"]])
 
 

@@ -163,7 +163,7 @@ def test_line_ends_and_a_byte_order_mark_are_no_text(tmp_path):
 @pytest.mark.parametrize(("line", "what"), [
     ("a,1,2,3,A", "2: 5 columns, not the 6 of question, A, B, C, D, key"),
     ("a,1,2,3,4,5,A", "2: 7 columns, not the 6 of question, A, B, C, D, key"),
-    ("a,1,2,3,4,E", "2: the key 'E' is none of the labels A, B, C, D"),
+    ("a,1,2,3,4,E", "2: the key 'E' is not one of the labels A, B, C, D"),
     ("a,1,2,3,4,", "2: an empty 'key'"),
     ("a,1,,3,4,A", "2: an empty 'B'"),
     (" ,1,2,3,4,A", "2: an empty 'question'"),
@@ -183,7 +183,7 @@ def test_a_record_after_a_field_of_many_lines_is_named_by_its_first_line(tmp_pat
 @pytest.mark.parametrize(("record", "what"), [
     (changed(HUB, answerKey=None), "no text in 'answerKey'"),
     (changed(HUB, answerKey=""), "an empty 'answerKey'"),
-    (changed(HUB, answerKey="C"), "the key 'C' is none of the labels A, B"),
+    (changed(HUB, answerKey="C"), "the key 'C' is not one of the labels A, B"),
     (changed(HUB, answerKey=1), "no text in 'answerKey'"),
     (changed(HUB, question=" "), "an empty 'question'"),
     (changed(HUB, question=None), "no text in 'question.stem'"),
@@ -237,7 +237,7 @@ def test_a_paragraph_of_squad_without_text_is_named(tmp_path):
     (changed(STORED, prompt="Owls fly.\nquestion: {}"), "a prompt that is not 'passage: ..', a new line and 'question: {}'"),
     (changed(STORED, prompt="passage: \nquestion: {}"), "a prompt that is not 'passage: ..', a new line and 'question: {}'"),
     (changed(STORED, subject=None), "no text in 'subject'"),
-    (changed(STORED, target_new={"str": "yes"}), "the key 'yes' is none of the labels False, True"),
+    (changed(STORED, target_new={"str": "yes"}), "the key 'yes' is not one of the labels False, True"),
 ])  # fmt: skip
 def test_a_damaged_line_of_boolq_is_named(tmp_path, record, what):
     path = write(tmp_path / "a.jsonl", BOOLQ, record)

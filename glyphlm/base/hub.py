@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import CONFIG
 
 # Weights, sizes, vocabulary; never the Python files that a repository may hold.
 FETCHED = ("*.safetensors", "*.bin", "*.pt", "*.json", "merges.txt", "vocab.txt")
@@ -32,8 +33,8 @@ def push(run: Path, repo: str, private: bool = False, endpoint: str | None = Non
     Raises:
         InputError: the folder is no model, or the Hub refuses.
     """
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run} holds no config.json; give a finished run, or a folder of glyphlm export --to gpt_neox")
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run} holds no {CONFIG}; give a finished run, or a folder of glyphlm export --to gpt_neox")
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     with _as_input_errors(repo):
         found = api.create_repo(repo, private=private, exist_ok=True)

@@ -2,7 +2,7 @@
 
 # A finished run is a folder of the Hugging Face layout ..
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"  # the name that transformers looks for
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY = "vocab.txt"  # every piece of the tokenizer, for people

@@ -295,7 +295,7 @@ class Build:
 
 
 def same_inputs(was: Any, now: Any) -> bool:
-    """Whether two records of inputs (name -> sha256) tell of the same content, whatever the names of the files are."""
+    """Whether two records of inputs (name -> sha256) have the same content, whatever the files are called."""
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return was == now
     gone, new = ([part[key] for key in part.keys() - other.keys()] for part, other in ((was, now), (now, was)))
@@ -320,7 +320,7 @@ def read_build(folder: Path) -> Build:
     """Read the build.json of `folder`.
 
     Raises:
-        InputError: there is no such folder, or none of our commands made it.
+        InputError: there is no such folder, or no glyphlm command made it, or its record is damaged.
     """
     path = Path(folder) / BUILD
     if not path.is_file():

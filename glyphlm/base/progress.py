@@ -45,7 +45,7 @@ class Meter:
         elapsed = time.monotonic() - self._started
         if not self._total:
             return f"{self._title}: {self._done:,.0f}, {elapsed:.0f} s  {note}"
-        now = self._done - self._before  # what a stopped run had done took none of this time
+        now = self._done - self._before  # the part of a stopped run took no time of this one
         left = elapsed / now * (self._total - self._done) if now else float("inf")
         return f"{self._title}: {100 * self._done / self._total:.0f}%, {left:.0f} s left  {note}"
 

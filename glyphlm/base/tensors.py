@@ -19,7 +19,6 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 
-WEIGHTS = "model.safetensors"  # of a run folder, under the name that transformers look for
 TENSOR_ERRORS = (OSError, SafetensorError)  # what a damaged or missing file raises
 SAVE_ALONE = "save the table alone with safetensors.torch.save_file"
 

@@ -134,7 +134,7 @@ def _choice(row: Row, task: str, prompt: str, labels: Sequence[str], choices: Se
     if len(set(labels)) < max(len(labels), 2):
         raise row.fault(f"labels {', '.join(labels) or 'of no option'}, which are not two or more different ones")
     if key not in labels:
-        raise row.fault(f"the key {key!r} is none of the labels {', '.join(labels)}")
+        raise row.fault(f"the key {key!r} is not one of the labels {', '.join(labels)}")
     return Item(task, prompt, (key,), tuple(labels), tuple(choices))
 
 

@@ -296,14 +296,14 @@ class Batches:
         """Continue from a position that `state` gave.
 
         Raises:
-            InputError: it is none of these sources.
+            InputError: it is not a position in these sources.
         """
         taken, digest = state.get("taken"), state.get("digest")
         given = taken if isinstance(taken, list) else []
         counts = [count for count in given if isinstance(count, int) and 0 <= count < 1 << 62]
         if counts != taken or len(counts) != len(self._texts) or not isinstance(digest, int):
-            raise InputError(f"the saved position {state} is none of {len(self._texts)} sources; start from an earlier "
-                             "checkpoint or anew")
+            raise InputError(f"the saved position {state} does not belong to {len(self._texts)} sources; start from an "
+                             "earlier checkpoint or anew")
         self._taken, self._digest = np.array(counts, dtype=np.int64), digest
 
     def _next_row(self) -> tuple[np.ndarray, np.ndarray]:

@@ -65,8 +65,7 @@ def prepare(
         build = plan.record(plan.inputs)
         if build.is_done(out):
             return out
-        if engine is None:
-            refuse_open_tasks(out)
+        refuse_open_tasks(out)
         with build.folder(out, resume=True) as partial:
             plan.write_parts(partial, jobs, engine)
             build.result = _complete(partial, tokenizer, plan.collect(partial))

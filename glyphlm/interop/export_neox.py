@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import SETTINGS, SUMMARY
+from glyphlm.base.names import SETTINGS, SUMMARY, WEIGHTS
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
-from glyphlm.base.tensors import WEIGHTS, save_tensors
+from glyphlm.base.tensors import save_tensors
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.card import RESULTS, write_card
 from glyphlm.runs.folder import SAMPLING, load_run, read_summary, special_ids, weights_sha256

@@ -8,9 +8,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import sha256_file, write_atomic
 from glyphlm.base.records import read_json_lines
-from glyphlm.base.tensors import WEIGHTS
 from glyphlm.runs.folder import SAMPLING
 
 PAPERS = {  # the work that is re-implemented, all by A. Bochkov: number on arXiv, year, title

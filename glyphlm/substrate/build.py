@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import Build, read_build, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
-from glyphlm.base.tensors import WEIGHTS, load_ending, load_tensors, save_tensors
+from glyphlm.base.tensors import load_ending, load_tensors, save_tensors
 from glyphlm.modeling.model import Substrate, SubstrateConfig
 from glyphlm.substrate.codes import (
     all_codes,

@@ -22,11 +22,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import partial_of, replaced_folder, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
-from glyphlm.base.tensors import WEIGHTS, load_tensors, save_tensors
+from glyphlm.base.tensors import load_tensors, save_tensors
 from glyphlm.training.parallel import is_sharded, world
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
