@@ -91,6 +91,13 @@ def test_every_error_ends_in_one_line(capsys, monkeypatch, error):
         main(["train"])
 
 
+def test_on_a_terminal_the_first_line_comes_before_libraries_are_loaded(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("glyphlm.cli.main.importlib.import_module", lambda name: print(name, file=sys.stderr))
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err.splitlines()[:2] == ["glyphlm train: loading", "glyphlm.cli.models"]
+
+
 def test_a_stop_keeps_its_exit_code(monkeypatch):
     def stop(arguments):
         raise SystemExit(143)

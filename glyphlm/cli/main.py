@@ -77,6 +77,8 @@ def _run(arguments: list[str]) -> int:
         near = get_close_matches(given, VERBS, 1) or get_close_matches(arguments[0], VERBS, 1)
         cure = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"{given!r} is no verb; {cure}the verbs are: {', '.join(VERBS)}")
+    if sys.stderr.isatty() and "--help" not in arguments:
+        print(f"glyphlm {verb}: loading", file=sys.stderr)  # torch alone takes seconds
     verbs = importlib.import_module(f"glyphlm.cli.{VERBS[verb][0]}")
     getattr(verbs, f"run_{verb.replace(' ', '_')}")(arguments[len(verb.split()) :])
     return 0

@@ -15,8 +15,9 @@ from glyphlm.base.names import MADE_INPUTS
 from glyphlm.base.outputs import one_writer
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.experiments.resume import has_begun
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe
-from glyphlm.experiments.train_recipe import build_inputs, device_of, has_begun, prepared_data, run_recipe
+from glyphlm.experiments.train_recipe import build_inputs, device_of, prepared_data, run_recipe
 from glyphlm.modeling.model import GPT, Substrate, SubstrateConfig
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import flops_per_token

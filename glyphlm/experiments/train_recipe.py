@@ -14,10 +14,10 @@ import torch
 
 from glyphlm.base.devices import local_device
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import GLYPH_SHEET, INPUTS, MADE_INPUTS, METRICS, SAMPLES, SETTINGS
-from glyphlm.base.outputs import OtherWork, first_difference, one_writer, write_atomic
+from glyphlm.base.names import GLYPH_SHEET, MADE_INPUTS, METRICS, SAMPLES, SETTINGS
+from glyphlm.base.outputs import OtherWork, one_writer, write_atomic
 from glyphlm.base.progress import say
-from glyphlm.base.records import read_json, read_json_lines, to_json, to_lines
+from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.composition.fuse import describe_fusion
 from glyphlm.data.batches import (
     Batch,
@@ -31,7 +31,8 @@ from glyphlm.data.batches import (
 )
 from glyphlm.data.shards import prepare, prepare_examples
 from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
-from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
+from glyphlm.experiments.recipe import Recipe
+from glyphlm.experiments.resume import has_begun, pin_inputs, read_settings, record_settings
 from glyphlm.experiments.stages import AnyRecipe, base_shape, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, count_parameters
@@ -42,19 +43,13 @@ from glyphlm.runs.generate import Sampling, generate
 from glyphlm.substrate.build import SubstrateSettings, build_substrate, substrate_config
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
-from glyphlm.training.checkpoint import TrainState, list_states, load_state
+from glyphlm.training.checkpoint import TrainState, load_state
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loop import train
 from glyphlm.training.loss import Objective
 from glyphlm.training.parallel import is_sharded, joined
 from glyphlm.training.settings import batch_rows, micro_batch_rows
 
-# Settings that change no result beyond rounding: they may be others when a run goes on.
-OPERATIONAL = ("micro_batch_tokens", "recompute", "save_every", "keep", "log_every", "validate_every", "trackers")
-PATHS = (
-    ("tokenizer", "path"), ("tokenizer", "ngrams"), ("tokenizer", "shared_strings"), ("tokenizer", "special_names"),
-    ("tokenizer", "base"), ("substrate", "path"), ("substrate", "file"), ("substrate", "font"), ("growth", "base"),
-)  # fmt: skip
 Made = TypeVar("Made")
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
 
@@ -100,7 +95,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
             return summary
         opened = open_recipe(recipe, out)
         if world.is_main:
-            pin_inputs(opened, recipe, out)
+            pin_inputs(out, recipe, digests_of(opened))
         if summary is not None:
             say(f"{out} is done already, with these inputs: {result_line(summary)}")
             return summary
@@ -150,107 +145,17 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
     say(f"{out}: {result_line(summary)}")
 
 
-def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
-    """Make `out` this recipe's folder, or make sure that it is; the resolved recipe, and whether its text is the recorded.
-
-    What changes no result (OPERATIONAL, prompts) may change when a run goes on; inputs may have other paths, and are
-    compared by `pin_inputs`, which also records such changes.
-
-    Raises:
-        InputError: the recipe contradicts itself, or `out` holds something that is no run, another run (the first
-            difference is named) or damaged settings. A run that was refused before its first step is replaced.
-    """
-    path, begun = out / SETTINGS, has_begun(out)
-    recorded = read_settings(out) if path.exists() else None
-    if recorded is None and out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
-        raise InputError(f"{out} holds something that is no run; choose another --out")
-    recipe = resolve(recipe, recorded)
-    difference = first_difference(comparable(recorded), comparable(recipe)) if recorded else None
-    if difference and begun:
-        raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
-    if recorded != recipe and not begun:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, settings_text(recipe))
-    return recipe, recorded == recipe
-
-
-def read_settings(out: Path) -> Recipe:
-    """The recipe that `out` was begun with.
-
-    Raises:
-        InputError: settings.yaml is damaged, is no recipe, or is not the one that the first step was made with.
-    """
-    try:
-        recorded = load_recipe(out / SETTINGS, kind=Recipe)
-    except InputError as error:
-        raise InputError(f"{out / SETTINGS} is not the settings of a training ({error}); put it back, or choose another "
-                         "--out") from None
-    digest = read_json(out / INPUTS).get("settings") if has_begun(out) else None
-    if digest not in (None, digest_of(recorded)):
-        raise InputError(f"{out / SETTINGS} is not what the run was begun with (sha256 {str(digest)[:12]}); put it back, or "
-                         "choose another --out")
-    return recorded
-
-
-def comparable(recipe: Recipe) -> dict[str, Any]:
-    """The values that a result depends on; inputs only by their number and kind, because they are known by digest."""
-    values = asdict(replace(recipe, prompts=[]))
-    train, growth = values["train"], values["growth"]
-    for name in OPERATIONAL:
-        if name != "validate_every" or train["flat_after"] is None:  # else it decides where training ends
-            del train[name]
-    for section, name in PATHS:
-        values[section][name] = values[section][name] not in (None, [])
-    for source in values["data"]:
-        source |= {name: bool(source[name]) for name in ("shards", "text", "sft")}
-    values["fusion"]["experts"], values["validation"] = len(recipe.fusion.experts), len(recipe.validation)
-    growth["cache"] = growth["cache"] if growth["cache"] in ("none", "memory") else "folder"
-    return values
-
-
-def digest_of(recipe: Recipe) -> str:
-    """sha256 of what `comparable` keeps and is not as by default: settings that come later change no digest."""
-    plain, values = comparable(Recipe()), comparable(recipe)
-    said = {name: part for name, part in values.items() if part != plain[name]}
-    said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
-             for name, part in said.items() if isinstance(part, dict)}
-    return hashlib.sha256(to_json(said).encode()).hexdigest()
-
-
-def has_begun(out: Path) -> bool:
-    """Whether any step was trained in `out`."""
-    return (out / METRICS).exists() or bool(list_states(out))
-
-
-def pin_inputs(opened: OpenedRecipe, settings: Recipe, out: Path) -> None:
-    """Write down the digests of what the run is made from, or make sure that it goes on with the same.
-
-    Raises:
-        InputError: tokenizer, substrate, shards or runs are others than at the first step; the first difference is named.
-    """
-    path, recipe = out / INPUTS, opened.recipe
-    inputs: dict[str, Any] = {
+def digests_of(opened: OpenedRecipe) -> dict[str, Any]:
+    """What identifies the inputs of a run, wherever they lie."""
+    recipe = opened.recipe
+    made_of = [recipe.growth.base] if recipe.growth.base else recipe.fusion.experts
+    return {
         "tokenizer": opened.tokenizer.fingerprint,
         "substrate": opened.model.substrate.config.fingerprint,
         "shards": shards_read(opened.training),
         "validation": shards_read(opened.held_out),
-        "settings": digest_of(settings),
+        **({"runs": [weights_sha256(run) for run in made_of]} if made_of else {}),
     }
-    made_of = [recipe.growth.base] if recipe.growth.base else recipe.fusion.experts
-    if made_of:
-        inputs["runs"] = [weights_sha256(run) for run in made_of]
-    if not has_begun(out):
-        write_atomic(path, to_json(inputs))
-        return
-    for name, was in read_json(path).items():
-        was = [*was.values()] if isinstance(was, dict) else was  # version 0.1 wrote digests by path
-        if was != inputs.get(name):
-            shown = (one if isinstance(one, str) else hashlib.sha256(to_json(one).encode()).hexdigest()
-                     for one in (was, inputs.get(name)))
-            raise InputError(f"{out} was begun with other inputs: {name} was {next(shown)[:12]}, is now {next(shown)[:12]}; "
-                             "put back what it was begun with, or choose another --out")
-    if read_summary(out) is None:
-        write_atomic(out / SETTINGS, settings_text(settings))
 
 
 def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:

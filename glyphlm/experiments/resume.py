@@ -1,0 +1,118 @@
+"""What a run folder was begun with, and whether a recipe may go on in it.
+
+settings.yaml is the resolved recipe, inputs.json the digests of tokenizer, substrate, shards and runs. Paths identify
+nothing: a run, or what it is made from, may be moved.
+"""
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.names import INPUTS, METRICS, SETTINGS
+from glyphlm.base.outputs import first_difference, write_atomic
+from glyphlm.base.records import read_json, to_json
+from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
+from glyphlm.runs.folder import read_summary
+from glyphlm.training.checkpoint import list_states
+
+# Settings that change no result beyond rounding: they may be others when a run goes on.
+OPERATIONAL = ("micro_batch_tokens", "recompute", "save_every", "keep", "log_every", "validate_every", "trackers")
+PATHS = (
+    ("tokenizer", "path"), ("tokenizer", "ngrams"), ("tokenizer", "shared_strings"), ("tokenizer", "special_names"),
+    ("tokenizer", "base"), ("substrate", "path"), ("substrate", "file"), ("substrate", "font"), ("growth", "base"),
+)  # fmt: skip
+
+
+def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
+    """Make `out` this recipe's folder, or make sure that it is; the resolved recipe, and whether its text is the recorded.
+
+    What changes no result (OPERATIONAL, prompts) may change when a run goes on; inputs may have other paths, and are
+    compared by `pin_inputs`, which also records such changes.
+
+    Raises:
+        InputError: the recipe contradicts itself, or `out` holds something that is no run, another run (the first
+            difference is named) or damaged settings. A run that was refused before its first step is replaced.
+    """
+    path, begun = out / SETTINGS, has_begun(out)
+    recorded = read_settings(out) if path.exists() else None
+    if recorded is None and out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
+        raise InputError(f"{out} holds something that is no run; choose another --out")
+    recipe = resolve(recipe, recorded)
+    difference = first_difference(comparable(recorded), comparable(recipe)) if recorded else None
+    if difference and begun:
+        raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
+    if recorded != recipe and not begun:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, settings_text(recipe))
+    return recipe, recorded == recipe
+
+
+def read_settings(out: Path) -> Recipe:
+    """The recipe that `out` was begun with.
+
+    Raises:
+        InputError: settings.yaml is damaged, is no recipe, or is not the one that the first step was made with.
+    """
+    try:
+        recorded = load_recipe(out / SETTINGS, kind=Recipe)
+    except InputError as error:
+        raise InputError(f"{out / SETTINGS} is not the settings of a training ({error}); put it back, or choose another "
+                         "--out") from None
+    digest = read_json(out / INPUTS).get("settings") if has_begun(out) else None
+    if digest not in (None, digest_of(recorded)):
+        raise InputError(f"{out / SETTINGS} is not what the run was begun with (sha256 {str(digest)[:12]}); put it back, or "
+                         "choose another --out")
+    return recorded
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """The values that a result depends on; inputs only by their number and kind, because they are known by digest."""
+    values = asdict(replace(recipe, prompts=[]))
+    train, growth = values["train"], values["growth"]
+    for name in OPERATIONAL:
+        if name != "validate_every" or train["flat_after"] is None:  # else it decides where training ends
+            del train[name]
+    for section, name in PATHS:
+        values[section][name] = values[section][name] not in (None, [])
+    for source in values["data"]:
+        source |= {name: bool(source[name]) for name in ("shards", "text", "sft")}
+    values["fusion"]["experts"], values["validation"] = len(recipe.fusion.experts), len(recipe.validation)
+    growth["cache"] = growth["cache"] if growth["cache"] in ("none", "memory") else "folder"
+    return values
+
+
+def digest_of(recipe: Recipe) -> str:
+    """sha256 of what `comparable` keeps and is not as by default: settings that come later change no digest."""
+    plain, values = comparable(Recipe()), comparable(recipe)
+    said = {name: part for name, part in values.items() if part != plain[name]}
+    said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
+             for name, part in said.items() if isinstance(part, dict)}
+    return hashlib.sha256(to_json(said).encode()).hexdigest()
+
+
+def has_begun(out: Path) -> bool:
+    """Whether any step was trained in `out`."""
+    return (out / METRICS).exists() or bool(list_states(out))
+
+
+def pin_inputs(out: Path, settings: Recipe, digests: dict[str, Any]) -> None:
+    """Write down the digests of what the run is made from, or make sure that it goes on with the same.
+
+    Raises:
+        InputError: tokenizer, substrate, shards or runs are others than at the first step; the first difference is named.
+    """
+    path, inputs = out / INPUTS, digests | {"settings": digest_of(settings)}
+    if not has_begun(out):
+        write_atomic(path, to_json(inputs))
+        return
+    for name, was in read_json(path).items():
+        was = [*was.values()] if isinstance(was, dict) else was  # version 0.1 wrote digests by path
+        if was != inputs.get(name):
+            shown = (one if isinstance(one, str) else hashlib.sha256(to_json(one).encode()).hexdigest()
+                     for one in (was, inputs.get(name)))
+            raise InputError(f"{out} was begun with other inputs: {name} was {next(shown)[:12]}, is now {next(shown)[:12]}; "
+                             "put back what it was begun with, or choose another --out")
+    if read_summary(out) is None:
+        write_atomic(out / SETTINGS, settings_text(settings))
