@@ -499,6 +499,10 @@ def test_what_does_not_fit_is_refused_by_name(tokenizer_folder, tmp_path, change
     ({"vocab_size": 2048}, "has 1,024 ids, the model 2,048"),
     ({"block_size": None}, "gives None as block_size"),
     ({"n_head": "4"}, "gives '4' as n_head"),
+    ({"n_head": True}, "gives True as n_head"),
+    ({"n_head": 10**9}, "of even width"),
+    ({"d_model": 10**18}, "as d_model .*at most"),
+    ({"block_size": -1}, "gives -1 as block_size .*at least 1"),
 ])
 def test_sizes_that_do_not_fit_are_refused(tokenizer_folder, tmp_path, config, match):
     refused(write(tmp_path / "src", llama(plain()), tokenizer_folder, **config), match)
@@ -553,6 +557,13 @@ def packed(folder: Path) -> None:
     (folder / "a.pt").unlink()
 
 
+def in_itself(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    found: dict = {}
+    found["model"] = found
+    torch.save(found, folder / "pytorch_model.bin")
+
+
 ENTRY = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,%s]}}'
 ATTACKS = {
     "half a file": (lambda f: cut(f / "model.safetensors"), "cannot be read"),
@@ -564,18 +575,19 @@ ATTACKS = {
     "../ in an index": (lambda f: damage_index(f, "../outside.safetensors"), "names '../outside.safetensors'"),
     "/ in an index": (lambda f: damage_index(f, str(f.parent / "outside.safetensors")), "which is no file of weights"),
     "missing shard": (lambda f: damage_index(f, "model-2.safetensors"), "names 'model-2.safetensors'"),
-    "index of a list": (lambda f: write_index(f, "[1]"), "no JSON object"),
+    "index of a list": (lambda f: write_index(f, "[1]"), "a list, not an object"),
     "index of nothing": (lambda f: write_index(f, "{}"), "names no files"),
-    "deep index": (lambda f: write_index(f, "[" * 10**5), "cannot be read"),
+    "deep index": (lambda f: write_index(f, "[" * 10**5), "is damaged"),
     "pickle": (lambda f: bomb(f, "pytorch_model.bin"), "nothing of it was run"),
     "pickle in .pt": (lambda f: bomb(f, "weights.pt"), "nothing of it was run"),
     "pickle in a zip": (zipped_bomb, "nothing of it was run"),
     "half a .bin": (lambda f: (zipped_bomb(f), cut(f / "pytorch_model.bin")), "nothing of it was run"),
+    "a mapping in itself": (in_itself, "no plain tensor"),
     "packed zip": (packed, "is compressed"),
     "stretched tensor": (stretched, "more than the file holds"),
     "two files": (lambda f: [shutil.move(f / "model.safetensors", f / "a.bin"), shutil.copy(f / "a.bin", f / "b.bin")],
                   "--weights FILE"),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "--tokenizer DIR"),
     "half a tokenizer": (lambda f: cut(f / "tokenizer.json"), "is not a tokenizer"),
 }

@@ -440,8 +440,36 @@ def test_a_damaged_table_is_refused_with_its_file(small, tmp_path, damage):
     ("augment", "published", "token_bits"), ("pca", False, "random_float"), ("spelling", "raw", "learned"),
     ("lift_seed", 2, "learned"),
 ])  # fmt: skip
-def test_options_that_have_no_say_are_refused(small, tmp_path, option, value, kind):
-    assert f"{option} {value} has no say in" in refusal(small, tmp_path, kind=kind, n_embed=16, **{option: value})
+def test_options_that_do_not_apply_are_refused(small, tmp_path, option, value, kind):
+    message = refusal(small, tmp_path, kind=kind, n_embed=16, **{option: value})
+    assert f"{option} {value} applies only to" in message and message.endswith("remove it")
+
+
+@pytest.mark.parametrize(("given", "match"), [
+    ({"seed": -1}, "seed -1 .*at least 0"), ({"lift_seed": 1 << 63}, "lift_seed .*at most"),
+    ({"shuffle_seed": -1}, "shuffle_seed -1 .*at least 0"), ({"side": 31}, "side 31 .*32 or 64"),
+    ({"n_embed": 0}, "n_embed 0 .*at least 1"), ({"n_embed": 2.5}, "n_embed 2.5 .*whole"),
+    ({"scale": "l1"}, "scale 'l1' .*l2, unit_rms, none"),
+    ({"lift": "5"}, "lift '5' .*tile"), ({"kind": "x"}, "kind 'x' .*glyph"),
+])
+def test_settings_out_of_range_are_refused(given, match):
+    with pytest.raises(InputError, match=match):
+        SubstrateSettings(**given)
+
+
+@pytest.mark.parametrize("change", [
+    lambda build: build["result"].pop("config"), lambda build: build["result"].update(config=[]),
+    lambda build: build["result"]["config"].update(extra=1), lambda build: build["result"]["config"].update(seed=2),
+    lambda build: build["result"]["config"].update(vocab_size=10**12), lambda build: build["inputs"].update(tokenizer="0"),
+])
+def test_a_damaged_record_is_refused_with_its_folder(small, tmp_path, change):
+    build_substrate(small, SubstrateSettings(kind="learned", n_embed=32), tmp_path / "out")
+    path = tmp_path / "out" / "build.json"
+    build = json.loads(path.read_text())
+    change(build)
+    path.write_text(json.dumps(build))
+    with pytest.raises(InputError, match=f"{tmp_path / 'out'}.*(again|not)"):
+        load_substrate(tmp_path / "out", 32)
 
 
 def test_a_given_table_must_be_named(small, tmp_path):
@@ -478,7 +506,7 @@ def test_too_few_bits_are_refused_with_the_number_that_works(small, tokenizer, t
 @pytest.mark.parametrize("n_embed", [0, -4])
 @pytest.mark.parametrize("kind", ["learned", "glyph"])
 def test_a_width_that_is_not_positive_is_refused(small, fonts, tmp_path, kind, n_embed):
-    assert f"n_embed {n_embed} must be positive" in refusal(small, tmp_path, kind=kind, n_embed=n_embed, font=fonts)
+    assert f"n_embed {n_embed} must be" in refusal(small, tmp_path, kind=kind, n_embed=n_embed, font=fonts)
 
 
 def test_more_components_than_tokens_are_refused_with_the_limit(small, fonts, tmp_path):

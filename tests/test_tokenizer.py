@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,9 +87,17 @@ def test_names_of_byte_tokens_in_a_text_stay_text(tokenizer, name):
 
 
 def test_special_ids_stand_for_no_text(tokenizer):
-    ids = [tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id, 3]
+    ids = [tokenizer.pad_id, tokenizer.tokens.index("<s>"), tokenizer.end_id, tokenizer.unknown_id]
     assert tokenizer.special_ids == set(ids) and len(set(ids)) == 4
     assert tokenizer.decode(ids) == "" and not tokenizer.bytes_per_id_V[ids].any()
+
+
+def test_a_text_begins_behind_what_ended_the_one_before_in_every_library(tokenizer, tmp_path):
+    """An old folder names `<s>`, which training never saw."""
+    old = Tokenizer(tokenizer._backend, tokenizer.config | {"bos_token": "<s>"})
+    old.save(tmp_path)
+    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert loaded.bos_token_id == loaded.eos_token_id == Tokenizer.load(tmp_path).start_id == tokenizer.end_id
 
 
 def test_bytes_that_are_not_utf8_become_the_replacement_character(tokenizer):
@@ -171,7 +180,7 @@ def test_the_list_for_the_eye_names_every_token(tokenizer, tokenizer_folder):
 
 @pytest.mark.parametrize("vocab_size", [511, 0, -1])
 def test_a_vocabulary_too_small_for_bytes_and_letters_is_refused(texts, tmp_path, vocab_size):
-    with pytest.raises(InputError, match=f"vocab_size {vocab_size} is below 512"):
+    with pytest.raises(InputError, match=f"vocab_size {vocab_size} .*at least 512"):
         build_tokenizer(texts, TokenizerSettings(vocab_size=vocab_size), tmp_path / "out")
 
 
@@ -270,6 +279,55 @@ def test_the_order_of_the_text_does_not_matter():
 def test_a_missing_tokenizer_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(InputError, match="tokenizer.json does not exist; make it with: glyphlm tokenizer build"):
         Tokenizer.load(tmp_path)
+
+
+def changed(tokenizer, folder: Path, change) -> Path:
+    """A folder whose tokenizer.json was changed."""
+    tokenizer.save(folder)
+    path = folder / "tokenizer.json"
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    change(parts)
+    path.write_text(json.dumps(parts), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (lambda parts: parts["model"]["vocab"].update(zzzz=4294967290), "ids up to 4,294,967,290"),
+    (lambda parts: parts.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "not a tokenizer"),
+    (lambda parts: parts["model"].update(merges=[["no", "such"]]), "not a tokenizer"),
+    (lambda parts: parts.update(model={"type": "WordLevel", "vocab": {}, "unk_token": "?"}, added_tokens=[]),
+     "ids up to -1|not a tokenizer"),
+])
+def test_a_tokenizer_that_would_fill_the_memory_or_panic_is_refused(tokenizer, tmp_path, change, match):
+    with pytest.raises(InputError, match=f"tokenizer.json .*({match}).*build it again"):
+        Tokenizer.load(changed(tokenizer, tmp_path, change))
+
+
+@pytest.mark.parametrize("config", [
+    "", "[]", "{", '{"eos_token": 5}', '{"eos_token": {"a": 1}}', '{"pad_token": ["<pad>"]}', "NaN",
+])
+def test_a_damaged_tokenizer_config_is_refused_with_its_name(tokenizer, tmp_path, config):
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(InputError, match="tokenizer_config.json is damaged .*build the tokenizer again"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_chat_template_of_its_own_file_is_read(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert Tokenizer.load(tmp_path).config["chat_template"] == "{{ messages }}"
+
+
+def test_a_folder_that_another_process_writes_is_refused(texts, tmp_path):
+    hold = "import sys\nfrom glyphlm.base.outputs import one_writer\n"
+    hold += "with one_writer(sys.argv[1]): print(1, flush=1), input()"
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", hold, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(InputError, match=f"{out} is being written by process {other.pid}"):
+            build_tokenizer(texts, TokenizerSettings(vocab_size=1024), out)
+        other.communicate(b"\n")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"[]", b'{"version": "1.0", "model": {"type": "BPE"'])

@@ -1,6 +1,5 @@
 """The folder of a published checkpoint -> its sizes and its tensors. Nothing in the folder is ever executed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file
+from glyphlm.base.ranges import Range
+from glyphlm.base.records import read_json
 from glyphlm.base.tensors import plain_tensor, read_foreign
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -21,6 +22,7 @@ SIZE_NAMES = {
     "n_head": ("n_head", "num_attention_heads", "n_heads", "num_heads"),
     "block_size": ("block_size", "max_position_embeddings", "n_positions", "context_length", "max_seq_len"),
 }
+SIZES = Range(1, 1 << 31, whole=True)
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ENDINGS = (".safetensors", ".bin", ".pt")
 NESTED = ("model_state_dict", "state_dict", "model")  # under these a training script keeps the weights in a .pt
@@ -44,24 +46,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint.
 
     Raises:
-        InputError: it is missing or not an object.
+        InputError: it is missing, damaged or not an object.
     """
-    return _read_object(folder / "config.json", "give the folder of a published checkpoint")
+    return read_json(folder / "config.json", cure="give the folder of a published checkpoint")
 
 
 def read_sizes(folder: Path, config: Mapping[str, Any]) -> Sizes:
     """The sizes in a config.json, whichever of the known names they have.
 
     Raises:
-        InputError: one is missing or no positive integer.
+        InputError: one is missing or not in `SIZES`.
     """
     found = {size: next((config[name] for name in names if name in config), None) for size, names in SIZE_NAMES.items()}
     for size, value in found.items():
-        if type(value) is not int or value < 1:
+        if value not in SIZES:
             names = ", ".join(SIZE_NAMES[size])
-            raise InputError(f"{folder}/config.json gives {value!r} as {size} (looked for {names}); write the number there")
-    n_embed = next((config[name] for name in ("n_embed", "n_embd") if type(config.get(name)) is int), None)
-    return Sizes(**found, n_embed=n_embed)
+            raise InputError(f"{folder}/config.json gives {value!r:.60} as {size} (looked for {names}), which must "
+                             f"be {SIZES}; write the right number there")
+    n_embed = next((config[name] for name in ("n_embed", "n_embd") if config.get(name) in SIZES), None)
+    return Sizes(**{size: int(value) for size, value in found.items() if value in SIZES}, n_embed=n_embed)
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:
@@ -105,7 +108,7 @@ def weight_files(folder: Path, chosen: str | None = None) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = _read_object(index, "download it again").get("weight_map")
+    names = read_json(index, cure="download it again").get("weight_map")
     names = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
     for name in names:
         # Only plain names: `../x` or `/x` would read files that are none of the checkpoint's.
@@ -140,16 +143,6 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         found = next((part for part in inner if isinstance(part, Mapping)), found)
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise InputError(f"{path} holds no named tensors; give a checkpoint's file of weights")
-    return found
-
-
-def _read_object(path: Path, cure: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); {cure}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is no JSON object; {cure}")
     return found
 
 

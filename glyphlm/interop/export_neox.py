@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS, SUMMARY, WEIGHTS
-from glyphlm.base.outputs import Build
+from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import save_tensors
@@ -52,20 +52,21 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
         InputError: the run is a fusion, or its head has a bias that GPT-NeoX cannot express; or `out` holds other work.
     """
     build = Build("gpt_neox", {"fold_head_bias": fold_head_bias}, {"weights": weights_sha256(run)})
-    if build.is_done(out):
-        say(f"{out} is done already")
+    with one_writer(out):
+        if build.is_done(out):
+            say(f"{out} is done already")
+            return out
+        plain = open_plain(run, fold_head_bias)
+        tensors = neox_tensors(plain)
+        with build.folder(out) as partial:
+            save_tensors(tensors, partial / WEIGHTS)
+            plain.tokenizer.save(partial)
+            (partial / "config.json").write_text(to_json(neox_config(plain)), encoding="utf-8")
+            generation = SAMPLING | special_ids(plain.tokenizer)
+            (partial / "generation_config.json").write_text(to_json(generation), encoding="utf-8")
+            copy_records(run, partial)
+        say(f"{out}: GPT-NeoX, {sum(tensor.numel() for tensor in tensors.values()):,} values")
         return out
-    plain = open_plain(run, fold_head_bias)
-    tensors = neox_tensors(plain)
-    with build.folder(out) as partial:
-        save_tensors(tensors, partial / WEIGHTS)
-        plain.tokenizer.save(partial)
-        (partial / "config.json").write_text(to_json(neox_config(plain)), encoding="utf-8")
-        generation = SAMPLING | special_ids(plain.tokenizer)
-        (partial / "generation_config.json").write_text(to_json(generation), encoding="utf-8")
-        copy_records(run, partial)
-    say(f"{out}: GPT-NeoX, {sum(tensor.numel() for tensor in tensors.values()):,} values")
-    return out
 
 
 def copy_records(run: Path, out: Path) -> None:

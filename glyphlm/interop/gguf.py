@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build
+from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.interop.export_neox import Plain, open_plain
-from glyphlm.runs.folder import weights_sha256
+from glyphlm.runs.folder import special_ids, weights_sha256
 from glyphlm.tokenizer.layouts import BYTES, FALLBACK_BYTES, SPECIAL_SLOTS, is_reserved
 from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
 
@@ -204,23 +204,24 @@ def export_gguf(run: Path, out: Path, quantize: Quantization = "f32", fold_head_
     """
     file = out / f"{run.resolve().name}-{quantize}.gguf"
     build = Build("gguf", {"quantize": quantize, "fold_head_bias": fold_head_bias}, {"weights": weights_sha256(run)})
-    if build.is_done(out):
-        say(f"{out} is done already")
+    with one_writer(out):
+        if build.is_done(out):
+            say(f"{out} is done already")
+            return file
+        plain = open_plain(run, fold_head_bias)
+        if quantize == "q8_0" and plain.model.config.d_model % ROWS_OF_32:
+            raise InputError(f"q8_0 needs a d_model that is a multiple of {ROWS_OF_32}, and {run} has "
+                             f"{plain.model.config.d_model}; use f16")
+        pieces, cannot = gguf_tokens(run, plain.tokenizer)
+        if plain.model.config.activation == "gelu":
+            cannot.append("exact GELU: llama.cpp takes its tanh approximation, so that logits differ by about a thousandth")
+        with build.folder(out) as partial:
+            write(partial / file.name, plain, pieces, quantize)
+            build.result = {"cannot_express": cannot}
+        for line in cannot:
+            say(f"{file}: cannot express {line}")
+        say(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
         return file
-    plain = open_plain(run, fold_head_bias)
-    if quantize == "q8_0" and plain.model.config.d_model % ROWS_OF_32:
-        raise InputError(f"q8_0 needs a d_model that is a multiple of {ROWS_OF_32}, and {run} has "
-                         f"{plain.model.config.d_model}; use f16")
-    pieces, cannot = gguf_tokens(run, plain.tokenizer)
-    if plain.model.config.activation == "gelu":
-        cannot.append("exact GELU: llama.cpp takes its tanh approximation, so that logits differ by about a thousandth")
-    with build.folder(out) as partial:
-        write(partial / file.name, plain, pieces, quantize)
-        build.result = {"cannot_express": cannot}
-    for line in cannot:
-        say(f"{file}: cannot express {line}")
-    say(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
-    return file
 
 
 def write(path: Path, plain: Plain, pieces: list[GgufToken], quantize: Quantization) -> None:
@@ -266,8 +267,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken
     writer.add_token_types([piece.kind for piece in pieces])
     writer.add_eos_token_id(plain.tokenizer.end_id)
     writer.add_pad_token_id(plain.tokenizer.pad_id)
-    if plain.tokenizer.start_id is not None:
-        writer.add_bos_token_id(plain.tokenizer.start_id)
+    writer.add_bos_token_id(special_ids(plain.tokenizer)["bos_token_id"])
     if plain.tokenizer.unknown_id is not None:
         writer.add_unk_token_id(plain.tokenizer.unknown_id)
     writer.add_add_bos_token(False)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.hub import fetch
-from glyphlm.base.outputs import Build
+from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.composition.fuse import fuse
@@ -78,6 +79,9 @@ class ImportSettings:
     tokenizer: str | None = None
     weights: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self, "--", {"norm_eps": Range(0, 1, below=True), "rope_base": Range(1, 1e12, above=True)})
 
 
 @dataclass
@@ -223,13 +227,14 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
     Raises:
         InputError: files are damaged or missing, tensors are left over or cannot be mapped, or `out` holds something else.
     """
-    published = open_published(src, settings)
-    if len(published.experts) == 1:
-        return _import_expert(published, 0, out, settings, command)
-    runs = [out.with_name(f"{out.name}-expert-{number}") for number in range(len(published.experts))]
-    for number, run in enumerate(runs):
-        _import_expert(published, number, run, settings, command)
-    return fuse(FusionSettings([str(run) for run in runs], allow_different_substrates=True), out, command)
+    with one_writer(out):
+        published = open_published(src, settings)
+        if len(published.experts) == 1:
+            return _import_expert(published, 0, out, settings, command)
+        runs = [out.with_name(f"{out.name}-expert-{number}") for number in range(len(published.experts))]
+        for number, run in enumerate(runs):
+            _import_expert(published, number, run, settings, command)
+        return fuse(FusionSettings([str(run) for run in runs], allow_different_substrates=True), out, command)
 
 
 def open_published(src: str, settings: ImportSettings) -> Published:

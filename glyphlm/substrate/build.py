@@ -17,8 +17,9 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
-from glyphlm.base.outputs import Build, read_build, sha256_file
+from glyphlm.base.outputs import Build, one_writer, read_build, sha256_file
 from glyphlm.base.progress import say
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_ending, load_tensors, save_tensors
 from glyphlm.modeling.model import Substrate, SubstrateConfig
@@ -36,7 +37,7 @@ from glyphlm.substrate.codes import (
     rule_tensors,
     scale_table,
 )
-from glyphlm.substrate.fonts import FontChain, load_fonts
+from glyphlm.substrate.fonts import SIDES, FontChain, load_fonts
 from glyphlm.substrate.glyphs import Drawing, draw_tokens, glyph_sheet, polar_order
 from glyphlm.tokenizer.layouts import BYTES
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -91,8 +92,14 @@ class SubstrateSettings:
     font: list[str] = field(default_factory=list)
     strict: bool = False
 
+    def __post_init__(self) -> None:
+        seeds = dict.fromkeys(("seed", "lift_seed", "shuffle_seed"), Range(0, 2**63 - 1, whole=True))
+        check_values(self, "substrate.", seeds | {"n_embed": Range(1, 1 << 20, whole=True)})
+        if self.side not in SIDES:
+            raise InputError(f"substrate.side {self.side} must be {' or '.join(map(str, SIDES))}")
 
-# The kinds that an option has a say in; elsewhere it is refused. (Fonts belong to the machine and are not.)
+
+# The kinds that an option applies to; with others it is refused. (Fonts belong to the machine and are not.)
 OPTIONS = {
     "file": ("given",),
     "unique": ("glyph", "given"),
@@ -115,24 +122,25 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
     files = fonts.paths if fonts else [Path(settings.file)] if settings.file else []
     kept = {key: value for key, value in asdict(settings).items() if key not in ("path", "file", "strict")}
     build = Build("substrate", kept, {"tokenizer": tokenizer.fingerprint, **_digests(files)})
-    if build.is_done(out):
-        check_drawn(build.result["missing"], settings)
-        return SubstrateConfig(**build.result["config"])
-    pictured = tokenizer.pictured(settings.spelling)
-    drawing = draw_vocabulary(pictured, fonts, settings) if fonts else Drawing(np.empty((0, 1), np.uint8), [])
-    missing = [ord(character) for character in drawing.missing]
-    check_drawn(missing, settings)
-    config, tensors = make_values(config, settings, tokenizer.fingerprint, drawing.bits_VP)
-    with build.folder(out) as partial:
-        if tensors:
-            save_tensors(tensors, partial / TABLE)
-        (partial / TOKENS).write_text(to_json(pictured), encoding="utf-8")
-        if fonts:
-            shown = sheet_ids(tokenizer.tokens)
-            glyph_sheet(drawing.bits_VP[shown], [pictured[number] for number in shown], partial / SHEET)
-        build.result = {"config": asdict(config), "missing": missing, "blank": blank_ids(drawing, pictured, fonts)}
-    say(f"{out}: {settings.kind}, {config.vocab_size:,} codes of width {config.n_embed}, {config.fingerprint[:12]}")
-    return config
+    with one_writer(out):
+        if build.is_done(out):
+            check_drawn(build.result.get("missing", []), settings)
+            return recorded_config(out, build)
+        pictured = tokenizer.pictured(settings.spelling)
+        drawing = draw_vocabulary(pictured, fonts, settings) if fonts else Drawing(np.empty((0, 1), np.uint8), [])
+        missing = [ord(character) for character in drawing.missing]
+        check_drawn(missing, settings)
+        config, tensors = make_values(config, settings, tokenizer.fingerprint, drawing.bits_VP)
+        with build.folder(out) as partial:
+            if tensors:
+                save_tensors(tensors, partial / TABLE)
+            (partial / TOKENS).write_text(to_json(pictured), encoding="utf-8")
+            if fonts:
+                shown = sheet_ids(tokenizer.tokens)
+                glyph_sheet(drawing.bits_VP[shown], [pictured[number] for number in shown], partial / SHEET)
+            build.result = {"config": asdict(config), "missing": missing, "blank": blank_ids(drawing, pictured, fonts)}
+        say(f"{out}: {settings.kind}, {config.vocab_size:,} codes of width {config.n_embed}, {config.fingerprint[:12]}")
+        return config
 
 
 def load_substrate(folder: str | Path, d_model: int, tokenizer_fingerprint: str | None = None) -> Substrate:
@@ -170,10 +178,25 @@ def read_substrate(folder: str | Path) -> tuple[Build, SubstrateConfig, dict[str
     build = read_build(folder)
     if build.made != "substrate":
         raise InputError(f"{folder} holds a {build.made}, not a substrate")
-    config = SubstrateConfig(**build.result["config"])
+    config = recorded_config(folder, build)
     tensors = load_tensors(folder / TABLE) if expected_shapes(config) else {}
     check_tensors(folder / TABLE, config, tensors)
+    as_made = not (config.trainable and replace(config, trainable=False).is_rule)  # else the table of a rule is stored
+    if as_made and fingerprint(config, build.inputs.get("tokenizer", ""), tensors) != config.fingerprint:
+        raise InputError(f"{folder} holds other codes than it was built with ({config.fingerprint[:12]}); build it again")
     return build, config, tensors
+
+
+def recorded_config(folder: Path, build: Build) -> SubstrateConfig:
+    """The config that a build.json records.
+
+    Raises:
+        InputError: it is missing, incomplete, or holds values that no config has.
+    """
+    try:
+        return SubstrateConfig(**build.result["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}/build.json is damaged (result.config: {error}); build it again") from None
 
 
 def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
@@ -198,9 +221,7 @@ def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
 
 
 def substrate_config(settings: SubstrateSettings, vocab_size: int) -> SubstrateConfig:
-    """What the model will be told, without the fingerprint."""
-    if settings.n_embed < 1:
-        raise InputError(f"n_embed {settings.n_embed} must be positive")
+    """The substrate's part of the model's config, without the fingerprint."""
     return SubstrateConfig(
         vocab_size=vocab_size, n_embed=settings.n_embed, kind=settings.kind, scale=settings.scale, lift=settings.lift,
         trainable=settings.trainable, seed=settings.seed, lift_seed=settings.lift_seed, shuffle_seed=settings.shuffle_seed,
@@ -208,7 +229,7 @@ def substrate_config(settings: SubstrateSettings, vocab_size: int) -> SubstrateC
 
 
 def check_settings(settings: SubstrateSettings, config: SubstrateConfig) -> None:
-    """Refuse options that have no say in the kind, and widths that it cannot have.
+    """Refuse options that do not apply to the kind, and widths that it cannot have.
 
     Raises:
         InputError: with the option, its value and what would work.
@@ -216,10 +237,10 @@ def check_settings(settings: SubstrateSettings, config: SubstrateConfig) -> None
     for name, kinds in OPTIONS.items():
         value = getattr(settings, name)
         if value != getattr(SubstrateSettings, name) and settings.kind not in kinds:
-            raise InputError(f"{name} {value} has no say in kind {settings.kind}, only in {', '.join(kinds)}; leave it out")
+            raise InputError(f"{name} {value} applies only to kinds {', '.join(kinds)}, not to {settings.kind}; remove it")
     if settings.lift_seed != SubstrateSettings.lift_seed and settings.lift != "orthogonal":
-        raise InputError(f"lift_seed {settings.lift_seed} has no say in lift {settings.lift}, only in orthogonal; "
-                         "leave it out")
+        raise InputError(f"lift_seed {settings.lift_seed} applies only to lift orthogonal, not to {settings.lift}; "
+                         "remove it")
     if settings.kind == "given" and not settings.file:
         raise InputError("kind given needs a table; name it with --file TABLE.pt, .safetensors or .npy")
     _check_width(settings, config)

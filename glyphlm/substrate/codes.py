@@ -156,13 +156,15 @@ def read_table(path: Path, vocab_size: int, n_embed: int) -> Tensor:
         InputError: the file cannot be read, holds another shape, or a number that is not finite.
     """
     found = load_foreign(path)
-    if found.shape != (vocab_size, n_embed) or found.is_complex() or found.layout != torch.strided:
+    plain = found.layout == torch.strided and not found.is_quantized and not found.is_complex()
+    if found.shape != (vocab_size, n_embed) or not plain:
         raise InputError(f"{path} holds {found.dtype} of shape {tuple(found.shape)}, but the tokenizer and n_embed need "
                          f"real numbers of shape ({vocab_size}, {n_embed}); give the tokenizer and --n-embed of the table")
     table_VE = found.float().contiguous()
-    finite_V = torch.cat([rows.isfinite().all(1) for rows in chunks(table_VE)])
+    finite_V = torch.cat([rows.norm(dim=1).isfinite() for rows in chunks(table_VE)])
     if not finite_V.all():
-        raise InputError(f"{path} holds NaN or infinity, first in row {finite_V.int().argmin()}; give finite numbers")
+        raise InputError(f"{path} holds NaN, infinity or numbers whose squares are infinite in float32, first in row "
+                         f"{finite_V.int().argmin()}; give finite numbers of moderate size")
     return table_VE
 
 

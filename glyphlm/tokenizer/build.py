@@ -9,8 +9,9 @@ from typing import Literal
 import tokenizers
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build, sha256_file
+from glyphlm.base.outputs import Build, one_writer, sha256_file
 from glyphlm.base.progress import say
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.corpus.reading import STRICT, Reading, passages
 from glyphlm.corpus.sources import describe
 from glyphlm.tokenizer.layouts import (
@@ -57,6 +58,10 @@ class TokenizerSettings:
     lossless: bool = False
     base: str | None = None
 
+    def __post_init__(self) -> None:
+        ids, ngrams = Range(MIN_VOCAB, 1 << 24, whole=True), Range(1, 1 << 24, whole=True)
+        check_values(self, "tokenizer.", {"vocab_size": ids, "top_ngrams": ngrams})
+
 
 PUBLISHED_ONLY = ("ngrams", "shared_strings", "top_ngrams", "special_names", "lossless")
 TAKEN = {  # the settings that each layout takes, and what it is made from
@@ -81,15 +86,16 @@ def build_tokenizer(
     kept = {key: value for key, value in asdict(settings).items() if key in ("layout", *used)}
     files = {str(path): sha256_file(path) for path in _input_files(settings)}
     build = Build("tokenizer", {**kept, **reading.settings()}, describe(texts) if texts else files)
-    if not build.is_done(out):
-        tokenizer = _make(texts, settings, reading)
-        with build.folder(out) as partial:
-            tokenizer.save(partial)
-            if settings.layout in LAYOUTS:
-                _save_published_files(partial)
-            build.result = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
-        say(f"{out}: {tokenizer.vocab_size:,} tokens, see {out}/vocab.txt")
-    return Tokenizer.load(out)
+    with one_writer(out):
+        if not build.is_done(out):
+            tokenizer = _make(texts, settings, reading)
+            with build.folder(out) as partial:
+                tokenizer.save(partial)
+                if settings.layout in LAYOUTS:
+                    _save_published_files(partial)
+                build.result = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+            say(f"{out}: {tokenizer.vocab_size:,} tokens, see {out}/vocab.txt")
+        return Tokenizer.load(out)
 
 
 def check_settings(texts: Sequence[str], settings: TokenizerSettings) -> None:

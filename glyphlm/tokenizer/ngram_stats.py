@@ -27,7 +27,7 @@ import numpy as np
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Engine, share_out
 from glyphlm.base.names import BUILD
-from glyphlm.base.outputs import Build, sha256_file, write_atomic
+from glyphlm.base.outputs import Build, one_writer, sha256_file, write_atomic
 from glyphlm.base.progress import meter, say
 from glyphlm.base.records import to_json
 from glyphlm.corpus.cldr import language_name
@@ -184,6 +184,20 @@ def count_ngrams(
     if jobs < 1:
         raise InputError(f"jobs {jobs} is less than 1; give the number of processes that count")
     out = Path(out)
+    if not out.name or out.is_dir():
+        raise InputError(f"{out} is a folder; name the file of statistics to write, such as {out / 'ngrams.txt'}")
+    with one_writer(out.with_name(f"{out.name}.parts")):
+        return _count_ngrams(texts, settings, out, reading, jobs, engine)
+
+
+def _count_ngrams(
+    texts: Mapping[str, Sequence[str]],
+    settings: NgramSettings,
+    out: Path,
+    reading: Reading,
+    jobs: int,
+    engine: Engine | None,
+) -> list[LanguageNgrams]:
     folder = out.with_name(f"{out.name}.parts")
     sources = {lang: find_sources(given) for lang, given in texts.items()}
     digests = _digests(dict.fromkeys(source for found in sources.values() for source in found))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.layouts import is_reserved
 from glyphlm.tokenizer.piece_encoder import PieceEncoder
@@ -65,12 +66,13 @@ def spell_byte_level(token: str) -> bytes:
 PIECE_CHARS = 1 << 14  # a long document comes in pieces of about this size
 BATCH_CHARS = 1 << 17  # encoded in one call
 MAX_UNCUT = 1 << 18  # characters without a safe cut (a genome): cut all the same, which loses at most one merge
+SKIPPED_IDS = 1 << 12  # ids without a token that a foreign vocabulary may have, besides as many as it has tokens
 MAX_HELD = 1 << 24  # characters of a document in a foreign vocabulary: 3 GB in the backend
 # The class is named because transformers 5 otherwise guesses one from config.json and adds a byte-level pre-tokenizer.
 HF_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>",
-    "bos_token": "<s>",
+    "bos_token": "</s>",
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "clean_up_tokenization_spaces": False,
@@ -126,11 +128,12 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise InputError(f"{path} does not exist; make it with: glyphlm tokenizer build --out {folder} TEXT...")
-        try:
+        with _rust_errors(f"{path} is not a tokenizer", "build it again"):
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{path} is not a tokenizer ({error}); build it again") from None
-        return cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
+        tokenizer = cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
+        _check_numbers(path, backend.get_vocab(with_added_tokens=True))
+        tokenizer.decode(tokenizer.encode("a b"))  # a damaged normalizer or decoder is found here, not in the middle of work
+        return tokenizer
 
     def as_trained(self) -> "Tokenizer":
         """The same where bos is eos, for the files of a model: in training a text stands after what ended the one before."""
@@ -162,7 +165,7 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """Id of `<s>`, which a user may put before a conversation; our training text does not use it."""
+        """Id of the token that tokenizer_config.json puts before a text; what we write names `</s>`, as in training."""
         return self._special_id("bos_token") if self.config.get("bos_token") else None
 
     @property
@@ -222,7 +225,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             where = f"position {error.start} of the text"
             raise InputError(f"{where} holds half of a character pair (a lone surrogate); mend it") from None
-        return self._backend.encode(text, add_special_tokens=False).ids
+        with _rust_errors("the tokenizer cannot encode this text", "make tokenizer.json again"):
+            return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Ids of `prompt` and of the `answer` after it, cut at the border: the one cut of training, scoring and generation.
@@ -243,7 +247,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        with _rust_errors("the tokenizer cannot decode these ids", "make tokenizer.json again"):
+            return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def encode_passages(self, stream: Iterable[Passage]) -> Iterator[Piece]:
         """Ids of a stream of passages, equal to encoding each document at once.
@@ -293,9 +298,14 @@ class Tokenizer:
         return PieceEncoder(self._backend, spelled) if _can_be_cut(self._backend, spelled) else None
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for the eye."""
+        """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for people.
+
+        The token at the beginning of a text is written as the one at its end: documents follow each other in training, so
+        that `</s>` is what stands before a text, and what other libraries have to put there.
+        """
         (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(to_json(self.config), encoding="utf-8")
+        start = {"bos_token": self.config["eos_token"]} if self.config.get("eos_token") else {}
+        (folder / "tokenizer_config.json").write_text(to_json(self.config | start), encoding="utf-8")
         lines = (f"{number}\t{token!r}\n" for number, token in enumerate(self.tokens))
         (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -316,16 +326,40 @@ def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
 def _read_config(path: Path) -> dict[str, object]:
     """Ours where there is none; of a foreign one the names of the special tokens and the chat template."""
     template = path.with_name("chat_template.jinja")  # where transformers write it
+    written = {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {}
+    if not path.exists():
+        return HF_CONFIG | written
+    found = read_json(path, cure="build the tokenizer again") | written
+    kept = {key: found[key] for key in KEPT_FROM_FOREIGN if found.get(key)}
+    for key, value in kept.items():
+        value = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and not isinstance(value, str):
+            raise InputError(f"{path} is damaged ({key} is {value!r:.60}, not the name of a token); build the tokenizer "
+                             "again")
+        kept[key] = value
+    return {key: value for key, value in HF_CONFIG.items() if not key.endswith("_token")} | kept
+
+
+@contextmanager
+def _rust_errors(what: str, cure: str) -> Iterator[None]:
+    """An error of the library as InputError; it raises bare Exceptions, and its panics are none."""
     try:
-        written = {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {}
-        if not path.is_file():
-            return HF_CONFIG | written
-        found = json.loads(path.read_text(encoding="utf-8")) | written
-        kept = {key: found[key] for key in KEPT_FROM_FOREIGN if found.get(key)}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); build the tokenizer again") from None
-    names = {key: value["content"] if isinstance(value, dict) else value for key, value in kept.items()}
-    return {key: value for key, value in HF_CONFIG.items() if not key.endswith("_token")} | names
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, InputError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what} ({str(error)[:200]}); {cure}") from None
+
+
+def _check_numbers(path: Path, ids: Mapping[str, int]) -> None:
+    """Refuse a file whose ids are far more than its tokens: a list of all ids would fill the memory.
+
+    Raises:
+        InputError: there are no tokens, or fewer than half of the ids have one.
+    """
+    largest = max(ids.values(), default=-1)
+    if largest >= 2 * len(ids) + SKIPPED_IDS or not ids:
+        raise InputError(f"{path} has {len(ids):,} tokens and ids up to {largest:,}, which do not fit; build it again")
 
 
 def _legible(text: bytes, token: str) -> str:
