@@ -25,10 +25,10 @@ from transformers import AutoTokenizer
 from glyphlm.base.devices import resolve_device
 from glyphlm.corpus.phrasebook import write_phrasebook
 from glyphlm.corpus.tasks import LETTERS, Item
-from glyphlm.evaluation.decoding import candidates
-from glyphlm.evaluation.likelihood import choose_options
-from glyphlm.evaluation.model import DTYPES, Examinee, load_examinee
-from glyphlm.evaluation.sampled import draw_answers, steps_of
+from glyphlm.evaluation.decoding import truncated
+from glyphlm.evaluation.likelihood import score_options
+from glyphlm.evaluation.model import DTYPES, EvalModel, load_eval_model
+from glyphlm.evaluation.sampled import answer_tokens, sample_answers
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model
 from glyphlm.runs.generate import Sampling
@@ -38,7 +38,7 @@ WORDS = "what which of the following is best described by a river city number co
 SAMPLING = Sampling()
 
 
-def make_examinee(options: argparse.Namespace, folder: Path) -> Examinee:
+def make_eval_model(options: argparse.Namespace, folder: Path) -> EvalModel:
     """A model of random weights in a run folder, opened as evaluation opens it."""
     texts = write_phrasebook(folder / "text")
     tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=2048), folder / "tokenizer")
@@ -46,16 +46,16 @@ def make_examinee(options: argparse.Namespace, folder: Path) -> Examinee:
     model = GPT(config, Substrate(SubstrateConfig(options.vocab, 16, "token_bits"), options.width))
     model.init_weights(1)
     export_model(model, tokenizer, folder / "run")
-    return load_examinee(str(folder / "run"), options.device, options.precision)
+    return load_eval_model(str(folder / "run"), options.device, options.precision)
 
 
-def make_items(task: str, count: int, examinee: Examinee) -> list[Item]:
+def make_items(task: str, count: int, model: EvalModel) -> list[Item]:
     """Questions with four options of one to eight words."""
     chosen, items = random.Random(1), []
     for _ in range(count):
         choices = tuple(" ".join(chosen.choices(WORDS, k=chosen.randint(1, 8))) for _ in LETTERS)
         question, wanted = "", chosen.randint(150, 450)
-        while len(examinee.tokenizer.encode(question)) < wanted:
+        while len(model.tokenizer.encode(question)) < wanted:
             question += f" {chosen.choice(WORDS)}"
         options = " ".join(f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
         items.append(Item(task, f"Question:{question}\nOptions: {options}\nAnswer:", ("A",), LETTERS, choices))
@@ -63,30 +63,30 @@ def make_items(task: str, count: int, examinee: Examinee) -> list[Item]:
 
 
 @torch.no_grad()
-def published(examinee: Examinee, items: list[Item], runs: int) -> None:
+def published(model: EvalModel, items: list[Item], runs: int) -> None:
     """The published shape of work."""
     for _ in range(runs):
         for item in items:
-            ids = examinee.tokenizer.encode(item.prompt)
-            for _ in range(steps_of(item)):
-                logits_TV = examinee.model(torch.tensor([ids], device=examinee.device)).logits[0]
-                ids.append(int(candidates(logits_TV[-1:], SAMPLING).draw(torch.rand(1, 1, device=examinee.device))))
+            ids = model.tokenizer.encode(item.prompt)
+            for _ in range(answer_tokens(item)):
+                logits_TV = model.model(torch.tensor([ids], device=model.device)).logits[0]
+                ids.append(int(truncated(logits_TV[-1:], SAMPLING).draw(torch.rand(1, 1, device=model.device))))
 
 
-def ours(examinee: Examinee, items: list[Item], runs: int) -> None:
+def ours(model: EvalModel, items: list[Item], runs: int) -> None:
     """glyphlm eval --protocol sampled."""
-    draw_answers(examinee, items, SAMPLING, runs, 1, lambda _: None)
+    sample_answers(model, items, SAMPLING, runs, 1, lambda _: None)
 
 
-def lm_eval_path(examinee: Examinee) -> Callable[[list[Item]], None] | None:
+def lm_eval_path(model: EvalModel) -> Callable[[list[Item]], None] | None:
     """lm-eval's scores of all options; None where it is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         return None
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    batch = 1 if examinee.device.type == "cpu" else 32
-    scorer = HFLM(pretrained=examinee.model, tokenizer=AutoTokenizer.from_pretrained(examinee.name), batch_size=batch)
+    batch = 1 if model.device.type == "cpu" else 32
+    scorer = HFLM(pretrained=model.model, tokenizer=AutoTokenizer.from_pretrained(model.name), batch_size=batch)
 
     def score(items: list[Item]) -> None:
         pairs = [(item.prompt, text) for item in items for text in (*item.labels, *item.choices)]
@@ -126,19 +126,19 @@ def main() -> None:
     parser.add_argument("--device", type=resolve_device, default="auto")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        examinee = make_examinee(options, Path(folder))
-        _ = examinee.begin_with(LETTERS)  # made once for a model
+        model = make_eval_model(options, Path(folder))
+        _ = model.begin_with(LETTERS)  # made once for a model
         print(f"V {options.vocab:,}  d {options.width}  {options.layers} layers  {options.items} questions  "
               f"{options.precision}  {options.device}")
         for task, runs in (("mmlu", 1), ("mmlu", options.runs), ("arc_easy", options.runs)):
-            given = (examinee, make_items(task, options.items, examinee), runs)
+            given = (model, make_items(task, options.items, model), runs)
             pair = {"published shape": lambda given=given: published(*given), "ours": lambda given=given: ours(*given)}
             compare(f"sampled, {task}, n = {runs}", pair, options)
-        items, score = make_items("mmlu", options.items, examinee), lm_eval_path(examinee)
+        items, score = make_items("mmlu", options.items, model), lm_eval_path(model)
         if score is None:
             print("  likelihood: lm-eval is not installed (pip install lm-eval)")
             return
-        pair = {"lm-eval": lambda: score(items), "ours": lambda: choose_options(examinee, items, "", lambda _: None)}
+        pair = {"lm-eval": lambda: score(items), "ours": lambda: score_options(model, items, "", lambda _: None)}
         compare("likelihood, letters and texts", pair, options)
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.data.batches import Batches as Batches
     from glyphlm.data.batches import TokenText as TokenText
     from glyphlm.data.shards import prepare as prepare
+    from glyphlm.evaluation.evaluate import EvalSettings as EvalSettings
     from glyphlm.evaluation.evaluate import evaluate as evaluate
-    from glyphlm.evaluation.examination import EvalSettings as EvalSettings
     from glyphlm.evaluation.item_log import compare_items as compare_items
     from glyphlm.evaluation.published import read_published as read_published
     from glyphlm.experiments.grow_recipe import run_growth as run_growth
@@ -100,7 +100,7 @@ _HOMES = {
     "generate": "runs.generate",
     "load_run": "runs.folder",
     "evaluate": "evaluation.evaluate",
-    "EvalSettings": "evaluation.examination",
+    "EvalSettings": "evaluation.evaluate",
     "compare_items": "evaluation.item_log",
     "read_published": "evaluation.published",
     "probe": "analysis.probes",

@@ -5,7 +5,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm.evaluation.answers import first_letter, normalised, sentence_bleu, squad_scores, translation_measures
+from glyphlm.evaluation.answers import first_letter, normalised, sentence_bleu, squad_scores, translation_metrics
 
 words = st.lists(st.sampled_from("the cat sat on a mat it did not".split()), min_size=1, max_size=9).map(" ".join)
 OUTPUTS = ["the cat is on the mat .", "a dog", "你好世界", ""]
@@ -43,7 +43,7 @@ def test_sentence_bleu_is_upper_cased():
 
 @pytest.mark.parametrize(("language", "tokens"), [("en", "13a"), ("ru", "13a"), ("zh", "zh")])
 def test_sums_add_up_to_the_score_of_the_corpus(language, tokens):
-    bleu, chrf = translation_measures(language)
+    bleu, chrf = translation_metrics(language)
     expected = sacrebleu.corpus_bleu(OUTPUTS, [REFERENCES], tokenize=tokens).score
     sums_NS = bleu.sums(OUTPUTS, REFERENCES)
     assert bleu.score(sums_NS.sum(0)) == pytest.approx(expected) and expected > 0
@@ -54,6 +54,6 @@ def test_sums_add_up_to_the_score_of_the_corpus(language, tokens):
 
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=6))
 def test_scores_of_many_sums_at_once(pairs):
-    for measure in translation_measures("en"):
+    for measure in translation_metrics("en"):
         sums_NS = measure.sums(*map(list, zip(*pairs)))
         assert measure.score(sums_NS).tolist() == [measure.score(sums_S) for sums_S in sums_NS]

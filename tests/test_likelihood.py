@@ -16,8 +16,8 @@ from glyphlm.corpus.tasks import Item, read_task
 from glyphlm.data.batches import TokenText
 from glyphlm.data.shards import prepare_examples
 from glyphlm.evaluation.item_log import chosen_text
-from glyphlm.evaluation.likelihood import choose_options, split, write_answers
-from glyphlm.evaluation.model import Examinee, load_examinee
+from glyphlm.evaluation.likelihood import generate_answers, score_options, split_options
+from glyphlm.evaluation.model import EvalModel, load_eval_model
 
 WORDS = ["мир", "good evening", "rain", "два", "thank you", "谢谢", "no", "a longer answer than the others"]
 # Scores a task with lm-eval: the folder by its name, and objects in memory.
@@ -51,8 +51,8 @@ def run(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examinee(run) -> Examinee:
-    return load_examinee(str(run))
+def model(run) -> EvalModel:
+    return load_eval_model(str(run))
 
 
 def some_items(count: int) -> list[Item]:
@@ -67,55 +67,55 @@ def some_items(count: int) -> list[Item]:
     return found
 
 
-def ask(examinee, items, between=""):
+def ask(model, items, between=""):
     done = []
-    logs = choose_options(examinee, items, between, done.append)
+    logs = score_options(model, items, between, done.append)
     assert sum(done) == len(items)
     return logs
 
 
-def plain(examinee, prompt, option):
+def plain(model, prompt, option):
     """The log-probability of an option, the whole text read at once."""
-    start, ids = len(examinee.tokenizer.encode(prompt)), examinee.tokenizer.encode(prompt + option)
+    start, ids = len(model.tokenizer.encode(prompt)), model.tokenizer.encode(prompt + option)
     with torch.no_grad():
-        logp_TV = examinee.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        logp_TV = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return float(sum(logp_TV[at - 1, ids[at]] for at in range(start, len(ids))))
 
 
 @pytest.mark.parametrize("between", ["", " "])
-def test_options_are_scored_as_whole_texts(examinee, between):
-    for item, log in zip(some_items(4), ask(examinee, some_items(4), between)):
+def test_options_are_scored_as_whole_texts(model, between):
+    for item, log in zip(some_items(4), ask(model, some_items(4), between)):
         for found, options in ((log["letters"], item.labels), (log["texts"], item.choices)):
-            assert found == pytest.approx([plain(examinee, item.prompt, between + option) for option in options], abs=1e-4)
+            assert found == pytest.approx([plain(model, item.prompt, between + option) for option in options], abs=1e-4)
         assert log["cut"] is False and 0 < log["letter_mass"] < 1
 
 
-def test_a_batch_of_items_is_scored_as_each_alone(examinee, monkeypatch):
-    alone = ask(examinee, some_items(9))
+def test_a_batch_of_items_is_scored_as_each_alone(model, monkeypatch):
+    alone = ask(model, some_items(9))
     monkeypatch.setattr("glyphlm.evaluation.likelihood.READ_TOKENS", {"cpu": 4000})
-    for one, other in zip(alone, ask(examinee, some_items(9))):
+    for one, other in zip(alone, ask(model, some_items(9))):
         assert one["letters"] + one["texts"] == pytest.approx(other["letters"] + other["texts"], abs=1e-4)
         assert one["letter_mass"] == pytest.approx(other["letter_mass"], abs=1e-6)
 
 
-def test_labels_that_are_the_choices_are_scored_once(examinee):
-    (log,) = ask(examinee, [Item("boolq", "Is it?\nAnswer:", ("True",), ("False", "True"), ("False", "True"))])
+def test_labels_that_are_the_choices_are_scored_once(model):
+    (log,) = ask(model, [Item("boolq", "Is it?\nAnswer:", ("True",), ("False", "True"), ("False", "True"))])
     assert "texts" not in log and len(log["letters"]) == 2
 
 
-def test_a_merge_across_the_border_is_not_scored_because_none_is_trained_or_generated(examinee):
-    encode = examinee.tokenizer.encode
+def test_a_merge_across_the_border_is_not_scored_because_none_is_trained_or_generated(model):
+    encode = model.tokenizer.encode
     prompt, options = next(
         (f"one {token[:cut]}", (token[cut:], "?!"))
-        for token in examinee.tokenizer.tokens[300:]
+        for token in model.tokenizer.tokens[300:]
         for cut in range(1, len(token))
         if token.isalpha() and encode(f"one {token}")[: len(encode(f"one {token[:cut]}"))] != encode(f"one {token[:cut]}")
     )
-    found = split(examinee, prompt, options)
+    found = split_options(model, prompt, options)
     assert found.context == encode(prompt) and found.rests == [encode(option) for option in options]
 
 
-def test_what_is_scored_is_what_was_trained(examinee, tokenizer, tmp_path):
+def test_what_is_scored_is_what_was_trained(model, tokenizer, tmp_path):
     rows = [{"question": {"stem": item.prompt, "choices": [{"label": label, "text": text} for label, text
              in zip(item.labels, item.choices)]}, "answerKey": item.answers[0]} for item in some_items(6)]
     (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -123,43 +123,43 @@ def test_what_is_scored_is_what_was_trained(examinee, tokenizer, tmp_path):
     shards = TokenText(prepare_examples(tokenizer, [spec], tmp_path / "shards", 0), "train")
     ids, at = shards.read(0, shards.tokens).tolist(), 0
     for item in read_task(*spec.split("=")):
-        parts = split(examinee, item.prompt, item.labels)
+        parts = split_options(model, item.prompt, item.labels)
         trained = [*parts.context, *parts.rests[item.correct], tokenizer.end_id]
         assert ids[at : at + len(trained)] == trained
         at += len(trained)
     assert at == len(ids)
 
 
-def test_an_option_without_a_token_is_refused(examinee):
+def test_an_option_without_a_token_is_refused(model):
     with pytest.raises(InputError, match="run.*option ''.*remove"):
-        split(examinee, "one", ["", "two"])
+        split_options(model, "one", ["", "two"])
 
 
-def test_an_option_that_gets_no_number_is_refused(examinee, monkeypatch):
-    gone_on = Examinee.read_on
+def test_an_option_that_gets_no_number_is_refused(model, monkeypatch):
+    extend = EvalModel.extend
 
     def without_numbers(self, *given, **named):
-        logits_BTV, seen = gone_on(self, *given, **named)
+        logits_BTV, seen = extend(self, *given, **named)
         return logits_BTV * float("nan"), seen
 
-    monkeypatch.setattr(Examinee, "read_on", without_numbers)
+    monkeypatch.setattr(EvalModel, "extend", without_numbers)
     with pytest.raises(InputError, match="run gives no probabilities.*NaN.*Answer:.*another checkpoint"):
-        ask(examinee, some_items(2))
+        ask(model, some_items(2))
 
 
-def test_a_prompt_that_is_too_long_loses_its_left_end_and_is_counted(examinee, tokenizer):
+def test_a_prompt_that_is_too_long_loses_its_left_end_and_is_counted(model, tokenizer):
     item = some_items(1)[0]
     long = Item(item.task, "?" * 400 + item.prompt, item.answers, item.labels, item.choices)
-    (log,) = ask(examinee, [long])
-    parts = split(examinee, long.prompt, long.choices)
+    (log,) = ask(model, [long])
+    parts = split_options(model, long.prompt, long.choices)
     assert log["cut"] and parts.was_cut
-    assert len(parts.context) + max(map(len, parts.rests)) == examinee.block_size + 1  # the last id is not read
+    assert len(parts.context) + max(map(len, parts.rests)) == model.block_size + 1  # the last id is not read
     assert tokenizer.decode(parts.context).endswith(item.prompt)
-    assert split(examinee, "one", ["?" * 400, "no"]).was_cut
+    assert split_options(model, "one", ["?" * 400, "no"]).was_cut
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
-def test_choices_are_those_of_lm_eval_by_name_and_in_memory(examinee, run, tmp_path):
+def test_choices_are_those_of_lm_eval_by_name_and_in_memory(model, run, tmp_path):
     items = some_items(12)
     rows = [{"prompt": i.prompt, "labels": i.labels, "choices": i.choices, "correct": i.correct} for i in items]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -168,7 +168,7 @@ def test_choices_are_those_of_lm_eval_by_name_and_in_memory(examinee, run, tmp_p
     command = [sys.executable, "-c", LM_EVAL, str(run), str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    logs = ask(examinee, items)
+    logs = ask(model, items)
     for found in json.loads((tmp_path / "found.json").read_text()):
         for log, letters, texts in zip(logs, found["labels"], found["choices"], strict=True):
             for own, theirs in ((log["letters"], letters), (log["texts"], texts)):
@@ -177,13 +177,13 @@ def test_choices_are_those_of_lm_eval_by_name_and_in_memory(examinee, run, tmp_p
             assert texts["acc_norm"] == (chosen_text(log) == log["correct"])
 
 
-def test_answers_are_the_likeliest_text_up_to_the_end_of_the_line(examinee, tokenizer):
+def test_answers_are_the_likeliest_text_up_to_the_end_of_the_line(model, tokenizer):
     items = [Item("squad", f"Context: {word}\nQuestion: {word}?\nAnswer:", (word,)) for word in WORDS]
-    logs = write_answers(examinee, items, 40, lambda _: None)
+    logs = generate_answers(model, items, 40, lambda _: None)
     for item, log in zip(items, logs):
         ids = tokenizer.encode(item.prompt)
         options = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "max_new_tokens": 40}
-        out = examinee.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **options)
+        out = model.model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **options)
         whole = out[0, len(ids) :].tolist()
-        end = next((at for at, number in enumerate(whole) if number in examinee.line_ends), len(whole))
+        end = next((at for at, number in enumerate(whole) if number in model.line_ends), len(whole))
         assert log == {"answers": item.answers, "output": tokenizer.decode(whole[:end]).strip(), "cut": False}

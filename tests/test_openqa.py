@@ -11,7 +11,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.corpus.task_files import Row
 from glyphlm.corpus.tasks import TASKS, Item, read_task
 from glyphlm.data.shards import examples
-from glyphlm.evaluation.item_log import measures
+from glyphlm.evaluation.item_log import metrics
 
 TRIVIA = {"Question": "Which bird hoots?", "QuestionId": "qz_1", "SearchResults": [],
           "Answer": {"Value": "Owl", "Aliases": ["Owls", "Owl", "Strigiformes", " "], "NormalizedAliases": ["owl"]}}
@@ -105,6 +105,6 @@ def test_any_json_gives_items_or_one_line_that_names_the_file(tmp_path, data, ta
 
 def test_answers_are_scored_by_the_rules_of_squad():
     log = [{"task": "triviaqa", "output": output, "answers": ["Owl", "Owls"]} for output in ("the owl!", "an owl hoots")]
-    exact, f1 = measures(log)
-    assert (exact.metric, exact.sums_NS.tolist()) == ("exact_match", [[1, 1], [0, 1]])
-    assert (f1.metric, f1.sums_NS[:, 0].tolist()) == ("f1", [1, pytest.approx(2 / 3)])
+    exact, f1 = metrics(log)
+    assert (exact.name, exact.sums_NS.tolist()) == ("exact_match", [[1, 1], [0, 1]])
+    assert (f1.name, f1.sums_NS[:, 0].tolist()) == ("f1", [1, pytest.approx(2 / 3)])

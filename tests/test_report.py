@@ -1,12 +1,14 @@
 """The report page: one file, complete, escaped, repeatable, and clear about bad input."""
 
 import base64
+import hashlib
 import html
 import json
 import math
 import re
 import struct
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -259,10 +261,39 @@ def test_paths_without_a_run_are_passed_over(runs: list[Path], tmp_path: Path, m
         write_report([tmp_path], tmp_path / "report.html")
 
 
+@pytest.mark.parametrize(("wrong", "place"), [
+    ({"versions": [1]}, "versions"), ({"growth": {"base": 5}}, "growth.base"), ({"growth": {"base": "x"}}, "growth.start"),
+    ({"tokens": "many"}, "tokens"), ({"cost": {"flops": {"head": "x"}}}, "cost.flops.head"), ({"name": None}, "name"),
+    ({"fusion": {"experts": "a"}}, "fusion.experts"), ({"model": [4]}, "model"),
+])  # fmt: skip
+def test_a_summary_with_values_of_other_types_is_refused(tmp_path: Path, wrong: dict[str, Any], place: str) -> None:
+    folder = make_run(tmp_path / "run", **wrong)
+    with pytest.raises(InputError, match=f"summary.json .*{re.escape(repr(place))}.*train it again"):
+        write_report([folder], tmp_path / "report.html")
+
+
+def test_runs_that_name_each_other_as_their_base_end(tmp_path: Path) -> None:
+    growth = {"start": "zero", "blocks": "new", "head": "full", "lora": {"rank": 0}}
+    bases = {"a": "b", "b": "a", "c": "a", "d": "d"}
+    runs = [make_run(tmp_path / name, name, growth=growth | {"base": base}) for name, base in bases.items()]
+    assert write_report(runs, tmp_path / "report.html").is_file()
+
+
+def test_only_a_page_of_ours_is_written_over(runs: list[Path], tmp_path: Path) -> None:
+    notes, page = tmp_path / "notes.txt", tmp_path / "report.html"
+    for text in ("my only copy", "", "<!DOCTYPE html><title>mine</title>"):
+        notes.write_text(text)
+        with pytest.raises(InputError, match="notes.txt .*choose another --out"):
+            write_report([tmp_path / "nothing"], notes)  # before a run is looked for
+        assert notes.read_text() == text
+    before = write_report(runs[:1], page).read_bytes()
+    assert write_report(runs, page).read_bytes() != before
+
+
 def test_bad_summary_and_bad_target_are_named(runs: list[Path], tmp_path: Path) -> None:
-    for content in ("{", "[]", '{"name": 1}'):
-        (tmp_path / "summary.json").write_text(content)
-        with pytest.raises(InputError, match="summary.json is not the summary of a run"):
+    for content in (b"{", b"[]", b'{"name": 1}', b"\xff\xfe"):
+        (tmp_path / "summary.json").write_bytes(content)
+        with pytest.raises(InputError, match="summary.json .*train it again"):
             write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(InputError, match="is a folder; give the file"):
         write_report(runs, tmp_path)
@@ -275,7 +306,7 @@ def questions(share: int, protocol: str, seed: int) -> list[dict[str, Any]]:
         right = (number * 7 + seed) % 10 < share
         row = {"task": "mmlu", "protocol": protocol, "number": number, "prompt": f"Question {number}",
                "subject": ("astronomy", "virology", "<b>law")[number % 3], "labels": list("ABCD"), "correct": 1,
-               "cut": number < 7, "letter_mass": 0.5}  # fmt: skip
+               "cut": number < 3, "letter_mass": 0.5}  # fmt: skip
         answers = {"scores": [int(right), 0], "outputs": ["B", "C"]}
         log.append(row | (answers if protocol == "sampled" else {"letters": [0.5, float(right), 0.25, 0]}))
     return log
@@ -283,12 +314,13 @@ def questions(share: int, protocol: str, seed: int) -> list[dict[str, Any]]:
 
 def ask(run: Path, logs: Path, share: int, seed: int, protocol: str = "likelihood") -> None:
     """Results and logs as glyphlm eval leaves them."""
-    made_from = {"model": run.name, "files": {"mmlu=x": "d"}, "settings": {"precision": "fp32", "protocol": protocol}}
+    digest = hashlib.sha256(run.name.encode()).hexdigest()
+    made_from = {"model": digest, "files": {"mmlu=x": "d"}, "settings": {"precision": "fp32", "protocol": protocol}}
     log = questions(share, protocol, seed)
-    rows = [row | {"source": "mmlu/test", "made_from": made_from} for row in result_rows(log)]
+    rows = [replace(row, source="mmlu/test", made_from=made_from).to_json() for row in result_rows(log)]
     with (run / "results.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    folder = logs / f"evaluated_{run.name}"
+    folder = logs / f"{run.name}.{digest[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / log_name("mmlu", made_from), log)
 
@@ -325,7 +357,7 @@ def section(page: str, start: str, end: str) -> str:
 def test_benchmarks_have_their_intervals_and_are_told_from_chance(evaluated: str) -> None:
     text = section(evaluated, 'id="likelihood"', 'id="sampled"')
     assert "mmlu letters, accuracy mmlu/test 60 items chance 25.0%, majority 100.0%" in text
-    assert re.search(r"30\.00% ≈ \[19\.\d\d, 42\.\d\d\] 7 cut 90\.00% ▲ \[79\.\d\d, 95\.\d\d\] 7 cut", text)
+    assert re.search(r"30\.00% ≈ \[19\.\d\d, 42\.\d\d\] 3 cut 90\.00% ▲ \[79\.\d\d, 95\.\d\d\] 3 cut", text)
     assert text.count("Wilson 95% over items") == 1 and "virology" not in text
 
 

@@ -1,11 +1,11 @@
 """Grown runs as the report shows them: what each stage cost and gave, the loss at every border, depth by depth."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glyphlm.analysis.run_data import Run, finite, told_run
+from glyphlm.analysis.run_data import Run, find_run, finite
 from glyphlm.evaluation.stats import over_seeds
 
 
@@ -41,12 +41,12 @@ def chains(runs: Sequence[Run]) -> list[list[Run]]:
 def _base(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run that this one was grown out of, if it is here."""
     base = run.get("growth", "base")
-    return told_run(base, run, runs) if base else None
+    return find_run(base, run, runs) if base else None
 
 
 def _down(run: Run, below: dict[str, Run | None]) -> list[Run]:
     chain = [run]
-    while (base := below[chain[-1].label]) is not None:
+    while (base := below[chain[-1].label]) is not None and base not in chain:  # damaged summaries may name each other
         chain.append(base)
     return chain
 
@@ -95,7 +95,7 @@ def whole(chain: Sequence[Run]) -> Run:
     return replace(chain[-1], summary=summary, **rows)
 
 
-def _since(row: dict[str, Any], so_far: dict[str, float], spent: dict[str, float]) -> dict[str, float]:
+def _since(row: dict[str, Any], so_far: Mapping[str, float], spent: Mapping[str, float]) -> dict[str, float]:
     flops = row["tokens"] / max(1, spent["tokens"]) * spent["flops"]
     return {"tokens": so_far["tokens"] + row["tokens"], "seconds": so_far["seconds"] + row["seconds"],
             "flops": so_far["flops"] + flops}

@@ -25,7 +25,7 @@ HATCHES = ("", "///", "...")
 LEGEND = 60  # characters that fit beside each other over a plot, five of them for each line and marker
 LEGEND_LINE = 0.2  # inches
 POINTS = 200  # per curve and plot: a long run must not make the page heavy
-NAMES = {
+AXIS_LABELS = {
     "tokens": "training tokens",
     "flops": "floating-point operations",
     "seconds": "seconds of training",
@@ -35,13 +35,13 @@ NAMES = {
     "points": "points of BLEU, chrF",
 }
 # Text as outlines: the picture needs no font of the reader's. The salt makes the ids, and so the bytes, repeatable.
-DRAWING = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
+DRAWING: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
 CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
 HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
 
 
 @dataclass(frozen=True)
-class Arm:
+class Curves:
     """What the plots need of one run: its logged rows, and the bits per byte of a unigram model."""
 
     label: str
@@ -55,7 +55,7 @@ def mark(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)][1]
 
 
-def draw(arms: Sequence[Arm]) -> dict[str, str]:
+def draw(arms: Sequence[Curves]) -> dict[str, str]:
     """The plots of a report as SVG under the names loss, bits, seconds and late; none where nothing was logged."""
     if not any(arm.train or arm.validation for arm in arms):
         return {}
@@ -84,21 +84,21 @@ def draw_map(x_V2: np.ndarray, labels: Sequence[str]) -> bytes:
         return buffer.getvalue()
 
 
-def _second_half(arms: Sequence[Arm]) -> list[Arm]:
+def _second_half(arms: Sequence[Curves]) -> list[Curves]:
     """The rows after half of the longest run; without the floor, so that the scale shows small differences."""
     half = max(row["tokens"] for arm in arms for row in (*arm.train, *arm.validation)) / 2
 
     def late(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         return [row for row in rows if row["tokens"] >= half]
 
-    return [Arm(arm.label, late(arm.train), late(arm.validation), None) for arm in arms]
+    return [Curves(arm.label, late(arm.train), late(arm.validation), None) for arm in arms]
 
 
-def _draw_curves(arms: Sequence[Arm], x: str, y: str, height: float = 3.7) -> str:
+def _draw_curves(arms: Sequence[Curves], x: str, y: str, height: float = 3.7) -> str:
     """Column `y` over column `x`: training smoothed over faint points, validation as markers."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, height), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=NAMES[x], ylabel=NAMES[y])
+        axes = figure.add_subplot(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS[y])
         for number, arm in enumerate(arms):
             _draw_arm(axes, arm, number, x, y)
         if y == "bits_per_byte":
@@ -107,7 +107,7 @@ def _draw_curves(arms: Sequence[Arm], x: str, y: str, height: float = 3.7) -> st
         return _to_svg(figure)
 
 
-def _draw_arm(axes: Axes, arm: Arm, number: int, x: str, y: str) -> None:
+def _draw_arm(axes: Axes, arm: Curves, number: int, x: str, y: str) -> None:
     colour = COLOURS[number % len(COLOURS)]
     across, up = _columns(arm.train, x, y)
     chosen = _thinned(len(across))
@@ -143,7 +143,7 @@ def _smoothed(values: Sequence[float], positions: Sequence[int]) -> list[float]:
     return means
 
 
-def _draw_floors(axes: Axes, arms: Sequence[Arm]) -> None:
+def _draw_floors(axes: Axes, arms: Sequence[Curves]) -> None:
     """Arms on the same text share one line; other text or another tokenizer gives a second one."""
     floors = {round(arm.floor, 3) for arm in arms if arm.floor is not None}
     for floor in sorted(floors):
@@ -194,7 +194,7 @@ def draw_held_out(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> 
     """Held-out bits per byte over tokens or operations so far, as SVG; a dotted line where a stage of growth begins."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=NAMES[x], ylabel=NAMES["bits_per_byte"])
+        axes = figure.add_subplot(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS["bits_per_byte"])
         for number, rows in enumerate(curves.values()):
             across, up = _columns(rows, x, "bits_per_byte")
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
@@ -212,7 +212,7 @@ def draw_depth(
     """Column `y` over depth, as SVG: label -> points with their interval; a single depth is no line, `level` is chance."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel="layers", ylabel=NAMES[y])
+        axes = figure.add_subplot(xlabel="layers", ylabel=AXIS_LABELS[y])
         for number, rows in enumerate(points.values()):
             means, lows, highs = (np.array([row[key] for row in rows]) for key in (y, "low", "high"))
             reach = [means - lows, highs - means]
@@ -255,9 +255,9 @@ def draw_bars(
                 for place, values in enumerate(series.values())]
         for place, of_series in enumerate((spans or {}).values()):
             _draw_spans(axes, list(of_series.values()), place, len(series))
-        for place, group in enumerate(groups):
-            if group in (levels or {}):
-                axes.plot([place - 0.46, place + 0.46], [levels[group]] * 2, **CHANCE)
+        for place, level in ((place, (levels or {}).get(group)) for place, group in enumerate(groups)):
+            if level is not None:
+                axes.plot([place - 0.46, place + 0.46], [level] * 2, **CHANCE)
         axes.set_xticks(range(len(groups)), names, rotation=90 if upright else 0, parse_math=False)
         axes.margins(x=0.02)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -274,7 +274,7 @@ def _places(groups: int, number: int, count: int) -> list[float]:
 
 
 def _draw_series(axes: Axes, values: Sequence[float], place: int, count: int, number: int) -> BarContainer:
-    look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
+    look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
     return axes.bar(_places(len(values), place, count), values, 0.8 / count, edgecolor="white", **look)
 
 
@@ -313,7 +313,8 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
     """Differences with their intervals around 0, as SVG; grey is what would not be found reliably.
 
     Args:
-        rows: `name` of the measure, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit` (see NAMES).
+        rows: `name` of the metric, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit`, a key of
+            AXIS_LABELS.
         numbers: Run -> number of its colour and marker.
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
@@ -321,7 +322,7 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
     inches = 0.9 + 0.3 * math.ceil(len(runs) / 2) + len(names) * (0.15 + 0.17 * len(runs))
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, inches), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else NAMES[unit]})")
+        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else AXIS_LABELS[unit]})")
         for row in rows:
             place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
             _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])

@@ -83,8 +83,8 @@ def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run
     places = {text: number for number, text in enumerate(every)}
     with meter(run and f"probing {run}", len(trained_LND)) as progress:
         for layer, states in enumerate(zip(trained_LND, control_LND)):
-            for own, control in zip(*(measure(x_ND.numpy(), places, texts, seed) for x_ND in states)):
-                yield {"layer": layer, **_row(*own, control[2])}
+            for own, control in zip(*(score_layer(x_ND.numpy(), places, texts, seed) for x_ND in states)):
+                yield {"layer": layer, **_row(*own, control_NS=control[2])}
             codes = Codes(Path(), gpt.substrate.config, states[0], every, [])
             for word in texts.words:
                 near = [{"text": each["token"], "cosine": each["cosine"]} for each in find_nearest(codes, places[word])]
@@ -113,7 +113,7 @@ def layer_states(gpt: GPT, ids: Sequence[Sequence[int]], end_id: int) -> Tensor:
 
 
 def _outputs(gpt: GPT, ids_BT: Tensor) -> list[Tensor]:
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     hooks = [module.register_forward_hook(lambda _, given, x_BTD: kept.append(x_BTD))
              for module in (gpt.substrate, *gpt.blocks, gpt.norm)]
     try:
@@ -134,7 +134,7 @@ def untrained(gpt: GPT) -> GPT:
     return control
 
 
-def measure(
+def score_layer(
     x_ND: NDArray, places: Mapping[str, int], texts: Texts, seed: int
 ) -> Iterator[tuple[str, str, NDArray, float]]:
     """(task, measure, `class_sums`, chance level) of the states of one layer; places: text -> row of `x_ND`."""

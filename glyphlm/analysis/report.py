@@ -11,12 +11,12 @@ import jinja2
 from glyphlm.analysis import plots
 from glyphlm.analysis import results_view as bench
 from glyphlm.analysis.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
-from glyphlm.analysis.pairview import differences
-from glyphlm.analysis.results_view import Line, Row
+from glyphlm.analysis.results_view import Line, differences
 from glyphlm.analysis.run_data import Run, finite, read_runs
 from glyphlm.base.names import REPORT
 from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.evaluation.published import read_published
+from glyphlm.evaluation.rows import ComparisonRow, ResultRow
 from glyphlm.evaluation.text import shown
 
 MOST_CURVES = 4  # chains in one picture of curves; of more the depths are shown alone
@@ -67,7 +67,7 @@ def _page(
     runs: list[Run],
     title: str,
     commands: Sequence[str],
-    published: Sequence[Row],
+    published: Sequence[ResultRow],
     logs: Path | None,
     claims: Sequence[Mapping[str, str]],
     curves: str | None,
@@ -87,15 +87,15 @@ def _page(
     grown = {chain[-1].label: whole(chain) for chain in found}
     bases = {run.label for chain in found for run in chain[:-1]}
     shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
-    arms = [plots.Arm(run.label, run.train, run.validation, run.floor) for run in shown]
+    arms = [plots.Curves(run.label, run.train, run.validation, run.floor) for run in shown]
     views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown)}
     labels = dict.fromkeys(run.label for run in (*shown, *runs))
     numbers = {label: number for number, label in enumerate(labels)}  # an arm keeps its colour in every plot
     views |= {"plots": {} if curves else plots.draw(arms), "curves": curves}
     views |= {"growth": _growth(found, runs), "mark": plots.mark, "numbers": numbers}
     views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
-    told = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
-    commands = [*commands, *dict.fromkeys(told)]
+    commanded = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
+    commands = [*commands, *dict.fromkeys(commanded)]
     return template.render(title=title, runs=shown, all_runs=runs, commands=commands, claims=claims, **views)
 
 
@@ -104,8 +104,8 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] |
     if not found:
         return None
     others = {chain[-1].label: controls(chain, runs) for chain in found}
-    told = [*found, *([run] for runs in others.values() for run in runs)]
-    curves = {chain[-1].label: whole(chain).validation for chain in told}
+    every = [*found, *([run] for runs in others.values() for run in runs)]
+    curves = {chain[-1].label: whole(chain).validation for chain in every}
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
@@ -154,7 +154,7 @@ def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def _evaluation(
-    runs: Sequence[Run], published: Sequence[Row], logs: Path | None, numbers: Mapping[str, int]
+    runs: Sequence[Run], published: Sequence[ResultRow], logs: Path | None, numbers: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """Tables and pictures of what glyphlm eval has measured; None where it has measured nothing."""
     bits, lines = bench.bits_lines(runs), bench.bench_lines(runs)
@@ -175,7 +175,7 @@ def _evaluation(
     } | _differences(differences(runs, logs) if logs else [], numbers)
 
 
-def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, Row]]) -> list[tuple[Line, str]]:
+def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, ResultRow]]) -> list[tuple[Line, str]]:
     drawn = []
     for line, rows in lines.items():
         if not line.subject and (points := bench.by_depth(runs, line, rows)):
@@ -185,29 +185,31 @@ def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, Row]]) -> list[t
     return drawn
 
 
-def _bars(found: bench.Fused, lines: Mapping[Line, dict[str, Row]], numbers: Mapping[str, int]) -> dict[str, str]:
+def _bars(found: bench.Fused, lines: Mapping[Line, dict[str, ResultRow]], numbers: Mapping[str, int]) -> dict[str, str]:
     panels = bench.side_by_side(found, lines)
     own = [numbers[run.label] for run in (*found.experts, found.run)]
-    return {name: plots.draw_bars(bars.values, plots.NAMES[name], bars.spans, bars.levels, own)
+    return {name: plots.draw_bars(bars.values, plots.AXIS_LABELS[name], bars.spans, bars.levels, own)
             for name, bars in panels.items()}
 
 
-def _differences(rows: Sequence[Row], numbers: Mapping[str, int]) -> dict[str, Any]:
+def _differences(rows: Sequence[ComparisonRow], numbers: Mapping[str, int]) -> dict[str, Any]:
     """Of the whole tasks a table and a picture a unit; of MMLU the subjects that survive the correction."""
-    names = bench.names_of(dict.fromkeys(Line.of(row) for row in rows if not row["subject"]))
-    told = {name: [row for row in rows if Line.of(row) == line] for line, name in names.items()}
-    forests: dict[str, list[Row]] = {}
-    for name, row in ((name, row) for name, of_line in told.items() for row in of_line):
-        metric, keys = row["metric"], ("difference", "low", "high", "mde")
-        values = {key: None if row[key] is None else bench.in_unit(metric, row[key]) for key in keys}
-        forests.setdefault(bench.unit(metric), []).append({"name": name, "run": row["run"], **values})
+    wholes: dict[Line, list[ComparisonRow]] = {}
+    for row in (row for row in rows if not row.subject):
+        wholes.setdefault(Line.compared(row), []).append(row)
+    tables = {name: wholes[line] for line, name in bench.names_of(wholes).items()}
+    forests: dict[str, list[dict[str, Any]]] = {}
+    for name, row in ((name, row) for name, of_line in tables.items() for row in of_line):
+        values = {"difference": row.difference, "low": row.interval.low, "high": row.interval.high, "mde": row.mde}
+        scaled = {key: None if value is None else bench.in_unit(row.metric, value) for key, value in values.items()}
+        forests.setdefault(bench.unit(row.metric), []).append({"name": name, "run": row.b, **scaled})
     subjects: dict[str, list[str]] = {}
     for row in rows:
-        if row["subject"] and row["task"] == "mmlu":
-            kept = subjects.setdefault(f"{row['run']}, {row['scoring']}", [])
-            kept += [row["subject"].replace("_", " ")] if row["p_holm"] < bench.LEVEL else []
+        if row.subject and row.task == "mmlu":
+            kept = subjects.setdefault(f"{row.b}, {row.scoring}", [])
+            kept += [row.subject.replace("_", " ")] if row.p_holm < bench.LEVEL else []
     drawn = {name: plots.draw_forest(of_unit, name, numbers) for name, of_unit in forests.items()}
-    return {"differences": told, "forests": drawn, "subjects": subjects}
+    return {"differences": tables, "forests": drawn, "subjects": subjects}
 
 
 def _format(value: Any, form: str = ",.0f") -> str:
@@ -218,8 +220,8 @@ def _share(value: Any) -> str:
     return DASH if finite(value) is None else f"{value:.1%}"
 
 
-def _shown(row: Row, key: str, sign: str = "+") -> str:
-    return DASH if row[key] is None else shown(row["metric"], row[key], sign).replace("-", "−")
+def _shown(value: float | None, metric: str, sign: str = "+") -> str:
+    return DASH if value is None else shown(metric, value, sign).replace("-", "−")
 
 
 def _scaled(value: Any, unit: float) -> float | None:

@@ -1,6 +1,5 @@
 """Finished run folders as their readers see them: summary, logged rows, results, samples."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import GLYPH_SHEET, METRICS, RESULTS, SAMPLES, SETTINGS, SUMMARY
 from glyphlm.base.progress import say
-from glyphlm.base.records import read_json_lines
+from glyphlm.base.records import read_json, read_json_lines
+from glyphlm.evaluation.rows import ResultRow, read_results
 
 NUMBER = (int, float)
 TEXT = (str,)
-METRICS = {"split": TEXT, "step": NUMBER, "tokens": NUMBER, "seconds": NUMBER, "loss": NUMBER, "bits_per_byte": NUMBER}
-SAMPLES = {"prompt": TEXT, "text": TEXT}
-RESULTS = {"task": TEXT}
+METRIC_KINDS = {"split": TEXT, "step": NUMBER, "tokens": NUMBER, "seconds": NUMBER, "loss": NUMBER, "bits_per_byte": NUMBER}
+SAMPLE_KINDS = {"prompt": TEXT, "text": TEXT}
+NEEDED = ("name", "substrate")
+SUMMARY_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "command", "substrate.kind", "fusion.method", "growth.base", "growth.start", "growth.blocks",
+                     "growth.head"), TEXT),
+    **dict.fromkeys(("substrate", "tokenizer", "model", "parameters", "bits_per_byte", "unigram_bits_per_byte", "cost",
+                     "cost.flops", "growth", "growth.lora", "fusion", "versions"), (dict,)),
+    **dict.fromkeys(("tokens", "seconds", "steps", "tokens_per_second", "mfu", "model.n_layer", "cost.flops_total",
+                     "cost.trained", "cost.optimizer_bytes", "parameters.trained", "parameters.frozen", "growth.lora.rank",
+                     "cost.flops.frozen", "cost.flops.attention", "cost.flops.scores", "cost.flops.mlp",
+                     "cost.flops.recompute", "cost.flops.head"), NUMBER),
+    "fusion.experts": (list,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,17 +39,14 @@ class Run:
     summary: dict[str, Any]
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
-    results: list[dict[str, Any]]
+    results: list[ResultRow]
     samples: list[dict[str, Any]]
     sheet: bytes | None
     settings: str | None
 
     def get(self, *keys: str) -> Any:
         """The summary's value at the nested `keys`, or None."""
-        value: Any = self.summary
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return _at(self.summary, keys)
 
     @property
     def floor(self) -> float | None:
@@ -68,8 +77,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     runs: list[Run] = []
     for folder in folders:
-        if not (folder / "summary.json").is_file():
-            say(f"{folder} is passed over: it holds no summary.json, which glyphlm train writes when a run ends")
+        if not (folder / SUMMARY).is_file():
+            say(f"{folder} is passed over: it holds no summary.json, which glyphlm train writes at the end of a run")
             continue
         run = _read_run(folder)
         before = sum(run.label == other.summary["name"] for other in runs)
@@ -80,40 +89,51 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read_run(folder: Path) -> Run:
-    summary = _read_summary(folder / "summary.json")
-    metrics = read_json_lines(folder / "metrics.jsonl", METRICS, finite=False)
-    sheet, settings = folder / "glyphs.png", folder / "settings.yaml"
+    summary = _read_summary(folder / SUMMARY)
+    metrics = read_json_lines(folder / METRICS, METRIC_KINDS, finite=False)
+    sheet, settings = folder / GLYPH_SHEET, folder / SETTINGS
     return Run(
         label=summary["name"],
         folder=folder,
         summary=summary,
         train=[row for row in metrics if row["split"] == "train"],
         validation=[row for row in metrics if row["split"] == "validation"],
-        results=read_json_lines(folder / "results.jsonl", RESULTS),
-        samples=read_json_lines(folder / "samples.jsonl", SAMPLES),
+        results=read_results(folder / RESULTS),
+        samples=read_json_lines(folder / SAMPLES, SAMPLE_KINDS),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else None,
     )
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_bytes())
-        if isinstance(summary["name"], str) and isinstance(summary["substrate"], dict):
-            return summary
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise InputError(f"{path} is not the summary of a run; leave {path.parent} out or train it again")
+    """The summary, whose values have the types that the report computes with; what an old run lacks is None."""
+    cure = f"leave {path.parent} out or train it again"
+    summary = read_json(path, cure=cure)
+    for place, kinds in SUMMARY_KINDS.items():
+        above, _, key = place.rpartition(".")
+        parent = _at(summary, above.split(".")) if above else summary
+        value = parent.get(key) if isinstance(parent, dict) else None
+        needed = place in NEEDED or parent is not None and above == "growth"
+        if (value is not None or needed) and not isinstance(value, kinds):
+            raise InputError(f"{path} is not the summary of a run (no valid {place!r}); {cure}")
+    return summary
 
 
-def told_run(path: str, teller: Run, runs: Sequence[Run]) -> Run | None:
-    """The run among `runs` that `teller` was made of and names as `path`; folders may have been moved together since."""
+def _at(value: Any, keys: Sequence[str]) -> Any:
+    """The value at nested keys, or None."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def find_run(path: str, made: Run, runs: Sequence[Run]) -> Run | None:
+    """The run among `runs` that `made` was made from and names as `path`; folders may have been moved together since."""
 
     def fit(run: Run) -> tuple[bool, bool]:
-        place, teller_place = run.folder.resolve(), teller.folder.resolve()
-        return f"/{place.as_posix()}".endswith(f"/{path.strip('/')}"), place.parent == teller_place.parent
+        place, made_place = run.folder.resolve(), made.folder.resolve()
+        return f"/{place.as_posix()}".endswith(f"/{path.strip('/')}"), place.parent == made_place.parent
 
-    named = [run for run in runs if run.folder.resolve().name == Path(path).name and any(fit(run))]
+    named = [run for run in runs if run is not made and run.folder.resolve().name == Path(path).name and any(fit(run))]
     return max(named, key=fit, default=None)
 
 

@@ -28,8 +28,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     from glyphlm.base.devices import resolve_device
     from glyphlm.base.progress import say
     from glyphlm.base.threads import sharing_cores
-    from glyphlm.evaluation.evaluate import evaluate
-    from glyphlm.evaluation.examination import NAMES, EvalSettings
+    from glyphlm.evaluation.evaluate import TASK_NAMES, EvalSettings, evaluate
     from glyphlm.evaluation.text import beside_line, comparison_line, result_line
 
     parser = Parser.of(
@@ -44,7 +43,7 @@ def run_eval(arguments: Sequence[str]) -> None:
                         help="run folders, other folders that transformers read without remote code, or hf:NAME")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="NAME=PATH",
                         help="bpb=TEXT: bits per byte; questions in their original files, or hf: for the Hub: "
-                        f"{', '.join(NAMES)}")
+                        f"{', '.join(TASK_NAMES)}")
     parser.add_settings(EvalSettings)
     parser.add_argument("--log_items", type=Path, metavar="FOLDER", help="also keep a log of each item, to score again")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -58,7 +57,7 @@ def run_eval(arguments: Sequence[str]) -> None:
         found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
     for row in found.rows:
         print(result_line(row))
-        if row["protocol"] == "sampled" and not row["subject"]:
+        if row.protocol == "sampled" and not row.subject:
             say(beside_line(row))  # apart from the published lines, which can be read again as such
     for row in found.comparisons:
         print(comparison_line(row))

@@ -1,4 +1,4 @@
-"""What an answer is worth: the rules of SQuAD's official script, sacrebleu's measures, the first letter."""
+"""Scores of answers: the rules of SQuAD's official script, sacrebleu's metrics, the first letter."""
 
 import re
 import string
@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 
 class Exactness(NamedTuple):
@@ -22,7 +25,7 @@ class Exactness(NamedTuple):
 def squad_scores(output: str, answers: Sequence[str]) -> Exactness:
     """As evaluate-v2.0.py of SQuAD: the best over all right answers, on lower-case words without articles and marks.
 
-    Where the passage does not tell, the right answer is the empty one; both scores are 1 for it and 0 for any other.
+    Where the passage does not answer, the right answer is the empty one; both scores are 1 for it and 0 for any other.
     """
     golds = [gold for gold in answers if normalised(gold)] or [""]
     exact = max(float(normalised(output) == normalised(gold)) for gold in golds)
@@ -52,11 +55,11 @@ def sentence_bleu(output: str, reference: str) -> float:
     return sacrebleu.corpus_bleu([output.upper()], [[reference.upper()]]).score
 
 
-class Corpus(NamedTuple):
-    """A measure of a whole translation: sums of each sentence, and the score (0 to 100) of sums."""
+class CorpusMetric(NamedTuple):
+    """A metric of a whole translation: sums of each sentence, and the score (0 to 100) of sums."""
 
     name: str
-    metric: sacrebleu.metrics.base.Metric
+    metric: Metric
 
     def sums(self, outputs_N: Sequence[str], references_N: Sequence[str]) -> NDArray:
         """[N, S]; they add up over sentences (what sacrebleu resamples for its own intervals)."""
@@ -70,12 +73,12 @@ class Corpus(NamedTuple):
 
     @property
     def signature(self) -> str:
-        """What tells others how it was computed; sacrebleu knows it after the first `sums`."""
+        """How it was computed, for others; sacrebleu has it after the first `sums`."""
         return self.metric.get_signature().format()
 
 
 @cache
-def translation_measures(language: str) -> tuple[Corpus, Corpus]:
+def translation_metrics(language: str) -> tuple[CorpusMetric, CorpusMetric]:
     """BLEU and chrF into a language; BLEU cuts Chinese into characters."""
-    bleu = sacrebleu.metrics.BLEU(tokenize="zh" if language == "zh" else "13a")
-    return Corpus("bleu", bleu), Corpus("chrf", sacrebleu.metrics.CHRF())
+    bleu = BLEU(tokenize="zh" if language == "zh" else "13a")
+    return CorpusMetric("bleu", bleu), CorpusMetric("chrf", CHRF())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glyphlm.evaluation.model import Examinee, Seen
+from glyphlm.evaluation.model import EvalModel, Prefix
 from glyphlm.runs.generate import Sampling
 
 # Tokens in a batch, padding and copies counted. Reading prompts on CPU is bound by arithmetic, where padding only costs
@@ -20,15 +20,15 @@ WRITE_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 15}
 GREEDY = Sampling(temperature=0)
 
 
-class Candidates(NamedTuple):
+class Distribution(NamedTuple):
     """The ids that may come next, the likeliest first, and their probabilities, summed up along K to 1."""
 
     ids_BK: Tensor
     cdf_BK: Tensor
 
-    def draw(self, chances_BC: Tensor) -> Tensor:
+    def draw(self, uniforms_BC: Tensor) -> Tensor:
         """ids_BC: the candidate on which each of these numbers in [0, 1) falls."""
-        places_BC = torch.searchsorted(self.cdf_BK, chances_BC.contiguous(), right=True).clamp(max=self.ids_BK.shape[1] - 1)
+        places_BC = torch.searchsorted(self.cdf_BK, uniforms_BC.contiguous(), right=True).clamp(max=self.ids_BK.shape[1] - 1)
         return self.ids_BK.gather(1, places_BC)
 
     def mass(self, row: int, wanted_N: Tensor) -> float:
@@ -37,20 +37,20 @@ class Candidates(NamedTuple):
         return float(p_K[torch.isin(self.ids_BK[row], wanted_N)].sum())
 
 
-def candidates(logits_BV: Tensor, sampling: Sampling) -> Candidates:
+def truncated(logits_BV: Tensor, sampling: Sampling) -> Distribution:
     """Temperature, then top_k, then top_p of what is left, as transformers do."""
     if sampling.temperature == 0:
         best_B1 = logits_BV.argmax(-1, keepdim=True)
-        return Candidates(best_B1, torch.ones_like(best_B1, dtype=torch.float32))
+        return Distribution(best_B1, torch.ones_like(best_B1, dtype=torch.float32))
     kept = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
     logits_BK, ids_BK = (logits_BV.float() / sampling.temperature).topk(kept)
     p_BK = logits_BK.softmax(-1)
     p_BK[p_BK.cumsum(-1) - p_BK >= sampling.top_p] = 0
     cdf_BK = p_BK.cumsum(-1)
-    return Candidates(ids_BK, cdf_BK / cdf_BK[:, -1:])
+    return Distribution(ids_BK, cdf_BK / cdf_BK[:, -1:])
 
 
-def chances(seed: int, task: str, number: int, copies: int, steps: int) -> np.ndarray:
+def uniforms(seed: int, task: str, number: int, copies: int, steps: int) -> np.ndarray:
     """Random numbers [C, T] of one item, whatever else is in its batch; more steps change none of the earlier."""
     return np.random.default_rng([seed, *task.encode(), number]).random((steps, copies), dtype=np.float32).T
 
@@ -68,33 +68,33 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def continue_prompts(
-    examinee: Examinee,
+    model: EvalModel,
     prompts: Sequence[Sequence[int]],
     steps: Sequence[int],
     stops: Collection[int],
     sampling: Sampling = GREEDY,
-    chances_BCT: np.ndarray | None = None,
-) -> tuple[list[list[list[int]]], Candidates]:
+    uniforms_BCT: np.ndarray | None = None,
+) -> tuple[list[list[list[int]]], Distribution]:
     """The new ids of each copy of each prompt, without the id in `stops` that ended it, and what could come first.
 
     Args:
         steps: Most new ids of each prompt.
-        chances_BCT: What draws C copies of each; not needed where the likeliest id is taken always.
+        uniforms_BCT: What draws C copies of each; not needed where the likeliest id is taken always.
     """
-    drawn_BCT = np.zeros((len(prompts), 1, max(steps)), np.float32) if chances_BCT is None else chances_BCT
-    drawn_BCT = torch.from_numpy(drawn_BCT).to(examinee.device)
+    drawn_BCT = np.zeros((len(prompts), 1, max(steps)), np.float32) if uniforms_BCT is None else uniforms_BCT
+    drawn_BCT = torch.from_numpy(drawn_BCT).to(model.device)
     copies = drawn_BCT.shape[1]
-    logits_BV, seen = examinee.read(prompts)
-    first = candidates(logits_BV, sampling)
+    logits_BV, prefix = model.read_prompts(prompts)
+    first = truncated(logits_BV, sampling)
     drawn_RT = drawn_BCT.flatten(0, 1)
     limits = [limit for limit in steps for _ in range(copies)]
-    found = _write(examinee, seen, first.draw(drawn_BCT[..., 0]), limits, stops, sampling, drawn_RT)
+    found = _write(model, prefix, first.draw(drawn_BCT[..., 0]), limits, stops, sampling, drawn_RT)
     return [found[at : at + copies] for at in range(0, len(found), copies)], first
 
 
 def _write(
-    examinee: Examinee,
-    seen: Seen,
+    model: EvalModel,
+    prefix: Prefix,
     ids_BC: Tensor,
     limits: Sequence[int],
     stops: Collection[int],
@@ -104,7 +104,7 @@ def _write(
     """Go on from the first new ids until every row has stopped or has as many as its limit."""
     copies, last_R = ids_BC.shape[1], ids_BC.flatten()
     found: list[list[int]] = [[] for _ in limits]
-    rows = [row // copies for row in range(len(limits))]  # of `seen`
+    rows = [row // copies for row in range(len(limits))]  # of `prefix`
     going = list(range(len(limits)))
     for step in range(1, max(limits) + 1):
         new = last_R.tolist()
@@ -114,10 +114,10 @@ def _write(
         kept = [place for place in kept if len(found[going[place]]) < limits[going[place]]]
         if not kept:
             break
-        if len(kept) < len(going) or len(rows) != len(seen.attended_BS):
-            seen = seen.select([rows[place] for place in kept])
+        if len(kept) < len(going) or len(rows) != len(prefix.attended_BS):
+            prefix = prefix.select([rows[place] for place in kept])
         going, rows, last_R = [going[place] for place in kept], list(range(len(kept))), last_R[kept]
-        logits_R1V, seen = examinee.read_on(seen, last_R[:, None])
-        chosen = candidates(logits_R1V[:, -1], sampling)
+        logits_R1V, prefix = model.extend(prefix, last_R[:, None])
+        chosen = truncated(logits_R1V[:, -1], sampling)
         last_R = chosen.draw(drawn_RT[going, step : step + 1])[:, 0]
     return found

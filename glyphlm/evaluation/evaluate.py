@@ -1,42 +1,112 @@
-"""Evaluation of models: results as rows, in the run folder and in a file, each with an interval and what it is over.
+"""Evaluation of models: tasks and settings in, rows of results out, each with an interval and what it is over.
 
-A row of results.jsonl is one value. Accuracies, exact match, F1 and shares are 0 to 1, BLEU and chrF 0 to 100.
-- what: `task`, `protocol` (likelihood, sampled; published in rows of `publishedresults`), `scoring` (letters, texts, greedy,
-  first letter, or ""), `subject` (of MMLU; of SQuAD HasAns or NoAns; "" is the whole), `metric`, `source`, in files of
-  several models also `run`;
-- how much: `value`, `low` and `high` (95%), `interval` (what that is, and over what), `items` or `documents`;
-- beside it: `chance`, `majority` (the constant answer that is right most often), `letter_mass` (probability that the first
-  token begins with the letter of an option), `cut` (prompts that lost their left end to the context), `signature`
-  (sacrebleu's); of the sampled protocol `runs`, `sigma`, `items_low`, `items_high`, `items_interval`; of bits per byte
-  `bits_per_byte`, `nats`, `tokens`, `bytes`;
-- `made_from`: model, task files and settings. A row made from the same is not computed again.
+Results go into results.jsonl of each run folder and into a file, item logs into a folder. What was made from the same
+model, files and settings is not computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from glyphlm.base.devices import resolve_precision
-from glyphlm.base.outputs import write_atomic
-from glyphlm.base.progress import say
-from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.corpus.reading import STRICT, Reading
-from glyphlm.evaluation.examination import BITS, Asked, EvalSettings, ask, examine
-from glyphlm.evaluation.item_log import compare_items, folder_name, log_name, read_log, result_rows
-from glyphlm.evaluation.model import Examinee, load_examinee
+from glyphlm.base.errors import InputError
+from glyphlm.base.names import RESULTS
+from glyphlm.base.outputs import one_writer, write_atomic
+from glyphlm.base.progress import meter, say
+from glyphlm.base.ranges import Range, check_values
+from glyphlm.base.records import to_lines
+from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
+from glyphlm.corpus.sources import describe
+from glyphlm.corpus.tasks import BETWEEN, TASKS, Item, describe_task, read_task
+from glyphlm.evaluation.decoding import READ_TOKENS
+from glyphlm.evaluation.item_log import Log, compare_items, gives, log_name, model_logs, read_log, result_rows
+from glyphlm.evaluation.likelihood import generate_answers, score_options
+from glyphlm.evaluation.model import EvalModel, is_run, load_eval_model
+from glyphlm.evaluation.rows import ComparisonRow, ResultRow, keep_results, read_results
+from glyphlm.evaluation.sampled import protocol_items, sample_answers, subsample
+from glyphlm.runs.generate import Sampling
+from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
+from glyphlm.training.bits_per_byte import NotFinite, document_scores
 
-RESULTS = "results.jsonl"
+BPB = "bpb"  # the task whose items are documents of a text
+TASK_NAMES = (BPB, *(name for name in TASKS if name != "instructions"))
+RANGES = {
+    "limit": Range(1, 2**40, whole=True),
+    "seed": Range(0, 2**63 - 1, whole=True),
+    "new_tokens": Range(1, 2**20, whole=True),
+    "runs_per_item": Range(1, 2**20, whole=True),
+}
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How models are evaluated.
+
+    Args:
+        protocol: likelihood: options by their log-probability, free answers by the likeliest text of a line. sampled: the
+            protocol of the published lines, to reproduce them; its ± is decoding noise alone, a model that does not answer
+            with a letter falls below chance (see letter_mass), answers' lengths leak, BLEU is of single sentences.
+        limit: Questions of a task, drawn by the seed; by default all. (The sampled protocol takes 256 of SQuAD and 128
+            pairs of a translation.)
+        seed: Of what is drawn.
+        precision: bf16 is faster where the machine has it; auto measures.
+        between: What stands between "Answer:" and an option (likelihood): nothing, as in training here; a space is usual
+            for models trained elsewhere.
+        new_tokens: Most tokens of a free answer (likelihood).
+        runs_per_item: Times n that the sampled protocol asks each question.
+        temperature: Of the sampled protocol, from the model cards, as top_k and top_p: the published code does not say.
+        top_k: Choose among the k likeliest tokens; 0 for all.
+        top_p: Choose among the likeliest tokens that together have this probability.
+    """
+
+    protocol: Literal["likelihood", "sampled"] = "likelihood"
+    limit: int | None = None
+    seed: int = 1
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    between: str = BETWEEN
+    new_tokens: int = 128
+    runs_per_item: int = 10
+    temperature: float = Sampling.temperature
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
+
+    def __post_init__(self) -> None:
+        check_values(self, "--", RANGES)
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """How the sampled protocol draws, checked."""
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def of(self, task: str) -> dict[str, Any]:
+        """The settings that change the results of a task."""
+        drawing = ("runs_per_item", "temperature", "top_k", "top_p")
+        asking = ("protocol", "limit", "seed", *(drawing if self.protocol == "sampled" else ("between", "new_tokens")))
+        return {name: getattr(self, name) for name in ("precision", *(asking if task != BPB else ()))}
+
+
+class EvalTask(NamedTuple):
+    """A task: its name, where it was read, its items (of bits per byte none), and what identifies the files."""
+
+    name: str
+    source: str
+    items: list[Item]
+    digest: Mapping[str, str]
 
 
 class Evaluation(NamedTuple):
-    """Rows of all models, and each later model paired with the first on the same items (see `itemlog.compare_items`)."""
+    """Rows of all models, and each later model paired with the first on the same items."""
 
-    rows: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
+    rows: list[ResultRow]
+    comparisons: list[ComparisonRow]
 
 
 def evaluate(
-    runs: Sequence[str],
+    runs: Sequence[str | Path],
     tasks: Sequence[str],
     out: Path | None = None,
     device: str = "cpu",
@@ -51,95 +121,237 @@ def evaluate(
     Args:
         runs: Run folders, other folders that transformers read without remote code, or hf:NAME.
         tasks: NAME=PATH as `tasks.read_task` has them (`mmlu=FOLDER`), and `bpb=TEXT`, bits per byte of a text.
-        log_items: Folder of the per-item logs, MODEL/TASK.*.jsonl, where models that were asked the same have equal names.
+        log_items: Folder of the per-item logs, MODEL.DIGEST/TASK.*.jsonl, where models that were evaluated on the same have
+            equal names of files.
 
     Raises:
-        InputError: a model, a text or a task file is bad, or a task is unknown.
+        InputError: a model, a text, a task file or an output is bad, a task is unknown, or a model gives no numbers.
     """
     settings = settings or EvalSettings()
-    wanted = [ask(task, settings) for task in tasks]
-    rows, comparisons, firsts = [], [], {}
+    _check_outputs(out, log_items)
+    wanted = [read_eval_task(task, settings) for task in tasks]
+    rows, comparisons = [], []
+    firsts: dict[tuple[str, str], tuple[str, Log | None]] = {}
     precision = resolve_precision(settings.precision, device)
-    for run in runs:
-        examinee = load_examinee(str(run), device, precision)
-        for task in wanted:
-            made_from = {"model": examinee.digest, "files": dict(task.digest)}
-            made_from["settings"] = settings.of(task.name) | {"precision": precision}
-            made_from["settings"] |= reading.settings() if task.name == BITS else {}
-            path = log_items and log_items / folder_name(str(run)) / log_name(task.name, made_from)
-            found, log = _finished(examinee, task, made_from, out, path)
-            if found is None:
-                log = examine(examinee, task, reading, settings)
-                found = [row | {"source": task.source, "made_from": made_from} for row in _rows(log)]
-                _keep(examinee, found, out, log, path)
-            _report_losses(examinee, found)
-            rows += [{"run": str(run), **row} for row in found]
-            comparisons += _compare(firsts.setdefault(task[:2], (run, log)), (run, log), task)
+    with ExitStack() as locks:
+        for output in ([out] if out else []) + [Path(run) for run in runs if is_run(run)]:
+            locks.enter_context(one_writer(output))
+        for run in map(str, runs):
+            model = load_eval_model(run, device, precision)
+            for task in wanted:
+                made_from = _made_from(model, task, settings, reading, precision)
+                found, log = _results(model, task, made_from, settings, reading, out, log_items)
+                _report_losses(model, found)
+                rows += [replace(row, run=run) for row in found]
+                comparisons += _compare(firsts.setdefault((task.name, task.source), (run, log)), (run, log), task)
     return Evaluation(rows, comparisons)
 
 
-def _rows(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if "nats" not in log[0]:
-        return result_rows(log)
-    (row,) = result_rows(log)
-    sums = {name: sum(entry[name] for entry in log) for name in ("nats", "tokens", "bytes")}
-    return [row | {"bits_per_byte": row["value"], **sums}]
+def _made_from(
+    model: EvalModel, task: EvalTask, settings: EvalSettings, reading: Reading, precision: str
+) -> dict[str, Any]:
+    """What decides the results: model, files and settings."""
+    kept = settings.of(task.name) | {"precision": precision} | (reading.settings() if task.name == BPB else {})
+    return {"model": model.digest, "files": dict(task.digest), "settings": kept}
 
 
-def _finished(
-    examinee: Examinee, task: Asked, made_from: dict[str, Any], out: Path | None, path: Path | None
-) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]] | None]:
-    """Rows made from the same before, and the log where it was kept; None for rows that are still to be made."""
-    if path is not None and not path.is_file():
-        return None, None
-    places = [(examinee.folder / RESULTS, None)] if examinee.folder else []
-    for place, run in [*places, *([(out, examinee.name)] if out else [])]:
-        asked_for = {"run": run, "task": task.name, "source": task.source, "made_from": made_from}
-        found = [row for row in read_json_lines(place) if all(row.get(key) == value for key, value in asked_for.items())]
-        if found:
-            rows = [{key: value for key, value in row.items() if key != "run"} for row in found]
-            return rows, read_log(path) if path else None
-    return None, None
+def _results(
+    model: EvalModel,
+    task: EvalTask,
+    made_from: dict[str, Any],
+    settings: EvalSettings,
+    reading: Reading,
+    out: Path | None,
+    log_items: Path | None,
+) -> tuple[list[ResultRow], Log | None]:
+    """The rows of one task, kept or made, and its log where it was made or is wanted; then each output has them."""
+    folder = log_items and model_logs(log_items, model.digest, model.name)
+    path = folder / log_name(task.name, made_from) if folder else None
+    places = [Place(model.folder / RESULTS, None)] if model.folder else []
+    places += [Place(out, model.name)] if out else []
+    rows, log = _kept(places, task, made_from, path)
+    if not rows:
+        log = run_task(model, task, reading, settings)
+        rows = [replace(row, source=task.source, made_from=made_from) for row in result_rows(log)]
+        if path is not None:  # first, since rows say that the work is done
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, to_lines(log))
+    _complete(places, rows)
+    return rows, log
 
 
-def _keep(
-    examinee: Examinee, rows: list[dict[str, Any]], out: Path | None, log: list[dict[str, Any]], path: Path | None
-) -> None:
-    """The log first: rows say that the work is done."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_lines(log))
-    if examinee.folder is not None:
-        keep_results(examinee.folder / RESULTS, rows)
-    if out is not None:
-        keep_results(out, [{"run": examinee.name, **row} for row in rows])
+class Place(NamedTuple):
+    """A file of results, and the name that the model has in it (None in the run's own)."""
+
+    file: Path
+    run: str | None
 
 
-def keep_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to a results file; all rows of the same run, task, protocol and source are replaced."""
-    new = {_key(row) for row in rows}
-    write_atomic(path, to_lines([*(row for row in read_json_lines(path) if _key(row) not in new), *rows]))
+def _check_outputs(out: Path | None, log_items: Path | None) -> None:
+    if out and out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the file of rows to write, such as {out / 'results.jsonl'}")
+    if out:
+        read_results(out)  # what holds anything else is refused before the work
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if log_items and log_items.exists() and not log_items.is_dir():
+        raise InputError(f"--log_items {log_items} is a file; give a folder for the logs")
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("run", "task", "protocol", "source"))
+def _kept(
+    places: Sequence[Place], task: EvalTask, made_from: dict[str, Any], path: Path | None
+) -> tuple[list[ResultRow], Log | None]:
+    """Rows made from the same before, and the log where one is wanted; without a log that fits, none."""
+    for place in places:
+        rows = [replace(row, run=None) for row in read_results(place.file)
+                if (row.run, row.task, row.source, row.made_from) == (place.run, task.name, task.source, made_from)]
+        if rows and path is None:
+            return rows, None
+        if rows and path and path.is_file() and gives(log := read_log(path), rows):
+            return rows, log
+    return [], None
 
 
-def _report_losses(examinee: Examinee, rows: list[dict[str, Any]]) -> None:
+def _complete(places: Sequence[Place], rows: Sequence[ResultRow]) -> None:
+    """Add the rows to each file that lacks one of them."""
+    for place in places:
+        named = [replace(row, run=place.run) for row in rows]
+        if not all(row in read_results(place.file) for row in named):
+            keep_results(place.file, named)
+
+
+def _report_losses(model: EvalModel, rows: Sequence[ResultRow]) -> None:
     """Say how much of the texts the model did not see."""
-    if unknown := rows[0].get("unknown"):
-        say(f"{examinee.name}, {rows[0]['task']}: {unknown:,} tokens of {rows[0]['source']} are <unk>, characters that its "
-            "vocabulary cannot spell; their bytes are counted, a model that spells them is not compared on equal terms")
-    if cut := rows[0].get("cut"):
-        say(f"{examinee.name}, {rows[0]['task']}: {cut:,} of {rows[0]['items']:,} prompts are longer than the context of "
-            f"{examinee.block_size:,} tokens and lost their left end")
+    row = rows[0]
+    if row.cut:
+        many = "; with so many cut it is another task, and its results are marked" if row.many_cut else ""
+        say(f"{model.name}, {row.task}: {row.cut:,} of {row.items:,} prompts are longer than the context of "
+            f"{model.block_size:,} tokens and lost their left end{many}")
+    if row.unknown:
+        say(f"{model.name}, {row.task}: {row.unknown:,} tokens of {row.source} are <unk>, characters that its vocabulary "
+            "cannot spell; their bytes are counted")
 
 
-def _compare(first: tuple[Any, Any], other: tuple[Any, Any], task: Asked) -> list[dict[str, Any]]:
+def _compare(first: tuple[str, Log | None], other: tuple[str, Log | None], task: EvalTask) -> list[ComparisonRow]:
     (a, log_a), (b, log_b) = first, other
     if a == b:
         return []
     if log_a is None or log_b is None:
-        say(f"{a} and {b} are not compared on {task.name}: it was done before and its items were not kept; give --log-items")
+        say(f"{a} and {b} are not compared on {task.name}: its results were kept without its items; give --log-items")
         return []
-    return [{"a": str(a), "b": str(b), "source": task.source, **row} for row in compare_items(log_a, log_b)]
+    return [row.named(a, b, task.source) for row in compare_items(log_a, log_b)]
+
+
+def parse_task(task: str) -> tuple[str, str]:
+    """Split `NAME=SOURCE`.
+
+    Raises:
+        InputError: there is no `=`, or the task is unknown.
+    """
+    name, equals, source = task.partition("=")
+    if not equals or not source or name not in TASK_NAMES:
+        raise InputError(f"task {task!r} is not of the form NAME=FILE with NAME one of {', '.join(TASK_NAMES)}")
+    return name, source
+
+
+def read_eval_task(task: str, settings: EvalSettings) -> EvalTask:
+    """Read the items of a task that these settings take.
+
+    Raises:
+        InputError: the name is unknown, a file of it is bad, or it holds no question for the protocol.
+    """
+    name, source = parse_task(task)
+    if name == BPB:
+        return EvalTask(name, source, [], describe([source]))
+    items = list(read_task(name, source))
+    chosen = protocol_items(items, settings.seed) if settings.protocol == "sampled" else items
+    if not chosen:
+        raise InputError(f"{name}={source} holds no question for the sampled protocol (SQuAD: an answer of at most 8 "
+                         "characters); give another file or --protocol likelihood")
+    return EvalTask(name, source, subsample(chosen, settings.limit, settings.seed), describe_task(name, source))
+
+
+def run_task(model: EvalModel, task: EvalTask, reading: Reading, settings: EvalSettings) -> list[dict[str, Any]]:
+    """The per-item log of one task (see `item_log`).
+
+    Raises:
+        InputError: the text of bits per byte is bad, or the model gives no numbers.
+    """
+    if task.name == BPB:
+        scores = _score_documents(model, task.source, reading)
+        return [_entry(task, "likelihood", number, "", "") | score for number, score in enumerate(scores)]
+    with meter(f"{task.name}, {Path(model.name).name}", len(task.items)) as bar:
+        answers = _answer(model, task.items, settings, bar.advance)
+    return [
+        _entry(task, settings.protocol, number, item.prompt, _subject(item, settings)) | answer | _count_unknown(model, item)
+        for number, (item, answer) in enumerate(zip(task.items, answers))
+    ]
+
+
+def _answer(
+    model: EvalModel, items: Sequence[Item], settings: EvalSettings, advance: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    if settings.protocol == "sampled":
+        return sample_answers(model, items, settings.sampling(), settings.runs_per_item, settings.seed, advance)
+    if items[0].labels:
+        return score_options(model, items, settings.between, advance)
+    return generate_answers(model, items, settings.new_tokens, advance)
+
+
+def _entry(task: EvalTask, protocol: str, number: int, prompt: str, subject: str) -> dict[str, Any]:
+    return {"task": task.name, "protocol": protocol, "number": number, "prompt": prompt, "subject": subject}
+
+
+def _subject(item: Item, settings: EvalSettings) -> str:
+    if item.task == "squad" and settings.protocol == "likelihood":
+        return "HasAns" if item.answers else "NoAns"  # the names of the official script
+    return item.subject
+
+
+def _count_unknown(model: EvalModel, item: Item) -> dict[str, int]:
+    """How many tokens of an item's texts are `<unk>`, where any is."""
+    encode, unknown = model.tokenizer.encode, model.tokenizer.unknown_id
+    texts = (item.prompt, *item.labels, *item.choices)
+    count = 0 if unknown is None else sum(encode(text).count(unknown) for text in texts)
+    return {"unknown": count} if count else {}
+
+
+def _score_documents(model: EvalModel, source: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """`nats`, `tokens` and `bytes` of each document that has tokens, and its `unknown` ones; bytes are those of its text."""
+    tokenizer, scored = model.tokenizer, 0
+    sizes: list[int] = []
+    documents: list[tuple[int, dict[str, int]]] = []
+    stream = _count_bytes(passages([source], reading, "scoring"), sizes)
+    pieces = _number_documents(tokenizer.encode_passages(stream), tokenizer, documents)
+    none_V, budget = np.zeros(tokenizer.vocab_size, np.uint16), READ_TOKENS.get(model.device.type, 0)
+    try:
+        for score in document_scores(model.scorer, pieces, model.first_id, none_V, budget):
+            document, unknown = documents[scored]
+            yield {"nats": score.nats, "tokens": score.tokens, "bytes": sizes[document], **unknown}
+            scored += 1
+    except NotFinite:
+        raise model.no_numbers(f"in document {documents[scored][0] + 1} of {source}") from None
+
+
+def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passage]:
+    """The same passages; the bytes of each document are appended to `sizes` before its last one is given."""
+    size = 0
+    for passage in stream:
+        size += len(passage.text.encode(errors="surrogatepass"))  # lone surrogates are refused where text is encoded
+        if passage.last:
+            sizes.append(size)
+            size = 0
+        yield passage
+
+
+def _number_documents(
+    pieces: Iterable[Piece], tokenizer: Tokenizer, documents: list[tuple[int, dict[str, int]]]
+) -> Iterator[Piece]:
+    """The same pieces; of each document that has tokens `documents` gets its number, and how many of them are `<unk>`."""
+    number = tokens = unknown = 0
+    for piece in pieces:
+        tokens, unknown = tokens + len(piece.ids), unknown + int((piece.ids == tokenizer.unknown_id).sum())
+        if piece.last:
+            if tokens:
+                documents.append((number, {"unknown": unknown} if unknown else {}))
+            number, tokens, unknown = number + 1, 0, 0
+        yield piece

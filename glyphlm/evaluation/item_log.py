@@ -2,7 +2,7 @@
 
 A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subject` (of MMLU; of SQuAD HasAns or NoAns) and
 - options by likelihood: `labels`, `correct` (index), `letters` and `texts` (natural log-probability of each), `choices`;
-- free answers by likelihood: `answers` (all right ones; none: the passage does not tell) and `output`;
+- free answers by likelihood: `answers` (all right ones; empty where the passage does not answer) and `output`;
 - sampled: `labels` and `correct`, or `answers`; `outputs` and `scores`, one a decoding run;
 - bits per byte: `nats`, `tokens`, `bytes` of each document;
 and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`; where the vocabulary of
@@ -12,8 +12,8 @@ the model lacks characters of the text also `unknown`, the number of its `<unk>`
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,77 +23,83 @@ from numpy.typing import NDArray
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json_lines, to_json
 from glyphlm.evaluation import stats
-from glyphlm.evaluation.answers import Corpus, squad_scores, translation_measures
+from glyphlm.evaluation.answers import CorpusMetric, squad_scores, translation_metrics
+from glyphlm.evaluation.rows import BITS_PER_BYTE, ComparisonRow, ResultRow
 
 Log = Sequence[dict[str, Any]]
-NEEDED = {"task": (str,), "protocol": (str,)}
+NEEDED = {"task": (str,), "protocol": (str,), "number": (int,), "prompt": (str,), "subject": (str,)}
+DIGITS = 12  # of a model's digest in the name of its folder
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """One measure of a log: what each item adds to its sums, and the value of sums; `right`: an item counts 0 or 1."""
+class Metric:
+    """A metric of a log: what each item adds to its sums, and the value of sums; `right`: an item counts 0 or 1."""
 
     scoring: str
-    metric: str
+    name: str
     sums_NS: NDArray
-    value: stats.Measure = stats.ratio
+    statistic: stats.Statistic = stats.ratio
     right: bool = False
     signature: str | None = None
 
     @property
-    def over(self) -> str:
+    def value(self) -> float:
+        """Of all items."""
+        return float(self.statistic(self.sums_NS.sum(0)))
+
+    @property
+    def unit(self) -> str:
         """What is counted."""
-        return "documents" if self.metric == "bits_per_byte" else "items"
+        return "documents" if self.name == BITS_PER_BYTE else "items"
 
     def interval(self) -> stats.Interval:
-        """Over items."""
+        """Over items; JSON has no infinity, so that of a single item is its value."""
         if self.right:
             return stats.wilson(int(self.sums_NS[:, 0].sum()), len(self.sums_NS))
-        return stats.bootstrap(self.sums_NS, self.value, self.over)
+        found = stats.bootstrap(self.sums_NS, self.statistic, self.unit)
+        if math.isfinite(found.low):
+            return found
+        return stats.Interval(self.value, self.value, f"none: a single {self.unit.rstrip('s')}")
 
 
-def measures(log: Log) -> Iterator[Measured]:
-    """All measures of a log of one task and protocol."""
+def metrics(log: Log) -> Iterator[Metric]:
+    """All metrics of a log of one task and protocol."""
     first = log[0]
     if "nats" in first:
         sums = [(row["nats"] / math.log(2), row["bytes"]) for row in log]
-        yield Measured("", "bits_per_byte", np.array(sums, float))
+        yield Metric("", BITS_PER_BYTE, np.array(sums, float))
     elif "scores" in first:
-        metric = "accuracy" if "labels" in first else "bleu" if "-" in first["task"] else "contains"
-        yield _mean("first letter" if metric == "accuracy" else "", metric, [np.mean(row["scores"]) for row in log], False)
+        name = "accuracy" if "labels" in first else "bleu" if "-" in first["task"] else "contains"
+        yield _mean("first letter" if name == "accuracy" else "", name, [np.mean(row["scores"]) for row in log], False)
     elif "labels" in first:
-        yield from _choices(log)
+        yield _mean("letters", "accuracy", [np.argmax(row["letters"]) == row["correct"] for row in log], True)
+        if "texts" in first:
+            yield _mean("texts", "accuracy", [chosen_text(row) == row["correct"] for row in log], True)
     elif "-" in first["task"]:
-        yield from (_corpus(measure, log) for measure in translation_measures(first["task"].split("-")[1]))
+        yield from (_corpus(metric, log) for metric in translation_metrics(first["task"].split("-")[1]))
     else:
         scores = [squad_scores(row["output"], row["answers"]) for row in log]
         yield _mean("greedy", "exact_match", [score.exact for score in scores], True)
         yield _mean("greedy", "f1", [score.f1 for score in scores], False)
 
 
-def _choices(log: Log) -> Iterator[Measured]:
-    yield _mean("letters", "accuracy", [np.argmax(row["letters"]) == row["correct"] for row in log], True)
-    if "texts" in log[0]:
-        yield _mean("texts", "accuracy", [chosen_text(row) == row["correct"] for row in log], True)
-
-
-def chosen_text(row: dict[str, Any]) -> int:
+def chosen_text(row: Mapping[str, Any]) -> int:
     """The option with the highest log-probability a character (lm-eval's acc_norm)."""
     return int(np.argmax(np.array(row["texts"]) / [len(text) for text in row["choices"]]))
 
 
-def _mean(scoring: str, metric: str, values_N: Sequence[float], right: bool) -> Measured:
-    return Measured(scoring, metric, np.array([(float(value), 1.0) for value in values_N]), right=right)
+def _mean(scoring: str, name: str, values_N: Sequence[Any], right: bool) -> Metric:
+    return Metric(scoring, name, np.array([(float(value), 1.0) for value in values_N]), right=right)
 
 
-def _corpus(measure: Corpus, log: Log) -> Measured:
-    sums_NS = measure.sums([row["output"] for row in log], [row["answers"][0] for row in log])
-    return Measured("greedy", measure.name, sums_NS, measure.score, signature=measure.signature)
+def _corpus(metric: CorpusMetric, log: Log) -> Metric:
+    sums_NS = metric.sums([row["output"] for row in log], [row["answers"][0] for row in log])
+    return Metric("greedy", metric.name, sums_NS, metric.score, signature=metric.signature)
 
 
-def result_rows(log: Log) -> list[dict[str, Any]]:
-    """The rows of results.jsonl of one log (see `evaluation`), without what the log does not know."""
-    return [row for subject, part in _by_subject(log) for row in _rows_of(part, subject)]
+def result_rows(log: Log) -> list[ResultRow]:
+    """The rows of a log, without what it does not know: source, model, settings."""
+    return [_row(part, subject, metric) for subject, part in _by_subject(log) for metric in metrics(part)]
 
 
 def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
@@ -103,81 +109,74 @@ def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
         yield subject, [row for row in log if row["subject"] == subject]
 
 
-def _rows_of(log: Log, subject: str) -> Iterator[dict[str, Any]]:
-    for found in measures(log):
-        low, high, interval = found.interval()
-        value = float(found.value(found.sums_NS.sum(0)))
-        if not math.isfinite(low):  # JSON has no infinity
-            low, high, interval = value, value, f"none: a single {found.over.rstrip('s')}"
-        row = {"task": log[0]["task"], "protocol": log[0]["protocol"], "scoring": found.scoring, "subject": subject}
-        row |= {"metric": found.metric, "value": value, "low": low, "high": high}
-        row |= {"interval": interval, found.over: len(log)}
-        if found.signature:
-            row["signature"] = found.signature
-        if "scores" in log[0]:
-            row |= _over_runs(log, row)
-        yield row | _levels(log) | _counts(log)
+def _row(log: Log, subject: str, metric: Metric) -> ResultRow:
+    low, high, interval = metric.interval()
+    what = (log[0]["task"], log[0]["protocol"], metric.scoring, subject, metric.name)
+    row = replace(_with_counts(log, ResultRow(*what, metric.value, low, high, interval)), signature=metric.signature)
+    if "nats" in log[0]:
+        nats, tokens, size = (sum(entry[name] for entry in log) for name in ("nats", "tokens", "bytes"))
+        return replace(row, documents=len(log), bits_per_byte=metric.value, nats=nats, tokens=tokens, bytes=size)
+    row = _with_levels(log, replace(row, items=len(log)))
+    return _over_runs(log, row) if "scores" in log[0] else row
 
 
-def _counts(log: Log) -> dict[str, int]:
-    """Prompts that were cut, and `<unk>` in the scored text where there is any."""
-    counts = {"cut": sum(entry["cut"] for entry in log)} if "cut" in log[0] else {}
-    unknown = sum(entry.get("unknown", 0) for entry in log)
-    return counts | ({"unknown": unknown} if unknown else {})
-
-
-def _over_runs(log: Log, row: dict[str, Any]) -> dict[str, Any]:
-    """The published interval, over decoding runs, in the first place; that over items beside it."""
+def _over_runs(log: Log, row: ResultRow) -> ResultRow:
+    """With the published interval, over decoding runs, in the first place, and that over items beside it."""
     runs_M = np.mean([entry["scores"] for entry in log], axis=0)
     sigma, (low, high, interval) = stats.over_runs(runs_M)
-    over_items = {"items_low": row["low"], "items_high": row["high"], "items_interval": row["interval"]}
-    return {"low": low, "high": high, "interval": interval, "runs": len(runs_M), "sigma": sigma, **over_items}
+    return replace(row, low=low, high=high, interval=interval, runs=len(runs_M), sigma=sigma, items_low=row.low,
+                   items_high=row.high, items_interval=row.interval)
 
 
-def _levels(log: Log) -> dict[str, float]:
-    """What guessing and what one constant answer would score, and the letter mass."""
+def _with_levels(log: Log, row: ResultRow) -> ResultRow:
+    """With the accuracy of guessing and of one constant answer, and the letter mass."""
     if "labels" not in log[0]:
-        empty = [not row["answers"] for row in log] if log[0]["task"] == "squad" else []
-        return {"majority": float(np.mean(empty))} if any(empty) else {}  # always to say that the passage does not tell
-    return {
-        "chance": stats.chance_level([len(row["labels"]) for row in log]),
-        "majority": stats.majority_level([row["correct"] for row in log]),
-        "letter_mass": float(np.mean([row["letter_mass"] for row in log])),
-    }
+        empty = [not entry["answers"] for entry in log] if row.task == "squad" else []
+        return replace(row, majority=float(np.mean(empty)) if any(empty) else None)  # always: there is no answer
+    return replace(
+        row,
+        chance=stats.chance_level([len(entry["labels"]) for entry in log]),
+        majority=stats.majority_level([entry["correct"] for entry in log]),
+        letter_mass=float(np.mean([entry["letter_mass"] for entry in log])),
+    )
 
 
-def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[dict[str, Any]]:
-    """Two models on the same items, measure by measure, over all and by subject; b minus a.
+def _with_counts(log: Log, row: ResultRow) -> ResultRow:
+    """With the prompts that were cut, and the `<unk>` of the text where there is any."""
+    cut = sum(entry["cut"] for entry in log) if "cut" in log[0] else None
+    return replace(row, cut=cut, unknown=sum(entry.get("unknown", 0) for entry in log) or None)
 
-    Each row has `value_a`, `value_b`, `difference`, `low`, `high`, `interval`, `test`, `p`, `p_holm` (corrected over the
-    subjects of a measure; the whole stands alone), `mde` (the smallest difference found with probability 0.8) and what
-    names the measure.
+
+def gives(log: Log, rows: Sequence[ResultRow]) -> bool:
+    """Whether a log has the values of these rows of its task and protocol."""
+    values = {(row.scoring, row.metric): row.value for row in rows if not row.subject}
+    return values == {(metric.scoring, metric.name): metric.value for metric in metrics(log)}
+
+
+def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[ComparisonRow]:
+    """Two models on the same items, metric by metric, over all and by subject; b minus a.
 
     Raises:
         InputError: a log cannot be read, or the two are not of the same items.
     """
     a, b = (read_log(log) if isinstance(log, str | Path) else log for log in (log_a, log_b))
     _check_same(a, b)
-    rows = [row for (subject, mine), (_, theirs) in zip(_by_subject(a), _by_subject(b))
-            for row in _compared(subject, mine, theirs)]
-    families: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
-    for row in rows:
-        families.setdefault((row["scoring"], row["metric"], bool(row["subject"])), []).append(row)
+    rows = [row for (subject, of_a), (_, of_b) in zip(_by_subject(a), _by_subject(b))
+            for row in _compared(subject, of_a, of_b)]
+    families: dict[tuple[str, str, bool], list[int]] = {}
+    for number, row in enumerate(rows):
+        families.setdefault((row.scoring, row.metric, bool(row.subject)), []).append(number)
     for family in families.values():
-        for row, p in zip(family, stats.holm([row["p"] for row in family])):
-            row["p_holm"] = p
+        for number, p in zip(family, stats.holm([rows[number].p for number in family])):
+            rows[number] = replace(rows[number], p_holm=p)
     return rows
 
 
-def _compared(subject: str, a: Log, b: Log) -> Iterator[dict[str, Any]]:
-    for mine, theirs in zip(measures(a), measures(b)):
-        found = stats.paired(mine.sums_NS, theirs.sums_NS, mine.value, mine.right, mine.over)
-        row = {"task": a[0]["task"], "protocol": a[0]["protocol"], "scoring": mine.scoring, "subject": subject}
-        row |= {"metric": mine.metric, mine.over: len(a)}
-        row |= {f"value_{name}": float(m.value(m.sums_NS.sum(0))) for name, m in (("a", mine), ("b", theirs))}
-        row |= {"difference": found.difference, **found.interval._asdict(), "test": found.test, "p": found.p}
-        row["interval"] = row.pop("name")
-        yield row | {"mde": found.mde}
+def _compared(subject: str, a: Log, b: Log) -> Iterator[ComparisonRow]:
+    for of_a, of_b in zip(metrics(a), metrics(b)):
+        found = stats.paired(of_a.sums_NS, of_b.sums_NS, of_a.statistic, of_a.right, of_a.unit)
+        yield ComparisonRow(a[0]["task"], a[0]["protocol"], of_a.scoring, subject, of_a.name, len(a), of_a.value, of_b.value,
+                            found.difference, found.interval, found.test, found.p, found.mde)
 
 
 def _check_same(a: Log, b: Log) -> None:
@@ -191,15 +190,21 @@ def _check_same(a: Log, b: Log) -> None:
                              "with the same seed and limit")
 
 
-def log_name(task: str, made_from: dict[str, Any]) -> str:
-    """Equal for all models asked the same, and only for them."""
-    asked = to_json([sorted(made_from["files"].values()), made_from["settings"]])
-    return f"{task}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
+def log_name(task: str, made_from: Mapping[str, Any]) -> str:
+    """Equal for all models evaluated on the same files with the same settings, and only for them."""
+    same = to_json([sorted(made_from["files"].values()), made_from["settings"]])
+    return f"{task}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.jsonl"
 
 
-def folder_name(run: str) -> str:
-    """The folder of a model's logs."""
-    return re.sub(r"[^\w.-]+", "_", run).strip("_")
+def model_logs(logs: Path, digest: str, name: str = "") -> Path | None:
+    """The folder of a model's logs, NAME.DIGEST: whatever its name was, that of its digest is found.
+
+    `name` names one that is still to be made; without it the folder must be there.
+    """
+    ending = f".{digest[:DIGITS]}"
+    found = next((folder for folder in sorted(logs.glob(f"*{ending}")) if folder.is_dir()), None)
+    plain = re.sub(r"[^\w.-]+", "_", Path(name).name).strip("_")
+    return found or (logs / f"{plain}{ending}" if name else None)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

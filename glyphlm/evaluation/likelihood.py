@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.tasks import Item
 from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, continue_prompts
-from glyphlm.evaluation.model import Examinee
+from glyphlm.evaluation.model import EvalModel
 
 
-class Split(NamedTuple):
+class OptionTokens(NamedTuple):
     """Ids of an item's prompt, those of each of its options, and whether any were left out for the model's context."""
 
     context: list[int]
@@ -23,19 +23,19 @@ class Split(NamedTuple):
     was_cut: bool
 
 
-def choose_options(
-    examinee: Examinee, items: Sequence[Item], between: str, advance: Callable[[int], None]
+def score_options(
+    model: EvalModel, items: Sequence[Item], between: str, advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """The log of each item: natural log-probabilities of the options as letters, and as texts where these differ.
 
     Also the letter mass, the probability that the next token begins with a letter of an option.
     """
     options = [[between + text for text in (*item.labels, *_texts(item))] for item in items]
-    splits = [split(examinee, item.prompt, found) for item, found in zip(items, options)]
+    splits = [split_options(model, item.prompt, found) for item, found in zip(items, options)]
     logs: list[dict[str, Any]] = [{} for _ in items]
     sizes = [len(parts.context) * (1 + len(parts.rests)) for parts in splits]
-    for group in batches(sizes, READ_TOKENS.get(examinee.device.type, 0)):
-        scores = _log_probabilities(examinee, [splits[number] for number in group], [items[n].labels for n in group])
+    for group in batches(sizes, READ_TOKENS.get(model.device.type, 0)):
+        scores = _log_probabilities(model, [splits[number] for number in group], [items[n].labels for n in group])
         for number, (found, mass) in zip(group, scores):
             item, letters = items[number], len(items[number].labels)
             logs[number] = {
@@ -54,7 +54,7 @@ def _texts(item: Item) -> tuple[str, ...]:
     return item.choices if item.choices != item.labels else ()
 
 
-def split(examinee: Examinee, prompt: str, options: Sequence[str]) -> Split:
+def split_options(model: EvalModel, prompt: str, options: Sequence[str]) -> OptionTokens:
     """The ids of a prompt and those of each option after it.
 
     The cut is that of training and generation (`Tokenizer.encode_pair`). A context too long for the model loses its left
@@ -63,49 +63,49 @@ def split(examinee: Examinee, prompt: str, options: Sequence[str]) -> Split:
     Raises:
         InputError: an option has no token.
     """
-    block, pairs = examinee.block_size, [examinee.tokenizer.encode_pair(prompt, option) for option in options]
+    block, pairs = model.block_size, [model.tokenizer.encode_pair(prompt, option) for option in options]
     empty = [option for option, (_, rest) in zip(options, pairs) if not rest]
     if empty:
-        raise InputError(f"{examinee.name}: its tokenizer has no token for the option {empty[0]!r}; remove that item")
+        raise InputError(f"{model.name}: its tokenizer has no token for the option {empty[0]!r}; remove that item")
     rests = [rest[:block] for _, rest in pairs]
-    context, was_cut = examinee.last_ids(pairs[0][0], block + 1 - max(map(len, rests)))
-    return Split(context, rests, was_cut or any(len(rest) > block for _, rest in pairs))
+    context, was_cut = model.last_ids(pairs[0][0], block + 1 - max(map(len, rests)))
+    return OptionTokens(context, rests, was_cut or any(len(rest) > block for _, rest in pairs))
 
 
 def _log_probabilities(
-    examinee: Examinee, splits: Sequence[Split], labels: Sequence[Sequence[str]]
+    model: EvalModel, splits: Sequence[OptionTokens], labels: Sequence[Sequence[str]]
 ) -> list[tuple[list[float], float]]:
     """For each item the log-probability of each rest, and the letter mass. The contexts are read once."""
-    logits_BV, seen = examinee.read([parts.context for parts in splits])
+    logits_BV, prefix = model.read_prompts([parts.context for parts in splits])
     logp_BV = logits_BV.log_softmax(-1)
     found = [logp_BV[b, [rest[0] for rest in parts.rests]].tolist() for b, parts in enumerate(splits)]
     longer = [(b, o) for b, parts in enumerate(splits) for o, rest in enumerate(parts.rests) if len(rest) > 1]
     if longer:
         rests = [splits[b].rests[o] for b, o in longer]
         pads = [max(map(len, rests)) - len(rest) for rest in rests]
-        ids_RT = torch.tensor([rest[:-1] + [0] * pad for rest, pad in zip(rests, pads)], device=examinee.device)
-        text_RT = torch.tensor([[1] * (len(rest) - 1) + [0] * pad for rest, pad in zip(rests, pads)], device=examinee.device)
-        logits_RTV, _ = examinee.read_on(seen.select([b for b, _ in longer]), ids_RT, text_RT, keep=0)
+        ids_RT = torch.tensor([rest[:-1] + [0] * pad for rest, pad in zip(rests, pads)], device=model.device)
+        text_RT = torch.tensor([[1] * (len(rest) - 1) + [0] * pad for rest, pad in zip(rests, pads)], device=model.device)
+        logits_RTV, _ = model.extend(prefix.select([b for b, _ in longer]), ids_RT, text_RT, keep=0)
         for (b, o), rest, logits_TV in zip(longer, rests, logits_RTV):
-            targets_T = torch.tensor(rest[1:], device=examinee.device)
+            targets_T = torch.tensor(rest[1:], device=model.device)
             found[b][o] -= float(F.cross_entropy(logits_TV[: len(rest) - 1].float(), targets_T, reduction="sum"))
     for parts, scores in zip(splits, found):
-        examinee.check_numbers(torch.tensor(scores), [parts.context + rest for rest in parts.rests])
-    return [(found[b], examinee.letter_mass(logp_BV[b].exp(), labels[b])) for b in range(len(splits))]
+        model.check_numbers(torch.tensor(scores), [parts.context + rest for rest in parts.rests])
+    return [(found[b], model.letter_mass(logp_BV[b].exp(), labels[b])) for b in range(len(splits))]
 
 
-def write_answers(
-    examinee: Examinee, items: Sequence[Item], new_tokens: int, advance: Callable[[int], None]
+def generate_answers(
+    model: EvalModel, items: Sequence[Item], new_tokens: int, advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """The log of each item: the likeliest answer, token by token, up to the end of its line or of the text."""
-    stops = {examinee.tokenizer.end_id, *examinee.line_ends}
-    steps = min(new_tokens, max(1, examinee.block_size // 2))  # at least half of the context is the prompt's
-    prompts = [examinee.prompt(item.prompt, examinee.block_size + 1 - steps) for item in items]
+    stops = {model.tokenizer.end_id, *model.line_ends}
+    steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is the prompt's
+    prompts = [model.prompt(item.prompt, model.block_size + 1 - steps) for item in items]
     logs: list[dict[str, Any]] = [{} for _ in items]
-    for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(examinee.device.type, 0)):
-        found, _ = continue_prompts(examinee, [prompts[n][0] for n in group], [steps] * len(group), stops)
+    for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(model.device.type, 0)):
+        found, _ = continue_prompts(model, [prompts[n][0] for n in group], [steps] * len(group), stops)
         for number, ((ids,), item) in zip(group, zip(found, [items[n] for n in group])):
-            output = examinee.tokenizer.decode(ids).strip()
+            output = model.tokenizer.decode(ids).strip()
             logs[number] = {"answers": item.answers, "output": output, "cut": prompts[number][1]}
         advance(len(group))
     return logs

@@ -1,23 +1,24 @@
-"""Whom to examine: a run folder, any other folder that transformers read, or a model of the Hub. No remote code runs.
+"""Load a model for evaluation: a run folder, any other folder that transformers read, or the Hub. No remote code runs.
 
 Shapes: B rows, T new positions, S positions seen (cache + new), V vocabulary.
 """
 
 import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import CONFIG, HUB, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.outputs import sha256_file
+from glyphlm.base.records import read_json
 from glyphlm.base.tensors import TENSOR_ERRORS
 from glyphlm.evaluation.answers import first_letter
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
@@ -25,29 +26,28 @@ from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-HUB = "hf:"
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
-WEIGHTS, DESCRIBED = (".safetensors", ".bin"), ("config.json", "tokenizer.json")
+WEIGHT_SUFFIXES, DESCRIBED = (".safetensors", ".bin"), (CONFIG, TOKENIZER)
 SHOWN_CHARS = 60  # of a text in a message
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Seen(NamedTuple):
-    """What a model remembers of a batch: keys and values, and which positions are text (1) or padding (0)."""
+class Prefix(NamedTuple):
+    """What a batch of texts left in the cache: keys and values, and which positions are text (1) or padding (0)."""
 
     cache: Any
     attended_BS: Tensor
 
-    def select(self, rows: Sequence[int]) -> "Seen":
-        """The same memory for other rows, any of them several times. The old one is used up."""
+    def select(self, rows: Sequence[int]) -> "Prefix":
+        """The same for other rows, any of them several times. The old prefix is used up."""
         index = torch.tensor(rows, device=self.attended_BS.device)
         self.cache.batch_select_indices(index)
-        return Seen(self.cache, self.attended_BS[index])
+        return Prefix(self.cache, self.attended_BS[index])
 
 
 @dataclass(frozen=True, eq=False)
-class Examinee:
+class EvalModel:
     """A model with its tokenizer.
 
     Args:
@@ -87,8 +87,8 @@ class Examinee:
         return [*self.start, *ids[-room:]] or [self.first_id], len(ids) > room
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Seen]:
-        """logits_BV after each prompt, and what was seen of them. Shorter prompts are padded on the left."""
+    def read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Prefix]:
+        """logits_BV after each prompt, and their prefix. Shorter prompts are padded on the left."""
         longest = max(map(len, prompts))
         pads = [longest - len(ids) for ids in prompts]
         ids_BT = torch.tensor([[self.first_id] * pad + list(ids) for pad, ids in zip(pads, prompts)], device=self.device)
@@ -96,15 +96,15 @@ class Examinee:
         out = self._forward(ids_BT, attended_BT, None, logits_to_keep=1)
         logits_BV = out.logits[:, -1].float()
         self.check_numbers(logits_BV.logsumexp(-1), prompts)
-        return logits_BV, Seen(out[CACHE], attended_BT)
+        return logits_BV, Prefix(out[CACHE], attended_BT)
 
     @torch.no_grad()
-    def read_on(self, seen: Seen, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Seen]:
-        """logits_BTV of the last `keep` new positions (0: all), and what was seen then; `text_BT` is 0 at padding."""
+    def extend(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Prefix]:
+        """logits_BTV of the last `keep` new positions (0: all), and the longer prefix; `text_BT` is 0 at padding."""
         new_BT = torch.ones_like(ids_BT) if text_BT is None else text_BT
-        attended_BS = torch.cat([seen.attended_BS, new_BT], dim=1)
-        out = self._forward(ids_BT, attended_BS, seen.cache, logits_to_keep=keep)
-        return out.logits, Seen(out[CACHE], attended_BS)
+        attended_BS = torch.cat([prefix.attended_BS, new_BT], dim=1)
+        out = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=keep)
+        return out.logits, Prefix(out[CACHE], attended_BS)
 
     def check_numbers(self, values_B: Tensor, texts: Sequence[Sequence[int]]) -> None:
         """Refuse what a model with NaN or infinity in its weights gives: it would be counted as an answer.
@@ -116,8 +116,12 @@ class Examinee:
         if len(bad_N):
             text = self.tokenizer.decode(list(texts[int(bad_N[0, 0])]))
             shown = text if len(text) <= SHOWN_CHARS else f"..{text[-SHOWN_CHARS:]}"
-            raise InputError(f"{self.name} gives no probabilities (NaN or infinite logits) after {shown!r}; its training "
-                             "has diverged or a weight is damaged: give another checkpoint")
+            raise self.no_numbers(f"after {shown!r}")
+
+    def no_numbers(self, where: str) -> InputError:
+        """The error that a model gives NaN or infinite logits, to be raised."""
+        return InputError(f"{self.name} gives no probabilities (NaN or infinite logits) {where}; its training has diverged "
+                          "or a weight is damaged: give another checkpoint")
 
     def _forward(self, ids_BT: Tensor, attended_BS: Tensor, cache: Any, logits_to_keep: int) -> Any:
         places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
@@ -126,7 +130,7 @@ class Examinee:
         return self.model(ids_BT, logits_to_keep=logits_to_keep, **options)
 
     @cached_property
-    def plain(self) -> Any:
+    def scorer(self) -> Any:
         """The face of GPT that bits per byte are computed on: hidden, logits, vocab_size, device, config.block_size."""
         ours = isinstance(self.model, GlyphLMForCausalLM)
         return self.model.gpt if ours else _Foreign(self.model, self.block_size)
@@ -162,7 +166,7 @@ class _Foreign:
 
     def __init__(self, model: transformers.PreTrainedModel, block_size: int):
         self._model, self.device = model, model.device
-        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size = cast(torch.nn.Linear, model.get_output_embeddings()).weight.shape[0]
         self.config = type("Config", (), {"block_size": block_size})
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ class _Foreign:
         return x_BTV
 
 
-def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Examinee:
+def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> EvalModel:
     """The model called `name`: a run folder, another folder, or hf:NAME; in eval mode.
 
     A text is scored after what stood before texts in the training of its model: after `</s>` in ours, whatever an old
@@ -182,8 +186,8 @@ def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Ex
     Raises:
         InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
     """
-    ours = _model_type(Path(name)).startswith("glyphlm")
-    if ours or not (name.startswith(HUB) or (Path(name) / "config.json").is_file()):
+    ours = is_run(name)
+    if ours or not (name.startswith(HUB) or (Path(name) / CONFIG).is_file()):
         model, tokenizer = load_run(name)  # also says what a folder lacks
         start, first = (), tokenizer.end_id
     else:
@@ -191,21 +195,23 @@ def load_examinee(name: str, device: str = "cpu", precision: str = "fp32") -> Ex
         first = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
     sizes = [getattr(model.config.get_text_config(), key, None) for key in LENGTHS]
     block = min(LONGEST, next((size for size in sizes if isinstance(size, int)), LONGEST))
-    model = model.to(device, DTYPES[precision]).eval()
-    return Examinee(name, model, tokenizer, block, start, first, _digest(name, model, ours), Path(name) if ours else None)
+    model = cast(Any, model).to(device, DTYPES[precision]).eval()
+    return EvalModel(name, model, tokenizer, block, start, first, _digest(name, model, ours), Path(name) if ours else None)
 
 
-def _model_type(folder: Path) -> str:
-    path = folder / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["model_type"] if path.is_file() else ""
-    except (ValueError, KeyError, TypeError):
-        return "glyphlm"  # load_run tells what is wrong with it
+def is_run(name: str | Path) -> bool:
+    """Whether a folder holds a model of ours.
+
+    Raises:
+        InputError: its config.json is damaged.
+    """
+    path = Path(name) / CONFIG
+    return path.is_file() and str(read_json(path).get("model_type")).startswith("glyphlm")
 
 
 def _load_foreign(name: str) -> tuple[transformers.PreTrainedModel, Tokenizer, tuple[int, ...]]:
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
             name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
         found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -219,7 +225,7 @@ def _load_foreign(name: str) -> tuple[transformers.PreTrainedModel, Tokenizer, t
     added = tuple(found("")["input_ids"])
     start = added if added == (found.bos_token_id,) else ()
     tokenizer = Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name})
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise InputError(f"{name}: its tokenizer has {tokenizer.vocab_size:,} ids, its model {rows:,}; give a folder whose "
                          "tokenizer belongs to its model")
@@ -240,7 +246,7 @@ def _digest(name: str, model: transformers.PreTrainedModel, ours: bool) -> str:
     """sha256 of all files that decide what a folder's model computes; the commit of a model of the Hub."""
     if name.startswith(HUB):
         return str(model.config._commit_hash)
-    described = DESCRIBED if ours else (*DESCRIBED, "tokenizer_config.json")  # where others name what stands before a text
+    described = DESCRIBED if ours else (*DESCRIBED, TOKENIZER_CONFIG)  # where others name what stands before a text
     found = [path for folder in (Path(name), Path(name) / ADAPTER) if folder.is_dir() for path in sorted(folder.iterdir())
-             if path.suffix in WEIGHTS or path.name in described]
+             if path.suffix in WEIGHT_SUFFIXES or path.name in described]
     return hashlib.sha256("".join(map(sha256_file, found)).encode()).hexdigest()

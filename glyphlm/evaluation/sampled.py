@@ -24,67 +24,67 @@ import numpy as np
 
 from glyphlm.corpus.tasks import Item
 from glyphlm.evaluation.answers import first_letter, sentence_bleu
-from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, chances, continue_prompts
-from glyphlm.evaluation.model import Examinee
+from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, continue_prompts, uniforms
+from glyphlm.evaluation.model import EvalModel
 from glyphlm.runs.generate import Sampling
 
 SQUAD_ITEMS, SQUAD_CHARS = 256, 8
 PAIRS, PAIR_TOKENS = 128, 100
 
 
-def some(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+def subsample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
     """`count` items drawn by the seed, in their order; all where there are no more, or without a count."""
     if count is None or len(items) <= count:
         return list(items)
     return [items[number] for number in sorted(random.Random(seed).sample(range(len(items)), count))]
 
 
-def asked(items: Sequence[Item], seed: int) -> list[Item]:
+def protocol_items(items: Sequence[Item], seed: int) -> list[Item]:
     """The items of one task that the protocol asks."""
     if items[0].labels:
         return list(items)
     if "-" in items[0].task:
-        return some(items, PAIRS, seed)
-    return some([item for item in items if item.answers and len(item.answers[0]) <= SQUAD_CHARS], SQUAD_ITEMS, seed)
+        return subsample(items, PAIRS, seed)
+    return subsample([item for item in items if item.answers and len(item.answers[0]) <= SQUAD_CHARS], SQUAD_ITEMS, seed)
 
 
-def steps_of(item: Item) -> int:
+def answer_tokens(item: Item) -> int:
     """New tokens of each answer."""
     if item.labels:
         return 1 if item.task == "mmlu" else 2
     return min(len(item.answers[0]), PAIR_TOKENS)
 
 
-def worth(item: Item, output: str) -> float:
+def score_answer(item: Item, output: str) -> float:
     """1 or 0; of a translation its BLEU, 0 to 100."""
     if item.labels:
         return float(first_letter(output) == first_letter(item.answers[0]))
     return sentence_bleu(output, item.answers[0]) if "-" in item.task else float(item.answers[0] in output)
 
 
-def draw_answers(
-    examinee: Examinee,
+def sample_answers(
+    model: EvalModel,
     items: Sequence[Item],
     sampling: Sampling,
     runs: int,
     seed: int,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The log of each item: n answers, what each is worth, and the letter mass where there are options."""
-    prompts = [examinee.prompt(item.prompt, examinee.block_size + 1 - steps_of(item)) for item in items]
+    """The log of each item: n answers, the score of each, and the letter mass where there are options."""
+    prompts = [model.prompt(item.prompt, model.block_size + 1 - answer_tokens(item)) for item in items]
     logs: list[dict[str, Any]] = [{} for _ in items]
     sizes = [len(ids) * runs for ids, _ in prompts]
     budget = READ_TOKENS if items[0].labels else WRITE_TOKENS  # a letter or two: the work is to read
-    for group in batches(sizes, budget.get(examinee.device.type, 0)):
-        steps = [steps_of(items[number]) for number in group]
-        drawn = [chances(seed, items[number].task, number, runs, max(steps)) for number in group]
-        given = ([prompts[number][0] for number in group], steps, {examinee.tokenizer.end_id}, sampling)
-        found, first = continue_prompts(examinee, *given, np.stack(drawn))
+    for group in batches(sizes, budget.get(model.device.type, 0)):
+        steps = [answer_tokens(items[number]) for number in group]
+        drawn = [uniforms(seed, items[number].task, number, runs, max(steps)) for number in group]
+        given = ([prompts[number][0] for number in group], steps, {model.tokenizer.end_id}, sampling)
+        found, first = continue_prompts(model, *given, np.stack(drawn))
         for row, (number, copies) in enumerate(zip(group, found)):
-            item, outputs = items[number], [examinee.tokenizer.decode(ids) for ids in copies]
+            item, outputs = items[number], [model.tokenizer.decode(ids) for ids in copies]
             key = {"labels": item.labels, "correct": item.correct} if item.labels else {"answers": item.answers}
-            mass = {"letter_mass": first.mass(row, examinee.begin_with(item.labels))} if item.labels else {}
-            scores = [worth(item, output) for output in outputs]
+            mass = {"letter_mass": first.mass(row, model.begin_with(item.labels))} if item.labels else {}
+            scores = [score_answer(item, output) for output in outputs]
             logs[number] = {**key, "outputs": outputs, "scores": scores, **mass, "cut": prompts[number][1]}
         advance(len(group))
     return logs

@@ -1,63 +1,67 @@
-"""Results and comparisons as lines for the eye; rows of the sampled protocol in the published form."""
+"""Results and comparisons as lines of text; rows of the sampled protocol in the published form."""
 
 import math
 from pathlib import Path
-from typing import Any
 
 from glyphlm.evaluation.published import published_line
-
-PERCENT = ("accuracy", "exact_match", "f1", "contains")
-LEVELS = {"chance": "chance", "majority": "majority", "letter_mass": "letter mass"}
-COUNTS = {"items": "items", "documents": "documents", "cut": "prompts cut"}
+from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
 
 
-def result_line(row: dict[str, Any]) -> str:
-    """One row of results.jsonl: value, interval and what to hold it against; of the sampled protocol the published line."""
-    name = Path(row["run"]).name
-    if row["protocol"] == "sampled":
-        return published_line(name, row)
-    value, low, high = (shown(row["metric"], row[key]) for key in ("value", "low", "high"))
-    return f"{name} {_title(row)}: {value} [{low}, {high}] ({row['interval']}), {_beside(row)}"
+def result_line(row: ResultRow) -> str:
+    """One result: value, interval and what to compare it with; of the sampled protocol the published line."""
+    if row.protocol == "sampled":
+        return published_line(_name(row), row)
+    return f"{_name(row)} {_title(row)}: {_values(row, row.low, row.high)} ({row.interval}), {_beside(row)}"
 
 
-def beside_line(row: dict[str, Any]) -> str:
+def beside_line(row: ResultRow) -> str:
     """What the published form has no place for."""
-    value, low, high = (shown(row["metric"], row[key]) for key in ("value", "items_low", "items_high"))
-    return f"{Path(row['run']).name} {_title(row)}: {value} [{low}, {high}] ({row['items_interval']}), {_beside(row)}"
+    interval = _values(row, row.items_low, row.items_high)
+    return f"{_name(row)} {_title(row)}: {interval} ({row.items_interval}), {_beside(row)}"
 
 
-def comparison_line(row: dict[str, Any]) -> str:
+def _values(row: ResultRow, low: float | None, high: float | None) -> str:
+    value, low_end, high_end = (shown(row.metric, number) for number in (row.value, low, high))
+    return f"{value} [{low_end}, {high_end}]"
+
+
+def comparison_line(row: ComparisonRow) -> str:
     """The difference of two models on the same items, its interval, p, and the smallest that would be found."""
-    difference, low, high = (shown(row["metric"], row[key], "+") for key in ("difference", "low", "high"))
-    corrected = f", Holm {row['p_holm']:.2g}" if row["subject"] else ""
-    names = f"{Path(row['b']).name} - {Path(row['a']).name}"
-    return (f"{names} {_title(row)}: {difference} [{low}, {high}] ({row['interval']}), "
-            f"p {row['p']:.2g} ({row['test']}{corrected}), detectable: {_detectable(row)}")
+    difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
+    corrected = f", Holm {row.p_holm:.2g}" if row.subject else ""
+    return (f"{Path(row.b).name} - {Path(row.a).name} {_title(row)}: {difference} [{low}, {high}] ({row.interval.name}), "
+            f"p {row.p:.2g} ({row.test}{corrected}), detectable: {_detectable(row)}")
 
 
-def _detectable(row: dict[str, Any]) -> str:
-    if row["mde"] is None:
+def _detectable(row: ComparisonRow) -> str:
+    if row.mde is None:
         return "not known"
-    none = row["metric"] in PERCENT and row["mde"] > 1  # so few items that not even all against none is significant
-    return "none with so few items" if none else shown(row["metric"], row["mde"])
+    # with very few items not even all right against all wrong is significant
+    return "none with so few items" if row.metric in PERCENT and row.mde > 1 else shown(row.metric, row.mde)
 
 
-def shown(metric: str, value: float, sign: str = "") -> str:
-    """Shares in percent, BLEU and chrF as they are, bits per byte with four digits."""
-    if not math.isfinite(value):
+def shown(metric: str, value: float | None, sign: str = "") -> str:
+    """Shares in percent, BLEU and chrF as they are, bits per byte with four digits; ? for what is not known."""
+    if value is None or not math.isfinite(value):
         return "?"
     if metric in PERCENT:
         return f"{100 * value:{sign}.2f}%"
-    return f"{value:{sign}.4f}" if metric == "bits_per_byte" else f"{value:{sign}.2f}"
+    return f"{value:{sign}.4f}" if metric == BITS_PER_BYTE else f"{value:{sign}.2f}"
 
 
-def _title(row: dict[str, Any]) -> str:
-    subject = f" [{row['subject']}]" if row["subject"] else ""
-    text = Path(row["source"]).name if row["task"] == "bpb" else ""  # several are asked at once
-    return " ".join(filter(None, (f"{row['task']}{subject}", text, row["scoring"], row["metric"].replace("_", " "))))
+def _name(row: ResultRow) -> str:
+    return Path(row.run or "").name
 
 
-def _beside(row: dict[str, Any]) -> str:
+def _title(row: ResultRow | ComparisonRow) -> str:
+    subject = f" [{row.subject}]" if row.subject else ""
+    text = Path(row.source).name if row.task == "bpb" else ""  # several texts may be scored at once
+    return " ".join(filter(None, (f"{row.task}{subject}", text, row.scoring, row.metric.replace("_", " "))))
+
+
+def _beside(row: ResultRow) -> str:
     """Chance, majority, letter mass; the number of items, and how many prompts were cut."""
-    levels = (f"{name} {100 * row[key]:.1f}%" for key, name in LEVELS.items() if key in row)
-    return ", ".join([*levels, *(f"{row[key]:,} {name}" for key, name in COUNTS.items() if row.get(key))])
+    levels = {"chance": row.chance, "majority": row.majority, "letter mass": row.letter_mass}
+    counts = {"items": row.items, "documents": row.documents, "prompts cut": row.cut, "tokens <unk>": row.unknown}
+    return ", ".join([*(f"{name} {100 * value:.1f}%" for name, value in levels.items() if value is not None),
+                      *(f"{value:,} {name}" for name, value in counts.items() if value)])

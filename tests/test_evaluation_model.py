@@ -9,7 +9,7 @@ import torch
 from examinees import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
-from glyphlm.evaluation.model import Examinee, load_examinee
+from glyphlm.evaluation.model import EvalModel, load_eval_model
 
 PROMPTS = [[300, 301, 302, 303, 304], [400, 401], [500, 501, 502]]
 
@@ -21,62 +21,62 @@ def folders(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["run", "foreign"])
-def examinee(request, folders) -> Examinee:
-    return load_examinee(str(folders[request.param]))
+def model(request, folders) -> EvalModel:
+    return load_eval_model(str(folders[request.param]))
 
 
-def plain_logits(examinee, ids):
+def plain_logits(model, ids):
     with torch.no_grad():
-        return examinee.model(torch.tensor([ids])).logits[0]
+        return model.model(torch.tensor([ids])).logits[0]
 
 
-def test_a_batch_of_prompts_is_read_as_each_alone(examinee):
-    logits_BV, seen = examinee.read(PROMPTS)
+def test_a_batch_of_prompts_is_read_as_each_alone(model):
+    logits_BV, seen = model.read_prompts(PROMPTS)
     for row, ids in zip(logits_BV, PROMPTS):
-        torch.testing.assert_close(row, plain_logits(examinee, ids)[-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(row, plain_logits(model, ids)[-1], atol=1e-4, rtol=1e-4)
     assert seen.attended_BS.sum(1).tolist() == [5, 2, 3]
 
 
-def test_what_was_seen_is_gone_on_from_in_any_row(examinee):
-    _, seen = examinee.read(PROMPTS)
+def test_what_was_seen_is_gone_on_from_in_any_row(model):
+    _, seen = model.read_prompts(PROMPTS)
     ids_BT = torch.tensor([[7, 8, 0], [9, 10, 11], [12, 0, 0]])
     text_BT = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     rows = [1, 2, 1]
-    logits_BTV, longer = examinee.read_on(seen.select(rows), ids_BT, text_BT, keep=0)
+    logits_BTV, longer = model.extend(seen.select(rows), ids_BT, text_BT, keep=0)
     for row, new, kept, number in zip(logits_BTV, ids_BT, text_BT, rows):
         whole = PROMPTS[number] + new[kept.bool()].tolist()
-        expected = plain_logits(examinee, whole)[len(PROMPTS[number]) :]
+        expected = plain_logits(model, whole)[len(PROMPTS[number]) :]
         torch.testing.assert_close(row[: len(expected)], expected, atol=1e-4, rtol=1e-4)
     assert longer.attended_BS.shape == (3, 8)
 
 
 def test_both_kinds_know_their_context_their_folder_and_what_they_are_made_of(folders, tokenizer, tmp_path):
-    run, foreign = (load_examinee(str(folders[name])) for name in ("run", "foreign"))
+    run, foreign = (load_eval_model(str(folders[name])) for name in ("run", "foreign"))
     assert (run.block_size, foreign.block_size) == (256, 256)
     assert (run.folder, foreign.folder) == (folders["run"], None)
     assert (run.first_id, foreign.first_id) == (tokenizer.end_id, tokenizer.start_id)
     assert run.tokenizer.encode("Hello, мир") == foreign.tokenizer.encode("Hello, мир")
     again = make_run(tmp_path / "again", tokenizer, seed=1)
-    assert len({run.digest, foreign.digest, load_examinee(str(again)).digest}) == 3
-    assert load_examinee(str(folders["run"])).digest == run.digest
+    assert len({run.digest, foreign.digest, load_eval_model(str(again)).digest}) == 3
+    assert load_eval_model(str(folders["run"])).digest == run.digest
 
 
-def test_a_long_prompt_loses_its_left_end_but_not_what_the_tokenizer_puts_first(examinee):
-    assert examinee.last_ids([5, 6, 7], 3) == ([5, 6, 7], False)
-    assert examinee.last_ids([5, 6, 7], 2) == ([6, 7], True)
-    assert examinee.last_ids([5, 6, 7], -1) == ([7], True)
-    assert examinee.last_ids([], 4) == ([examinee.first_id], False)
-    started = replace(examinee, start=(1,))
+def test_a_long_prompt_loses_its_left_end_but_not_what_the_tokenizer_puts_first(model):
+    assert model.last_ids([5, 6, 7], 3) == ([5, 6, 7], False)
+    assert model.last_ids([5, 6, 7], 2) == ([6, 7], True)
+    assert model.last_ids([5, 6, 7], -1) == ([7], True)
+    assert model.last_ids([], 4) == ([model.first_id], False)
+    started = replace(model, start=(1,))
     assert started.last_ids([5, 6, 7], 3) == ([1, 6, 7], True)
 
 
-def test_letters_and_line_ends_are_found_by_the_text_of_ids(examinee, tokenizer):
-    found = {tokenizer.text_bytes(number).decode() for number in examinee.begin_with(("A", "B")).tolist()}
+def test_letters_and_line_ends_are_found_by_the_text_of_ids(model, tokenizer):
+    found = {tokenizer.text_bytes(number).decode() for number in model.begin_with(("A", "B")).tolist()}
     assert {"A", "a", "B", "b"} <= found and all(text.strip()[0] in "AaBb" for text in found)
-    assert {tokenizer.text_bytes(number) for number in examinee.line_ends} == {b"\n"}
+    assert {tokenizer.text_bytes(number) for number in model.line_ends} == {b"\n"}
     p_V = torch.zeros(tokenizer.vocab_size)
     p_V[tokenizer.encode("a")], p_V[tokenizer.encode("z")] = 0.25, 0.75
-    assert examinee.letter_mass(p_V, ("A", "B")) == 0.25
+    assert model.letter_mass(p_V, ("A", "B")) == 0.25
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_is_refused_on_one_line(folders, tmp_path, kind, c
     folder = shutil.copytree(folders[kind], tmp_path / "copy")
     change(folder)
     with pytest.raises(InputError, match=message) as refused:
-        load_examinee(str(folder))
+        load_eval_model(str(folder))
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
 
 
@@ -110,7 +110,7 @@ def test_a_foreign_model_with_other_tensors_than_its_config_is_refused(folders, 
     """transformers would fill in random values, and every run would give other results."""
     folder = spoil(shutil.copytree(folders["foreign"], tmp_path / "copy"), change)
     with pytest.raises(InputError, match=said) as refused:
-        load_examinee(str(folder))
+        load_eval_model(str(folder))
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -121,7 +121,7 @@ def test_a_foreign_model_whose_tokenizer_is_larger_is_refused(folders, tmp_path,
     parts["added_tokens"].append(parts["added_tokens"][0] | {"id": tokenizer.vocab_size, "content": "<more>"})
     path.write_text(json.dumps(parts))
     with pytest.raises(InputError, match=f"{tokenizer.vocab_size + 1:,} ids.*{tokenizer.vocab_size:,}.*tokenizer"):
-        load_examinee(str(folder))
+        load_eval_model(str(folder))
 
 
 def test_a_text_is_scored_after_what_stood_before_texts_in_training(folders, tmp_path, tokenizer):
@@ -129,12 +129,12 @@ def test_a_text_is_scored_after_what_stood_before_texts_in_training(folders, tmp
     config = json.loads((folders["run"] / "config.json").read_text()) | {"bos_token_id": tokenizer.encode("a")[0]}
     run = shutil.copytree(folders["run"], tmp_path / "run")
     (run / "config.json").write_text(json.dumps(config))
-    assert load_examinee(str(run)).first_id == tokenizer.end_id
+    assert load_eval_model(str(run)).first_id == tokenizer.end_id
     foreign = shutil.copytree(folders["foreign"], tmp_path / "foreign")
     path = foreign / "tokenizer_config.json"
     for bos, first in (("<s>", "<s>"), (None, "</s>"), ("</s>", "</s>")):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": bos}))
-        assert tokenizer.tokens[load_examinee(str(foreign)).first_id] == first
+        assert tokenizer.tokens[load_eval_model(str(foreign)).first_id] == first
 
 
 @pytest.mark.parametrize("kind", ["run", "foreign"])
@@ -144,5 +144,5 @@ def test_a_model_of_nan_is_refused_by_its_name_and_the_text(folders, tmp_path, k
     spoil(folder, lambda tensors: tensors | {head: tensors[head] * float("nan")})
     text = "nan gives no probabilities.*after '.*one'.*another checkpoint"  # a run is refused when it is loaded
     with pytest.raises(InputError, match={"run": f"tensor {head}.*another checkpoint", "foreign": text}[kind]):
-        examinee = load_examinee(str(folder))
-        examinee.read([examinee.tokenizer.encode("one"), examinee.tokenizer.encode("two")])
+        model = load_eval_model(str(folder))
+        model.read_prompts([model.tokenizer.encode("one"), model.tokenizer.encode("two")])

@@ -24,22 +24,22 @@ def choices(right, subjects=None, letter_mass=0.5):
 
 
 def only(rows, **wanted):
-    (found,) = (row for row in rows if all(row[key] == value for key, value in wanted.items()))
+    (found,) = (row for row in rows if all(getattr(row, key) == value for key, value in wanted.items()))
     return found
 
 
 def test_choices_by_letters_and_by_texts_a_character():
     rows = result_rows(choices([1, 1, 0, 1]))
     letters, texts = only(rows, scoring="letters"), only(rows, scoring="texts")
-    assert (letters["value"], letters["items"], letters["cut"]) == (0.75, 4, 1)
-    assert (letters["low"], letters["high"], letters["interval"]) == wilson(3, 4)
-    assert (letters["chance"], letters["majority"], letters["letter_mass"]) == (0.5, 1.0, 0.5)
-    assert texts["value"] == 0  # -1/2 is less than -2/6, though -1 is more than -2
+    assert (letters.value, letters.items, letters.cut) == (0.75, 4, 1)
+    assert (letters.low, letters.high, letters.interval) == wilson(3, 4)
+    assert (letters.chance, letters.majority, letters.letter_mass) == (0.5, 1.0, 0.5)
+    assert texts.value == 0  # -1/2 is less than -2/6, though -1 is more than -2
 
 
 def test_the_whole_comes_first_and_then_each_subject():
     rows = result_rows(choices([1, 0, 1], ["virology", "astronomy", "virology"]))
-    assert [(row["subject"], row["value"], row["items"]) for row in rows if row["scoring"] == "letters"] == [
+    assert [(row.subject, row.value, row.items) for row in rows if row.scoring == "letters"] == [
         ("", 2 / 3, 3), ("astronomy", 0.0, 1), ("virology", 1.0, 2)]
 
 
@@ -48,24 +48,24 @@ def test_squad_has_both_scores_and_tells_what_no_answer_would_score():
     untold = entry(1, task="squad", subject="NoAns", answers=[], output="", cut=False)
     rows = result_rows([told, untold])
     whole = only(rows, metric="f1", subject="")
-    assert whole["value"] == pytest.approx((2 / 3 + 1) / 2) and whole["majority"] == 0.5 and "bootstrap" in whole["interval"]
-    assert only(rows, metric="exact_match", subject="HasAns")["value"] == 0
-    assert only(rows, metric="exact_match", subject="NoAns")["value"] == 1
+    assert whole.value == pytest.approx((2 / 3 + 1) / 2) and whole.majority == 0.5 and "bootstrap" in whole.interval
+    assert only(rows, metric="exact_match", subject="HasAns").value == 0
+    assert only(rows, metric="exact_match", subject="NoAns").value == 1
 
 
 def test_translations_are_scored_as_a_corpus_with_the_signature():
     translated = {"answers": ["the cat sat on the mat"], "output": "the cat sat on a mat", "cut": False}
     log = [entry(number, task="ru-en", **translated) for number in range(3)]
     bleu, chrf = result_rows(log)
-    assert (bleu["metric"], chrf["metric"]) == ("bleu", "chrf") and bleu["low"] == bleu["value"] == bleu["high"] > 0
-    assert "tok:13a" in bleu["signature"] and "chance" not in bleu
+    assert (bleu.metric, chrf.metric) == ("bleu", "chrf") and bleu.low == bleu.value == bleu.high > 0
+    assert "tok:13a" in bleu.signature and bleu.chance is None
 
 
 def test_bits_per_byte_are_the_ratio_of_the_sums():
     log = [entry(n, task="bpb", nats=nats, bytes=size, tokens=1) for n, (nats, size) in enumerate([(8.0, 1), (2.0, 99)])]
     (row,) = result_rows(log)
-    assert row["value"] == pytest.approx(10 / math.log(2) / 100)
-    assert row["documents"] == 2 and row["interval"] == "bootstrap 95% over documents" and "items" not in row
+    assert row.value == pytest.approx(10 / math.log(2) / 100)
+    assert row.documents == 2 and row.interval == "bootstrap 95% over documents" and row.items is None
 
 
 def test_sampled_keeps_the_interval_over_runs_and_that_over_items_apart():
@@ -73,24 +73,24 @@ def test_sampled_keeps_the_interval_over_runs_and_that_over_items_apart():
     same = {"protocol": "sampled", "labels": ["A", "B"], "correct": 0, "letter_mass": 0.7, "cut": False}
     log = [entry(number, outputs=["A"] * 4, scores=found, **same) for number, found in enumerate(scores)]
     (row,) = result_rows(log)
-    assert row["value"] == 0.5 and row["runs"] == 4 and row["sigma"] == pytest.approx(math.sqrt(0.125))
-    assert row["high"] - row["value"] == pytest.approx(1.96 * row["sigma"] / 2) and "decoding runs" in row["interval"]
-    assert (row["items_low"], row["items_high"]) == (0.25, 0.75) and "over items" in row["items_interval"]
+    assert row.value == 0.5 and row.runs == 4 and row.sigma == pytest.approx(math.sqrt(0.125))
+    assert row.high - row.value == pytest.approx(1.96 * row.sigma / 2) and "decoding runs" in row.interval
+    assert (row.items_low, row.items_high) == (0.25, 0.75) and "over items" in row.items_interval
 
 
 def test_two_models_are_paired_by_item_and_corrected_over_subjects():
     subjects = ["a"] * 20 + ["b"] * 20
     first, second = [0] * 12 + [1] * 28, [1] * 20 + [1] * 13 + [0] * 7
     rows = compare_items(choices(first, subjects), choices(second, subjects))
-    letters = [row for row in rows if row["scoring"] == "letters"]
-    assert [row["subject"] for row in letters] == ["", "a", "b"]
+    letters = [row for row in rows if row.scoring == "letters"]
+    assert [row.subject for row in letters] == ["", "a", "b"]
     whole, a, b = letters
-    assert whole["p"] == whole["p_holm"] == mcnemar(first, second) and whole["test"].startswith("McNemar")
-    assert whole["difference"] == pytest.approx(5 / 40) == pytest.approx(whole["value_b"] - whole["value_a"])
-    assert [a["p_holm"], b["p_holm"]] == holm([a["p"], b["p"]]) and a["p_holm"] > a["p"]
-    assert all(row["low"] <= row["difference"] <= row["high"] and row["mde"] > 0 for row in letters)
+    assert whole.p == whole.p_holm == mcnemar(first, second) and whole.test.startswith("McNemar")
+    assert whole.difference == pytest.approx(5 / 40) == pytest.approx(whole.value_b - whole.value_a)
+    assert [a.p_holm, b.p_holm] == holm([a.p, b.p]) and a.p_holm > a.p
+    assert all(row.interval.low <= row.difference <= row.interval.high and row.mde > 0 for row in letters)
     texts = only(rows, scoring="texts", subject="")
-    assert texts["difference"] == 0 and texts["p"] == 1
+    assert texts.difference == 0 and texts.p == 1
 
 
 def test_logs_come_from_files_as_well(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.published import published_line, read_published
+from glyphlm.evaluation.rows import ResultRow
 
 LINES = """best_bvv_ru Total parameters:     0.5B
 best_bvv_ru MMLU [virology]: 21.30% ± 1.22% (σ=1.98%)
@@ -25,29 +26,29 @@ def read(tmp_path, text):
 
 def test_lines_become_rows(tmp_path):
     subject, whole, bleu, squad, arc = read(tmp_path, LINES)
-    assert subject["run"] == "best_bvv_ru" and subject["parameters"] == "0.5B" and arc["parameters"] == "1.3B"
-    assert (subject["task"], subject["subject"], whole["subject"]) == ("mmlu", "virology", "")
-    assert [subject[key] for key in ("value", "low", "high", "sigma", "chance")] == pytest.approx(
+    assert subject.run == "best_bvv_ru" and subject.parameters == "0.5B" and arc.parameters == "1.3B"
+    assert (subject.task, subject.subject, whole.subject) == ("mmlu", "virology", "")
+    assert [subject.value, subject.low, subject.high, subject.sigma, subject.chance] == pytest.approx(
         [0.2130, 0.2008, 0.2252, 0.0198, 0.25])
-    assert (bleu["task"], bleu["metric"], bleu["value"]) == ("zh-en", "bleu", 0.74)
-    assert (squad["task"], squad["metric"], arc["task"]) == ("squad", "contains", "arc_easy")
-    assert {row["protocol"] for row in (subject, bleu)} == {"published"} and "decoding runs" in bleu["interval"]
+    assert (bleu.task, bleu.metric, bleu.value) == ("zh-en", "bleu", 0.74)
+    assert (squad.task, squad.metric, arc.task) == ("squad", "contains", "arc_easy")
+    assert {row.protocol for row in (subject, bleu)} == {"published"} and "decoding runs" in bleu.interval
 
 
 def test_rows_become_the_same_lines(tmp_path):
     results = [line for line in LINES.replace("%)abs", "%)\nabs").splitlines() if "%" in line]
-    assert [published_line(row["run"], row) for row in read(tmp_path, LINES)] == results
+    assert [published_line(row.run, row) for row in read(tmp_path, LINES)] == results
 
 
 @ONE_FILE
 @given(value=st.integers(0, 9999), half=st.integers(0, 999), task=st.sampled_from(["mmlu", "boolq", "en-ru", "squad"]))
 def test_every_line_that_is_written_is_read_again(tmp_path, value, half, task):
     percent = 1 if task == "en-ru" else 100
-    row = {"task": task, "subject": "", "metric": "bleu" if task == "en-ru" else "accuracy", "sigma": 0.01 / percent}
-    row |= {"value": value / 100 / percent, "high": (value + half) / 100 / percent}
+    row = ResultRow(task, "sampled", "", "", "bleu" if task == "en-ru" else "accuracy", value / 100 / percent, 0,
+                    (value + half) / 100 / percent, sigma=0.01 / percent)  # fmt: skip
     line = published_line("mine-1", row)
     (again,) = read(tmp_path, line)
-    assert published_line("mine-1", again) == line and again["task"] == task
+    assert published_line("mine-1", again) == line and again.task == task
 
 
 @pytest.mark.parametrize("line", [
@@ -69,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_all_published_files_are_read(data):
     rows = [row for path in sorted((data / "published_results").glob("*.txt")) for row in read_published(path)]
-    assert len({row["run"] for row in rows}) == 21 and all("parameters" in row for row in rows)
-    assert sum(row["task"] == "mmlu" and row["subject"] != "" for row in rows) == 21 * 57
-    found = {(row["run"], row["task"]): row["value"] for row in rows if not row["subject"]}
+    assert len({row.run for row in rows}) == 21 and all(row.parameters for row in rows)
+    assert sum(row.task == "mmlu" and row.subject != "" for row in rows) == 21 * 57
+    found = {(row.run, row.task): row.value for row in rows if not row.subject}
     assert found["best_bvv_unfrozen_ru", "mmlu"] == pytest.approx(0.1137) and found["best_bvv_moe", "en-zh"] == 2.93

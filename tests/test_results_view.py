@@ -2,19 +2,24 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from examinees import make_run
 from scipy import stats
 
+from glyphlm.analysis import results_view
 from glyphlm.analysis.results_view import (
     Line,
     bench_lines,
     bits_lines,
     by_depth,
     cell,
+    differences,
     fused,
     intervals,
     labels,
@@ -27,59 +32,60 @@ from glyphlm.analysis.results_view import (
 )
 from glyphlm.analysis.run_data import Run, read_runs
 from glyphlm.base.errors import InputError
+from glyphlm.evaluation.evaluate import evaluate
+from glyphlm.evaluation.rows import ResultRow
 
 
-def row(value: float = 0.5, half: float = 0.1, **more: Any) -> dict[str, Any]:
-    """A row as glyphlm eval writes it."""
+def row(value: float = 0.5, half: float = 0.1, **more: Any) -> ResultRow:
+    """A row as glyphlm eval makes it."""
     made_from = {"model": "m", "files": {"f": "d"}, "settings": {"precision": "fp32", "limit": None, "seed": 1}}
-    return {
-        "task": "mmlu", "protocol": "likelihood", "scoring": "letters", "subject": "", "metric": "accuracy",
-        "source": "data/mmlu/test", "value": value, "low": value - half, "high": value + half,
-        "interval": "Wilson 95% over items", "items": 100, "chance": 0.25, "majority": 0.3, "made_from": made_from, **more,
-    }  # fmt: skip
+    made = ResultRow("mmlu", "likelihood", "letters", "", "accuracy", value, value - half, value + half,
+                     "Wilson 95% over items", items=100, chance=0.25, majority=0.3, source="data/mmlu/test",
+                     made_from=made_from)  # fmt: skip
+    return replace(made, **more)
 
 
-def bits(value: float, source: str = "notes.txt") -> dict[str, Any]:
-    more = {"metric": "bits_per_byte", "bits_per_byte": value, "scoring": "", "bytes": 9, "items": 3, "source": source}
-    told = row(value, 0.25, task="bpb", **more)
-    return {key: told[key] for key in told if key not in ("chance", "majority")}
+def bits(value: float, source: str = "notes.txt") -> ResultRow:
+    more = {"metric": "bits_per_byte", "bits_per_byte": value, "scoring": "", "bytes": 9, "items": None, "documents": 3}
+    return row(value, 0.25, task="bpb", source=source, chance=None, majority=None, **more)
 
 
-def sampled(value: float, **more: Any) -> dict[str, Any]:
+def sampled(value: float, **more: Any) -> ResultRow:
     over_items = {"items_low": value - 0.03, "items_high": value + 0.03, "items_interval": "bootstrap 95% over items"}
-    told = {"protocol": "sampled", "scoring": "first letter", "sigma": 0.02, "letter_mass": 0.5, **over_items, **more}
-    return row(value, 0.01, interval="mean ± 1.96 σ/√n over decoding runs", **told)
+    made = {"protocol": "sampled", "scoring": "first letter", "sigma": 0.02, "letter_mass": 0.5, **over_items, **more}
+    return row(value, 0.01, interval="mean ± 1.96 σ/√n over decoding runs", **made)
 
 
-def make_runs(folder: Path, results: dict[str, list[dict[str, Any]]], **summaries: dict[str, Any]) -> list[Run]:
+def make_runs(folder: Path, results: dict[str, list[ResultRow]], **summaries: dict[str, Any]) -> list[Run]:
     for name, rows in results.items():
         (folder / name).mkdir(parents=True)
         summary = {"name": name, "substrate": {"kind": "glyph"}, **summaries.get(name.replace("-", "_"), {})}
         (folder / name / "summary.json").write_text(json.dumps(summary))
-        (folder / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / name / "results.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
     return read_runs([folder / name for name in results])
 
 
 def test_only_what_was_asked_alike_stands_in_one_line(tmp_path):
-    other = row()["made_from"] | {"settings": {"precision": "fp32", "limit": 20, "seed": 2}}
-    bf16 = row()["made_from"] | {"model": "n", "settings": {"precision": "bf16", "limit": None, "seed": 1}}
+    other = (row().made_from or {}) | {"settings": {"precision": "fp32", "limit": 20, "seed": 2}}
+    bf16 = (row().made_from or {}) | {"model": "n", "settings": {"precision": "bf16", "limit": None, "seed": 1}}
     runs = make_runs(tmp_path, {"a": [row(0.4), row(0.5)], "b": [row(0.6, made_from=bf16)], "c": [row(made_from=other)]})
     first, second = bench_lines(runs).items()
-    assert list(first[1]) == ["a", "b"] and first[1]["a"]["value"] == 0.5  # the last row of a run counts
+    assert list(first[1]) == ["a", "b"] and first[1]["a"].value == 0.5  # the last row of a run counts
     assert list(second[1]) == ["c"] and (first[0].drawn, second[0].drawn) == ("", "drawn by seed 2")
     assert labels(bench_lines(runs), runs[::-1]) == ["c", "b", "a"]
 
 
 def test_a_row_that_lacks_something_is_named(tmp_path):
-    runs = make_runs(tmp_path, {"a": [row(low=None)]})
-    with pytest.raises(InputError, match=r"a/results.jsonl: a row of mmlu has no valid 'low'; delete it and run"):
-        bench_lines(runs)
+    with pytest.raises(InputError, match=r"a/results.jsonl line 1 .*'low'.*delete that line"):
+        make_runs(tmp_path, {"a": [row(low=None)]})
 
 
 @pytest.mark.parametrize(
-    ("told", "value", "sign", "notes"),
+    ("shown_row", "value", "sign", "notes"),
     [
-        (row(0.5, cut=1200), "50.00%", 1, ["[40.00, 60.00]", "1,200 cut"]),
+        (row(0.5, cut=1200, items=24000), "50.00%", 1, ["[40.00, 60.00]", "1,200 cut"]),
+        (row(0.5, cut=1201, items=24000, unknown=2), "50.00%", None,
+         ["[40.00, 60.00]", "1,201 cut: another task", "2 <unk>"]),
         (row(0.3), "30.00%", 0, ["[20.00, 40.00]"]),
         (row(0.125), "12.50%", -1, ["[2.50, 22.50]"]),
         (row(31.5, 1, metric="bleu", chance=None), "31.50", None, ["[30.50, 32.50]"]),
@@ -87,8 +93,8 @@ def test_a_row_that_lacks_something_is_named(tmp_path):
         (row(0.2, 0.01, sigma=0.02), "20.00% ± 1.00%", None, ["(σ=2.00%)"]),  # published: nothing is known over items
     ],
 )
-def test_a_cell_is_told_from_chance_by_its_interval_over_items(told, value, sign, notes):
-    assert cell(told) == (value, sign, notes)
+def test_a_cell_is_compared_with_chance_by_its_interval_over_items(shown_row, value, sign, notes):
+    assert cell(shown_row) == (value, sign, notes)
 
 
 def test_intervals_are_named_once_with_what_has_them(tmp_path):
@@ -104,8 +110,7 @@ def test_a_map_of_subjects_marks_what_survives_the_correction(tmp_path):
     rows = [row(value, subject=subject) for subject, value in shares.items()]
     rows += [sampled(0.25, subject=subject) for subject in ("", "law", "virology")]
     lines = bench_lines(make_runs(tmp_path, {"a": rows, "b": rows[:2]}))
-    published = [row(0.9, run="pub", scoring="first letter", subject="law", items=None) | {"sigma": 0.1}]
-    del published[0]["items"]
+    published = [row(0.9, run="pub", scoring="first letter", subject="law", items=None, sigma=0.1)]
     assert not [line for line in table(lines, "likelihood") if line.subject]
     first, second = subject_maps(lines, published)
     assert first.subjects == ["all subjects", "astronomy", "high school biology", "law", "virology"]
@@ -160,3 +165,65 @@ def test_stages_have_their_scores_over_depth(tmp_path):
     assert of_text == {}  # one depth is no curve
     assert of_mmlu == {"zero start": [{"depth": 1, "percent": 30.0, "low": pytest.approx(20), "high": pytest.approx(40)},
                                       {"depth": 2, "percent": 40.0, "low": pytest.approx(30), "high": pytest.approx(50)}]}
+
+
+# Paired differences
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory) -> Path:
+    """Runs a, b and c; all asked the same of two texts, and c also of a text of one document; logs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed, name in enumerate("abc"):
+        make_run(folder / "runs" / name, tokenizer, seed=seed)
+        summary = {"name": name, "substrate": {"kind": "learned", "trainable": True}}
+        (folder / "runs" / name / "summary.json").write_text(json.dumps(summary))
+    texts = {"two": ["An owl flies.", "A cat sleeps."], "three": ["One.", "Two owls.", "Three cats."], "one": ["Alone."]}
+    for name, lines in texts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    everything = [str(folder / "runs" / name) for name in "abc"]
+    evaluate(everything, [f"bpb={folder}/{name}.jsonl" for name in texts], log_items=folder / "logs")
+    return folder
+
+
+@pytest.fixture
+def runs(folder) -> list[Run]:
+    return read_runs([folder / "runs" / name for name in "abc"])
+
+
+def test_each_run_is_paired_with_the_first(folder, runs):
+    rows = differences(runs, folder / "logs")
+    assert [(row.b, Path(row.source).stem, row.count) for row in rows] == [
+        ("b", "two", 2), ("c", "two", 2), ("b", "three", 3), ("c", "three", 3)]  # fmt: skip
+    values = {(run.label, row.source): row.value for run in runs for row in run.results}
+    for row in rows:
+        assert row.difference == pytest.approx(values[row.b, row.source] - values["a", row.source])
+        assert row.interval.low <= row.difference <= row.interval.high and row.test == "permutation"
+
+
+def test_logs_are_found_from_elsewhere(folder, runs, monkeypatch):
+    monkeypatch.chdir(folder / "runs")
+    assert differences(read_runs([Path("a"), Path("b")]), Path("../logs")) == [
+        row for row in differences(runs, folder / "logs") if row.b == "b"]  # fmt: skip
+
+
+def test_other_results_than_the_log_gives_are_not_compared(folder, runs, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(results_view, "say", said.append)
+    runs[1].results[:] = [replace(row, value=row.value + 0.1) for row in runs[1].results]
+    assert {row.b for row in differences(runs, folder / "logs")} == {"c"}
+    assert len(said) == 2 and "b is not compared by" in said[0] and "run glyphlm eval again with --log-items" in said[0]
+
+
+def test_logs_of_another_model_do_not_answer(folder, runs, tokenizer, tmp_path):
+    """Whatever a run is named, its logs are those of its digest."""
+    moved = shutil.copytree(folder / "runs" / "b", tmp_path / "a")
+    (first,), (same,) = read_runs([folder / "runs" / "a"]), read_runs([moved])
+    found = [row.value_b for row in differences([first, replace(same, label="a #2")], folder / "logs")]
+    assert found == [row.value_b for row in differences(runs[:2], folder / "logs")]
+
+
+def test_without_logs_there_is_nothing_to_compare(folder, runs, tmp_path):
+    assert differences(runs, tmp_path) == [] and differences(runs[:1], folder / "logs") == []
+    with pytest.raises(InputError, match="is no folder; give the one that glyphlm eval --log-items has filled"):
+        differences(runs, tmp_path / "nothing")

@@ -1,0 +1,187 @@
+"""The rows of results.jsonl and of comparisons, from the item log to the page: the only place that spells their keys."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.evaluation.stats import Interval
+
+BITS_PER_BYTE = "bits_per_byte"
+PERCENT = ("accuracy", "exact_match", "f1", "contains")  # metrics that are shares
+REQUIRED = ("task", "protocol", "scoring", "subject", "metric", "value")
+MANY_CUT = 0.05  # of the prompts of a task: with more of them cut it is another task
+CURE = "delete that line and run glyphlm eval again"
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One value of one model, with its interval. In JSON, what is None is left out.
+
+    Args:
+        run: The model as the user named it, in files of several models.
+        protocol: likelihood or sampled; of `published` files published.
+        scoring: letters, texts, greedy, first letter, or "".
+        subject: Of MMLU; of SQuAD HasAns or NoAns; "" is the whole task.
+        value: Accuracies, exact match, F1 and shares are 0 to 1, BLEU and chrF 0 to 100.
+        low: End of the 95% interval; `interval` says what it is, and over what. None in bits per byte of old versions.
+        signature: sacrebleu's.
+        runs: Decoding runs of the sampled protocol, `sigma` their standard deviation; the interval over items is then
+            in `items_low`, `items_high` and `items_interval`.
+        chance: Accuracy of uniform guessing.
+        majority: Accuracy of the constant answer that is right most often.
+        letter_mass: Mean probability that the first token begins with the letter of an option.
+        cut: Prompts that lost their left end to the context.
+        unknown: `<unk>` tokens in the texts, where the vocabulary lacks characters.
+        parameters: As a published file writes it, such as 0.5B.
+        made_from: Digest of the model, digests of the task files, settings. What was made from the same is not made again.
+        others: Keys of other versions, which stay in the file.
+    """
+
+    task: str
+    protocol: str
+    scoring: str
+    subject: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    items: int | None = None
+    documents: int | None = None
+    signature: str | None = None
+    runs: int | None = None
+    sigma: float | None = None
+    items_low: float | None = None
+    items_high: float | None = None
+    items_interval: str | None = None
+    chance: float | None = None
+    majority: float | None = None
+    letter_mass: float | None = None
+    cut: int | None = None
+    unknown: int | None = None
+    bits_per_byte: float | None = None
+    nats: float | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    parameters: str | None = None
+    source: str = ""
+    made_from: dict[str, Any] | None = None
+    run: str | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int | None:
+        """Items or documents; of published rows it is not known."""
+        return self.items if self.documents is None else self.documents
+
+    @property
+    def items_ends(self) -> tuple[float, float]:
+        """The interval over items or documents; the value itself where there is none."""
+        ends = (self.items_low, self.low), (self.items_high, self.high)
+        low, high = (next((end for end in pair if end is not None), self.value) for pair in ends)
+        return low, high
+
+    @property
+    def many_cut(self) -> bool:
+        """Whether so many prompts lost their beginning that the score is of another task."""
+        return bool(self.cut and self.items and self.cut > MANY_CUT * self.items)
+
+    @property
+    def made_of(self) -> tuple[str | None, str, str, str]:
+        """Run, task, protocol and source: rows that agree in all of them replace each other in a file."""
+        return self.run, self.task, self.protocol, self.source
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it stands in a file."""
+        known = {name: getattr(self, name) for name in _types()}
+        return {name: value for name, value in known.items() if value is not None} | dict(self.others)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], where: object) -> "ResultRow":
+        """A row of a file; `where` is its file and line.
+
+        Raises:
+            InputError: a value is missing or of another type.
+        """
+        if "value" not in row and BITS_PER_BYTE in row:  # all that the first versions wrote of bits per byte
+            row = {"protocol": "likelihood", "scoring": "", "subject": "", "metric": BITS_PER_BYTE, "interval": "",
+                   "value": row[BITS_PER_BYTE], "source": "", **row}
+        elif missing := [name for name in ("low", "high", "interval") if row.get(name) is None]:
+            raise InputError(f"{where} is damaged (no valid {missing[0]!r}); {CURE}")
+        for name, kinds in _types().items():
+            if name not in row and name not in REQUIRED:
+                continue
+            if not isinstance(row.get(name), kinds) or isinstance(row[name], bool):
+                raise InputError(f"{where} is damaged (no valid {name!r}); {CURE}")
+        return cls(**{name: row[name] for name in _types() if name in row},
+                   others={name: value for name, value in row.items() if name not in _types()})
+
+
+@cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """What JSON may hold in each key, in the order of a file."""
+    hints = get_type_hints(ResultRow)
+    names = ["run", *(name for name in hints if name not in ("run", "others"))]
+    return {name: _kinds(hints[name]) for name in names}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    kinds = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+    return (*kinds, int) if float in kinds else kinds
+
+
+def read_results(path: Path) -> list[ResultRow]:
+    """The rows of a results file; no file, no rows.
+
+    Raises:
+        InputError: a line is damaged or no result; file and line are named.
+    """
+    rows = read_json_lines(path)
+    return [ResultRow.from_json(row, f"{path} line {number}") for number, row in enumerate(rows, start=1)]
+
+
+def keep_results(path: Path, rows: Sequence[ResultRow]) -> None:
+    """Add rows to a results file; all rows of the same run, task, protocol and source are replaced."""
+    new = {row.made_of for row in rows}
+    kept = [row for row in read_results(path) if row.made_of not in new]
+    write_atomic(path, to_lines(row.to_json() for row in [*kept, *rows]))
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """Two models on the same items: b minus a in one metric.
+
+    Args:
+        mde: The smallest difference that would be found with probability 0.8; None where it is not known.
+        p_holm: `p` corrected over the subjects of a metric; the whole task stands alone.
+        a: The first model as the user named it, `b` the second; in reports the label of the second.
+    """
+
+    task: str
+    protocol: str
+    scoring: str
+    subject: str
+    metric: str
+    count: int
+    value_a: float
+    value_b: float
+    difference: float
+    interval: Interval
+    test: str
+    p: float
+    mde: float | None
+    p_holm: float = math.nan
+    a: str = ""
+    b: str = ""
+    source: str = ""
+
+    def named(self, a: str, b: str, source: str) -> "ComparisonRow":
+        """The same with the names of the models and the source of the items."""
+        return replace(self, a=a, b=b, source=source)
