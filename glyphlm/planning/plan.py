@@ -1,6 +1,5 @@
 """What a recipe costs, before anything of it is built: parameters, memory, operations, time, money, and what would save."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -156,11 +155,10 @@ def forecast(
 ) -> dict[str, Any]:
     """Seconds of a step, of training and of validation (at most: held-out text may be shorter); GPU-hours and cost."""
     total, forward = sum(part.total for part in flops.values()), sum(part.forward for part in flops.values())
-    measurable = timed and settings.measure and machine.here and isinstance(model, GPT)
-    reached = machine.rate * (settings.mfu or ON_CPU_USE)
-    pace = (_measured(model, train, machine, flops, reached) if measurable else None) or _computed(
-        model, train, machine, total, settings.mfu
-    )
+    pace = None
+    if timed and settings.measure and machine.here and isinstance(model, GPT):
+        pace = _measured(model, train, machine, flops, machine.rate * (settings.mfu or ON_CPU_USE))
+    pace = pace or _computed(model, train, machine, total, settings.mfu)
     steps, of_token = count_steps(train), (pace.step - pace.update) / train.batch_tokens * machine.count
     validations = -(-steps // train.validate_every)
     validation = validations * train.validation_tokens * of_token * forward / total
@@ -277,12 +275,11 @@ def _models_of_runs(recipe: Recipe) -> list[GPT | Fusion]:
     from glyphlm.modeling.hf import make_model
     from glyphlm.runs.folder import run_config
 
-    runs, likeness = recipe.fusion.experts, None
+    runs = recipe.fusion.experts
     missing = {run for run in runs if not (Path(run) / CONFIG).is_file()}
     if missing:
         say(f"{', '.join(sorted(missing))}: no finished run yet; planned with model and substrate of the recipe")
-        likeness = _single(recipe)
-    models = [copy.deepcopy(likeness) if run in missing else make_model(run_config(run)) for run in runs]
+    models = [_single(recipe) if run in missing else make_model(run_config(run)) for run in runs]
     sizes = {run: model.vocab_size for run, model in zip(runs, models)}
     if len(set(sizes.values())) > 1:
         raise InputError(f"vocabularies differ: {', '.join(f'{run} has {size:,} ids' for run, size in sizes.items())}; fuse "
@@ -310,7 +307,7 @@ def _substrate_config(settings: SubstrateSettings, tokenizer: TokenizerSettings)
 
 
 def _built(folder: str, made: str) -> dict[str, Any]:
-    build = read_build(folder)
+    build = read_build(Path(folder))
     if build.made != made:
         raise InputError(f"{folder} holds a {build.made}, not a {made}")
     return build.result

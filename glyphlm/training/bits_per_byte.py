@@ -1,7 +1,7 @@
 """Bits per byte: the measure that compares models whatever their tokenizer (nats / ln 2 / bytes of the text)."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
@@ -90,19 +90,19 @@ def document_scores(
     token but the first ones sees at least block_size / 2 tokens before it. Windows of one or several documents are
     computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
     """
-    score = None
+    score = Score()  # of no document yet
     for batch in _batched(_windows(pieces, end_id, model.config.block_size), batch_tokens):
         for window, nats_N, y_N in zip(batch, *_window_nats(model, batch)):
             if window.begins:
-                if score is not None:
+                if score.documents:
                     yield score
                 score = Score(documents=1)
             score.add(nats_N, y_N, bytes_per_id_V)
-    if score is not None:
+    if score.documents:
         yield score
 
 
-def _window_nats(model: GPT, batch: list[Window]) -> tuple[list[Tensor], list[Tensor]]:
+def _window_nats(model: GPT, batch: list[Window]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Nats and ids of the fresh targets of each window. Padding on the right changes nothing that stands before it."""
     longest, fresh = max(len(window.ids_T) for window in batch) - 1, [window.fresh for window in batch]
     x_BT = np.stack([np.pad(w.ids_T[:-1].astype(np.int64), (0, longest + 1 - len(w.ids_T))) for w in batch])

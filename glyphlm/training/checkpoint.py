@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
@@ -102,7 +101,7 @@ def load_state(
         else:
             _read_whole(model, optimizer, folder, untouched=state.skipped == state.step)
         return state
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, dcp.CheckpointException) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} cannot be restored ({reason}); remove it to go on from an earlier one") from None
 
@@ -137,7 +136,10 @@ def _read_record(folder: Path, device: torch.device) -> TrainState:
 def _write_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     rest = _optimizer_tensors(model, optimizer) | {"rng": torch.get_rng_state()}
     if is_sharded(model):
-        dcp.save(model.state_dict() | rest, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # these take a second to load
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save(model.state_dict() | rest, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     elif world().is_main:
         save_tensors(model.state_dict(), folder / WEIGHTS)
         save_tensors(rest, folder / OPTIMIZER)
@@ -175,14 +177,25 @@ def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def _read_sharded(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Read the parts that this process needs, from whatever files hold them, into the tensors that are there."""
+    """Read the parts that this process needs, from whatever files hold them, into the tensors that are there.
+
+    Raises:
+        InputError: a tensor is missing or of another shape.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException  # these take a second to load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     tensors = dict(model.state_dict())
     if optimizer is not None:
         _make_state(optimizer)
         tensors |= _optimizer_tensors(model, optimizer) | {"rng": torch.get_rng_state()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process reads for itself
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(model))
+        try:
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(model))
+        except CheckpointException as error:
+            raise InputError(str(error)) from None
     if optimizer is not None:
         torch.set_rng_state(tensors["rng"])
 

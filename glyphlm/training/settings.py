@@ -111,10 +111,12 @@ def count_steps(settings: TrainSettings) -> int:
     Raises:
         InputError: both or neither of steps and tokens are given, or fewer than one step comes out.
     """
-    if (settings.steps is None) == (settings.tokens is None):
+    if settings.steps is not None and settings.tokens is None:
+        return settings.steps
+    if settings.steps is not None or settings.tokens is None:
         raise InputError(f"give train.steps or train.tokens, one of the two (steps: {settings.steps}, "
                          f"tokens: {settings.tokens}); set the other to null")
-    steps = settings.steps if settings.steps is not None else int(settings.tokens // settings.batch_tokens)
+    steps = int(settings.tokens // settings.batch_tokens)
     if steps < 1:
         raise InputError(f"train.tokens {settings.tokens:g} is less than a step of {settings.batch_tokens} tokens; raise it")
     return steps

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
-from glyphlm.planning import timing as pace
+from glyphlm.planning import timing
 from glyphlm.planning.timing import LONGEST, affordable_rows, measure, replicate, time_step, update_seconds
 from glyphlm.training.settings import TrainSettings
 
@@ -60,9 +60,9 @@ def test_what_is_not_timed_is_extended(layers, wrong, monkeypatch):
         asked.append((model.config.n_layer, rows))
         return 0.5 + rows * (0.2 + 0.1 * model.config.n_layer)
 
-    monkeypatch.setattr(pace, "time_step", time_step)
-    monkeypatch.setattr(pace, "update_seconds", lambda *_: 0.5)
-    monkeypatch.setattr(pace, "LEAST_TOKENS", T)
+    monkeypatch.setattr(timing, "time_step", time_step)
+    monkeypatch.setattr(timing, "update_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(timing, "LEAST_TOKENS", T)
     found = measure(meta(layers), settings(), (0.2 * wrong, 0.1 * wrong), 10**9)
     assert found.step == pytest.approx(0.5 + 32 * (0.2 + 0.1 * layers)) and found.update == 0.5
     assert max(rows * (0.2 + 0.1 * n) * wrong for n, rows in asked) <= LONGEST + 0.2
@@ -70,7 +70,7 @@ def test_what_is_not_timed_is_extended(layers, wrong, monkeypatch):
 
 
 def test_what_takes_too_long_or_too_much_memory_is_not_timed(monkeypatch):
-    monkeypatch.setattr(pace, "time_step", lambda *_: pytest.fail("was timed"))
+    monkeypatch.setattr(timing, "time_step", lambda *_: pytest.fail("was timed"))
     assert measure(meta(), settings(), (100.0, 1.0), 10**9) is None
     assert measure(meta(), settings(), (1e-6, 1e-6), 1000) is None
 
@@ -81,7 +81,7 @@ def test_the_update_of_many_values_is_extended_from_few():
 
 
 def test_a_measurement_says_what_it_timed(monkeypatch):
-    monkeypatch.setattr(pace, "LEAST_TOKENS", T)
+    monkeypatch.setattr(timing, "LEAST_TOKENS", T)
     assert measure(meta(1), settings(4, 4), (0.1, 0.1), 10**9).how == "measured: whole steps"
     assert measure(meta(1), settings(4, 4), (1.0, 0.1), 10**9).how == (
         "measured: all layers, 2 of 4 sequences; extended from there"
