@@ -142,7 +142,8 @@ class _Trainer:
         if self._is_compiled:
             for block in model.blocks:
                 block.compile()
-            if self._device.type == "cuda" and isinstance(model, GPT):  # torch has no backward of it on CPU
+            # FlexAttention has no backward pass on CPU, and no heads narrower than 16.
+            if self._device.type == "cuda" and isinstance(model, GPT) and model.config.d_model >= 16 * model.config.n_head:
                 model.mask_documents = torch.compile(document_blocks)
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
 

@@ -33,7 +33,9 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_N: Tensor, dtype: torch.dtype, targets: int
     ) -> Tensor:
-        by = _by_liger if len(y_N) and has_liger(x_ND.device) else _by_torch
+        # V 131,072, d 1024, 16,384 tokens in bf16 on an H200: 24.0 ms by liger-kernel and 25.2 ms by torch; with a bias
+        # 45.5 and 29.0 ms.
+        by = _by_liger if len(y_N) and bias_V is None and has_liger(x_ND.device) else _by_torch
         nats, *gradients = by(x_ND, weight_VD, bias_V, y_N, dtype, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         ctx.targets = targets
@@ -104,32 +106,27 @@ def _add_product(sum_VD: Tensor, low_nV: Tensor, x_nD: Tensor) -> None:
 
 
 def has_liger(device: torch.device) -> bool:
-    """Whether the loss on `device` is computed by liger-kernel (the extra `cuda`): a GPU, and it is installed."""
+    """Whether liger-kernel (the extra `cuda`) can compute the loss on `device`: a GPU, and it is installed."""
     return device.type == "cuda" and find_spec("liger_kernel") is not None
 
 
-def _by_liger(
-    x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_N: Tensor, dtype: torch.dtype, needs: Needs
-) -> Parts:
+def _by_liger(x_ND: Tensor, weight_VD: Tensor, bias_V: None, y_N: Tensor, dtype: torch.dtype, needs: Needs) -> Parts:
     """The same by liger-kernel, which turns a chunk's logits into their gradient in place, by one kernel.
 
     This is the layer below its autograd.Function: that one scales the gradient of x in `dtype`, and gives none to the
-    head where x is frozen. (cut-cross-entropy 25.1.1 knows no bias, and adds the head's gradient up in bfloat16.)
+    head where x is frozen. (cut-cross-entropy 25.1.1 sums the head's gradient in bfloat16.)
     """
     from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward  # loads triton
 
-    x_low, head_VD = x_ND.detach().to(dtype), weight_VD.detach().to(dtype)
-    with torch.autocast(x_ND.device.type, dtype, enabled=dtype != torch.float32):  # a float32 bias makes float32 logits
-        nats, _, _, _, *gradients = fused_linear_cross_entropy_forward(
-            x_low.requires_grad_(any(needs)),  # without it there is no gradient at all
-            head_VD.requires_grad_(needs[1]),
-            y_N,
-            bias=None if bias_V is None else bias_V.detach().float(),
-            reduction="sum",
-            accum_dtype=torch.float32,
-            chunk_mem_const=max(1, _at_once(x_ND.device) // x_ND.numel()),  # times N D logits at once; by default 1
-        )
-    return nats, *(g.to(like.dtype) if need else None for need, g, like in zip(needs, gradients, (x_ND, weight_VD, bias_V)))
+    nats, _, _, _, dx_ND, dweight_VD, _ = fused_linear_cross_entropy_forward(
+        x_ND.detach().to(dtype).requires_grad_(any(needs)),  # without it there is no gradient at all
+        weight_VD.detach().to(dtype).requires_grad_(needs[1]),
+        y_N,
+        reduction="sum",
+        accum_dtype=torch.float32,
+        chunk_mem_const=max(1, _at_once(x_ND.device) // x_ND.numel()),  # times N D logits at once; by default 1
+    )
+    return nats, dx_ND.to(x_ND.dtype) if needs[0] else None, dweight_VD.to(weight_VD.dtype) if needs[1] else None, None
 
 
 def head_loss(
