@@ -26,7 +26,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
-from glyphlm.analysis.tokenizers import MB, Timed, limited, tell_apart
+from glyphlm.analysis.tokenizers import MB, Timed, limited, split_inputs
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_lines
 from glyphlm.corpus.phrasebook import phrases
@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         texts = options.texts or write_phrases(Path(folder))
         folders = options.tokenizer or [build_compact(Path(folder) / "compact", texts)]
-        folders, texts = tell_apart([*folders, *texts])
+        folders, texts = split_inputs([*folders, *texts])
         if options.memory:
             print_memory(folders, [text for found in texts.values() for text in found], options.mb or 1000)
         else:

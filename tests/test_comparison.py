@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glyphlm.analysis.plots import draw_bars
-from glyphlm.analysis.tokenizers import PLOT, ROWS, Documents, Timed, compare, limited, measure, table, tell_apart
+from glyphlm.analysis.tokenizers import PLOT, ROWS, Documents, Timed, compare, count_tokens, limited, split_inputs, table
 from glyphlm.base.errors import InputError
 from glyphlm.cli.main import main
 from glyphlm.corpus.reading import Passage
@@ -73,7 +73,7 @@ def write(folder, name, text):
 
 def refusal(*names, **options):
     with pytest.raises(InputError) as caught:
-        compare(*tell_apart([str(name) for name in names]), **options)
+        compare(*split_inputs([str(name) for name in names]), **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -86,7 +86,7 @@ def refusal(*names, **options):
 def test_counts_are_those_of_the_documents_at_once(tokenizer, stream):
     stream = [*stream, Passage("a", True)]
     texts = documents_of(stream)
-    found = measure(tokenizer, stream)
+    found = count_tokens(tokenizer, stream)
     assert found["documents"] == len(texts)
     assert found["characters"] == sum(map(len, texts))
     assert found["bytes"] == sum(len(text.encode()) for text in texts)
@@ -99,7 +99,7 @@ def test_counts_are_those_of_the_documents_at_once(tokenizer, stream):
 def test_what_has_no_id_is_counted_and_changes_its_document(lossy_folder, stream):
     stream = [*stream, Passage("a", True)]
     lost = [sum(character not in "ab\n" for character in text) for text in documents_of(stream)]
-    found = measure(Tokenizer.load(lossy_folder), stream)
+    found = count_tokens(Tokenizer.load(lossy_folder), stream)
     assert found["unknown"] == sum(lost)
     assert found["changed"] == sum(count > 0 for count in lost)
 
@@ -107,13 +107,13 @@ def test_what_has_no_id_is_counted_and_changes_its_document(lossy_folder, stream
 def test_a_text_that_comes_back_otherwise_is_changed_though_nothing_is_unknown():
     backend = bpe_backend([*SPECIALS, "\n", "a"], [], SPECIALS)
     backend.decoder = decoders.Replace("a", "b")
-    found = measure(Tokenizer(backend), [Passage("a", True), Passage("\n", True), Passage("\na", True)])
+    found = count_tokens(Tokenizer(backend), [Passage("a", True), Passage("\n", True), Passage("\na", True)])
     assert (found["unknown"], found["changed"]) == (0, 2)
 
 
 def test_a_foreign_tokenizer_is_measured_from_its_tokenizer_json_alone(foreign_folder):
     backend = tokenizers.Tokenizer.from_file(str(foreign_folder / "tokenizer.json"))
-    found = measure(Tokenizer.load(foreign_folder), [Passage(text, True) for text in SENTENCES])
+    found = count_tokens(Tokenizer.load(foreign_folder), [Passage(text, True) for text in SENTENCES])
     assert found["tokens"] == sum(len(backend.encode(text).ids) for text in SENTENCES)
     assert found["unknown"] == found["changed"] == 0
 
@@ -154,7 +154,7 @@ def test_tokenizers_are_told_from_texts(tokenizer_folder, tmp_path):
     odd = write(tmp_path, "a=b.txt", "a")
     names = [str(tokenizer_folder), "en=x/y=z.txt", "data/ru.jsonl.gz", odd, "en=hf:a/b:en", str(tmp_path)]
     texts = {"en": ["x/y=z.txt", "hf:a/b:en"], "ru": ["data/ru.jsonl.gz"], "a=b": [odd], tmp_path.name: [str(tmp_path)]}
-    assert tell_apart(names) == ([str(tokenizer_folder)], texts)
+    assert split_inputs(names) == ([str(tokenizer_folder)], texts)
 
 
 def test_rows_come_by_language_with_every_tokenizer(tokenizer_folder, lossy_folder, tmp_path):
@@ -168,7 +168,7 @@ def test_rows_come_by_language_with_every_tokenizer(tokenizer_folder, lossy_fold
 
 
 def test_texts_of_one_language_are_one_text(lossy_folder, tmp_path):
-    folders, texts = tell_apart([str(lossy_folder), *(f"ab={write(tmp_path, name, 'ab')}" for name in ("1.txt", "2.txt"))])
+    folders, texts = split_inputs([str(lossy_folder), *(f"ab={write(tmp_path, name, 'ab')}" for name in ("1.txt", "2.txt"))])
     (row,) = compare(folders, texts)
     assert (row["language"], row["documents"], row["tokens"]) == ("ab", 2, 2)
 

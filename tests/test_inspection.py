@@ -12,15 +12,15 @@ from test_glyphs import box, make_font
 from glyphlm.analysis import codes as inspection
 from glyphlm.analysis.codes import (
     Codes,
+    analyse,
     find_nearest,
     find_sharing,
     find_token,
+    findings_text,
     inspect_folder,
-    measure,
     measure_spectrum,
     open_codes,
     script,
-    told,
 )
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file
@@ -65,7 +65,7 @@ def test_tokens_that_share_a_code_are_grouped_the_largest_first():
 
 @pytest.mark.usefixtures("pieces")
 def test_blank_are_the_recorded_ones_and_rows_of_zeros():
-    findings, _ = measure(made([[1, 0], [0, 0], [0, 2], [1, 1]], blank=[3]), [])
+    findings, _ = analyse(made([[1, 0], [0, 0], [0, 2], [1, 1]], blank=[3]), [])
     assert [entry["id"] for entry in findings["blank"]] == [1, 3]
     assert findings["norm"] == {"smallest": 0, "largest": 2}
 
@@ -94,7 +94,7 @@ def test_equal_codes_have_a_spectrum_too(value):
 
 def test_codes_that_are_not_finite_are_refused_with_their_id():
     with pytest.raises(InputError, match="code of id 1 holds NaN"):
-        measure(made([[1, 0], [float("nan"), 1]]), [])
+        analyse(made([[1, 0], [float("nan"), 1]]), [])
 
 
 def test_codes_of_width_1_have_a_map():
@@ -129,7 +129,7 @@ def test_the_script_is_that_of_the_first_letter(token, expected):
 
 def test_the_text_names_what_looks_alike_by_code_point():
     table = made([[1, 0], [1, 0], [0, 1], [0, 1], [1, 1]], ["a", "а", " ", "\n", "the"])
-    text = told(table, measure(table, [4])[0])
+    text = findings_text(table, analyse(table, [4])[0])
     assert "4 tokens in 2 groups" in text and "'a' U+0061, 'а' U+0430" in text and "' ' U+0020, '\\n' U+000A" in text
     assert "nearest to 'the' #4" in text and "0.707" in text
 
@@ -149,7 +149,7 @@ def test_a_glyph_folder_is_told_drawn_and_written(glyphs, tokenizer, tmp_path):
 
 def test_the_same_look_is_read_again_and_another_one_refused(glyphs, tmp_path, monkeypatch):
     text = inspect_folder(glyphs, [], tmp_path / "out")
-    monkeypatch.setattr(inspection, "measure", None)
+    monkeypatch.setattr(inspection, "analyse", None)
     assert inspect_folder(glyphs, [], tmp_path / "out") == text
     with pytest.raises(InputError, match="already holds other work: nearest"):
         inspect_folder(glyphs, ["a"], tmp_path / "out")

@@ -114,5 +114,7 @@ def test_a_file_of_pairs_that_does_not_fit_is_refused(pairs, content, said):
 def test_a_file_that_is_not_there_and_too_few_tokens_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read.*TSV file in UTF-8"):
         find_names(ProbeSettings(pairs=str(tmp_path / "none.tsv")))
-    with pytest.raises(InputError, match="per_class 9 is too few.*at least 10"):
+    with pytest.raises(InputError, match="per_class 9 .*at least 10"):
         ProbeSettings(per_class=9)
+    with pytest.raises(InputError, match="seed -1 .*at least 0"):
+        ProbeSettings(seed=-1)

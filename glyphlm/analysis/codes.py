@@ -1,4 +1,4 @@
-"""What codes hold: tokens that share one, blank ones, norms, rank, variance, neighbours; as numbers, text and a map.
+"""Properties of codes: tokens that share one, blank ones, norms, rank, variance, neighbours; as numbers, text and a map.
 
 It reads a substrate folder or a run folder. Shapes: V tokens, E n_embed, U rows worked on at once.
 """
@@ -43,7 +43,7 @@ class Codes:
 
 
 def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None = None) -> str:
-    """Look into a substrate or run folder and tell what was found as text; into `out`, also as JSON and pictures.
+    """Inspect a substrate or run folder; the findings as text, into `out` also as JSON and pictures.
 
     Args:
         nearest: Tokens, or #ID, whose nearest codes are listed.
@@ -54,19 +54,19 @@ def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None =
     codes = open_codes(folder)
     chosen = [find_token(codes, name) for name in nearest]
     if out is None:
-        return told(codes, measure(codes, chosen)[0])
+        return findings_text(codes, analyse(codes, chosen)[0])
     contents = fingerprint(codes.config, "", {"table_VE": codes.code_VE})
     build = Build("inspection", {"nearest": chosen}, {"codes": contents})
     if not build.is_done(out):
         from glyphlm.analysis.plots import draw_map  # loads matplotlib, which a look without --out need not wait for
 
-        findings, x_V2 = measure(codes, chosen)
+        findings, x_V2 = analyse(codes, chosen)
         with build.folder(out) as partial:
             (partial / FINDINGS).write_text(to_json(findings), encoding="utf-8")
             write_atomic(partial / MAP, draw_map(x_V2.numpy(), [script(token) for token in codes.tokens]))
             if (folder / SHEET).exists():
                 shutil.copyfile(folder / SHEET, partial / SHEET)
-    return told(codes, json.loads((out / FINDINGS).read_text(encoding="utf-8")))
+    return findings_text(codes, json.loads((out / FINDINGS).read_text(encoding="utf-8")))
 
 
 def open_codes(folder: Path) -> Codes:
@@ -104,7 +104,7 @@ def find_token(codes: Codes, name: str) -> int:
                      f"as #0 to #{len(codes.tokens) - 1}")
 
 
-def measure(codes: Codes, nearest: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+def analyse(codes: Codes, nearest: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
     """All findings, and the codes on their first two principal axes, float32 [V, 2].
 
     Raises:
@@ -195,7 +195,7 @@ def _entry(codes: Codes, number: int) -> dict[str, Any]:
     return {"id": number, "token": codes.tokens[number]}
 
 
-def told(codes: Codes, findings: dict[str, Any]) -> str:
+def findings_text(codes: Codes, findings: dict[str, Any]) -> str:
     """The findings as lines for the eye."""
     config, shares = codes.config, findings["components"].items()
     lines = [

@@ -11,6 +11,7 @@ import numpy as np
 
 from glyphlm.analysis.codes import script
 from glyphlm.base.errors import InputError
+from glyphlm.base.ranges import Range, check_values
 from glyphlm.corpus.cldr import subjects
 from glyphlm.corpus.reading import STRICT, passages
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ NAMED = ("territory", "language", "currency")  # what CLDR names in three langua
 CATEGORIES = {"L": "letter", "N": "number", "P": "punctuation", "S": "symbol"}  # first letters of Unicode's
 FEWEST, MOST_CLASSES = 10, 6  # tokens of a class; the largest classes
 WORDS = 5
+RANGES = {"per_class": Range(FEWEST, 2**20, whole=True), "seed": Range(0, 2**63 - 1, whole=True)}
 
 
 @dataclass
@@ -41,8 +43,7 @@ class ProbeSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.per_class < FEWEST:
-            raise InputError(f"per_class {self.per_class} is too few to tell classes apart; give at least {FEWEST}")
+        check_values(self, "--", RANGES)
 
 
 @dataclass(frozen=True)

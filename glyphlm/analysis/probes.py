@@ -1,4 +1,4 @@
-"""What tokens are to a model, layer by layer: their neighbours, and how far classes and translations stand apart.
+"""Probes of the representations of tokens, layer by layer: neighbours, and how well classes and translations separate.
 
 Each run stands next to a control: a model of its shape that was never trained. What the control reaches comes from the
 codes and from chance directions; only what lies above it was learned.

@@ -47,7 +47,7 @@ def write_report(
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path that holds no finished run is passed over.
-    `commands` are what came before the trainings; each run tells its own. `published` are files of published benchmark
+    `commands` are what came before the trainings; each run records its own. `published` are files of published benchmark
     lines, `logs` is the folder that glyphlm eval --log-items has filled. Of a study `claims` are verdicts, column -> text,
     and `curves` the SVG of its means over seeds, which stands in place of the curves and sentences of single runs.
 

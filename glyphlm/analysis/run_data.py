@@ -32,7 +32,7 @@ SUMMARY_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read; `label` tells runs of the same name apart."""
+    """One run folder, read; `label` is unique also among runs of the same name."""
 
     label: str
     folder: Path

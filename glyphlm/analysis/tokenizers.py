@@ -33,7 +33,7 @@ COLUMNS = {  # of the table: key of a row -> head, format
 }
 
 
-def tell_apart(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+def split_inputs(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Folders that hold tokenizer.json, and all else as texts by language: LANGUAGE=TEXT, or the stem of the file's name.
 
     Raises:
@@ -110,7 +110,7 @@ def _rows(
         tokenizer = Tokenizer.load(folder)
         for language, found in sources.items():
             stream = limited(passages(found, reading, f"{language} {name}"), limit_mb)
-            row = {"language": language, "tokenizer": name, **measure(tokenizer, stream)}
+            row = {"language": language, "tokenizer": name, **count_tokens(tokenizer, stream)}
             if not row["tokens"]:
                 raise InputError(f"tokenizer {name} makes no token of {', '.join(found)}; leave one of the two out")
             per_token = {f"{unit}_per_token": row[unit] / row["tokens"] for unit in ("characters", "bytes")}
@@ -128,7 +128,7 @@ def limited(stream: Iterable[Passage], limit_mb: float | None) -> Iterator[Passa
             return
 
 
-def measure(tokenizer: Tokenizer, stream: Iterable[Passage]) -> dict[str, Any]:
+def count_tokens(tokenizer: Tokenizer, stream: Iterable[Passage]) -> dict[str, Any]:
     """Counts of a text and of its tokens, documents that decoding does not give back (`changed`), speed of encoding.
 
     Memory stays bounded as in `Tokenizer.encode_passages`. The speed is of encoding alone, without reading and checking.

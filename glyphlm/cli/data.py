@@ -71,7 +71,7 @@ def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
 
 def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer compare."""
-    from glyphlm.analysis.tokenizers import compare, table, tell_apart
+    from glyphlm.analysis.tokenizers import compare, split_inputs, table
 
     parser = Parser.of(
         "tokenizer compare",
@@ -86,7 +86,7 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     parser.add_reading()
     parser.add_out("also write the rows and a plot into this folder")
     options = parser.read(arguments)
-    print(table(compare(*tell_apart(options.given), options.limit_mb, options.out, reading_of(options))))
+    print(table(compare(*split_inputs(options.given), options.limit_mb, options.out, reading_of(options))))
 
 
 def run_substrate_build(arguments: Sequence[str]) -> None:
