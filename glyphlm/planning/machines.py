@@ -46,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step (of which `update` are AdamW's and clipping), and how they were found."""
+    """Seconds of an optimizer step (of which `update` are AdamW's and clipping), and how they were obtained."""
 
     step: float
     update: float

@@ -80,7 +80,7 @@ def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
         "weights in bf16": 0 if load.recompute else _reached(model) * copied_bytes(model, load),
         "activations": kept,
         "working space": working,
-        "freed, but kept": int(HEAP * (kept + working)) if load.heap else 0,
+        "allocator cache": int(HEAP * (kept + working)) if load.heap else 0,
     }
 
 
@@ -91,7 +91,7 @@ def peak_bytes(model: GPT | Fusion, load: Load) -> int:
     """
     parts = memory_by_part(model, load)
     gradients = parts.pop("gradients")
-    passing = sum(parts.pop(name) for name in ("weights in bf16", "activations", "working space", "freed, but kept"))
+    passing = sum(parts.pop(name) for name in ("weights in bf16", "activations", "working space", "allocator cache"))
     stay = load.passes > 1 or (load.gpus > 1 and not load.sharded)
     return sum(parts.values()) + (gradients + passing if stay else max(gradients, passing))
 

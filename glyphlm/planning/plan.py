@@ -317,7 +317,7 @@ def vocabulary_size(settings: TokenizerSettings) -> int:
     """Number of ids of the tokenizer folder, or of the layout where it is not built yet.
 
     Raises:
-        InputError: neither tells it.
+        InputError: the size is in neither.
     """
     if settings.path and (Path(settings.path) / BUILD).is_file():
         return _built(settings.path, "tokenizer")["vocab_size"]

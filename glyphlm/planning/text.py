@@ -62,8 +62,8 @@ def _shapes(plan: dict[str, Any]) -> str:
                      for shape in (fusion["experts"] if fusion else [plan["model"]]))
     if not fusion:
         return next(iter(shapes))
-    told = " and ".join(f"{count} of {shape}" for shape, count in shapes.items())
-    return f"{fusion['method']} over {len(fusion['experts'])} frozen experts ({told})"
+    experts = " and ".join(f"{count} of {shape}" for shape, count in shapes.items())
+    return f"{fusion['method']} over {len(fusion['experts'])} frozen experts ({experts})"
 
 
 def _parameters(plan: dict[str, Any]) -> list[str]:

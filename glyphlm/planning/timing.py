@@ -76,7 +76,7 @@ def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], mem
     update = update_seconds(sum(values.numel() for values in model.parameters() if values.requires_grad), settings)
     if timed_rows < rows:
         seconds = (seconds - update) * rows / timed_rows + update
-    return Pace(seconds, update, _told(timed_layers, layers, timed_rows, rows))
+    return Pace(seconds, update, _described(timed_layers, layers, timed_rows, rows))
 
 
 def affordable_rows(settings: TrainSettings, block_size: int, per_row: float) -> int:
@@ -87,7 +87,7 @@ def affordable_rows(settings: TrainSettings, block_size: int, per_row: float) ->
     return min(rows, max(least, most // micro * micro or most))
 
 
-def _told(timed_layers: int, layers: int, timed_rows: int, rows: int) -> str:
+def _described(timed_layers: int, layers: int, timed_rows: int, rows: int) -> str:
     if (timed_layers, timed_rows) == (layers, rows):
         return "measured: whole steps"
     depths = f"1 and {timed_layers} of {layers} layers" if timed_layers < layers else "all layers"

@@ -60,8 +60,8 @@ class TrainSettings:
         validate_every: Steps between validations.
         validation_tokens: Held-out tokens scored each time.
         validate_first: Whether to validate before the first step, too.
-        flat_after: End early after so many validations in a row without an improvement; null trains all steps. Choose
-            schedule constant or wsd with it: a cosine has not come down yet.
+        flat_after: End early after so many validations in a row without an improvement; null trains all steps. Use it with
+            schedule constant or wsd: a cosine has not decayed by then.
         flat_below: Bits per byte that count as an improvement.
         save_every: Steps between checkpoints.
         keep: Checkpoints kept.
