@@ -37,18 +37,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.interop.serve import serve as serve
     from glyphlm.modeling.fusion import Fusion as Fusion
     from glyphlm.modeling.fusion import FusionConfig as FusionConfig
-    from glyphlm.modeling.model import (
-        GPT as GPT,
-    )
-    from glyphlm.modeling.model import (
-        ModelConfig as ModelConfig,
-    )
-    from glyphlm.modeling.model import (
-        Substrate as Substrate,
-    )
-    from glyphlm.modeling.model import (
-        SubstrateConfig as SubstrateConfig,
-    )
+    from glyphlm.modeling.model import GPT as GPT
+    from glyphlm.modeling.model import ModelConfig as ModelConfig
+    from glyphlm.modeling.model import Substrate as Substrate
+    from glyphlm.modeling.model import SubstrateConfig as SubstrateConfig
     from glyphlm.planning.plan import PlanSettings as PlanSettings
     from glyphlm.planning.plan import make_plan as make_plan
     from glyphlm.runs.card import CardSettings as CardSettings
@@ -59,15 +51,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.studies.claims import Claim as Claim
     from glyphlm.studies.commands import Study as Study
     from glyphlm.studies.study import study as study
-    from glyphlm.substrate.build import (
-        SubstrateSettings as SubstrateSettings,
-    )
-    from glyphlm.substrate.build import (
-        build_substrate as build_substrate,
-    )
-    from glyphlm.substrate.build import (
-        load_substrate as load_substrate,
-    )
+    from glyphlm.substrate.build import SubstrateSettings as SubstrateSettings
+    from glyphlm.substrate.build import build_substrate as build_substrate
+    from glyphlm.substrate.build import load_substrate as load_substrate
     from glyphlm.tokenizer.build import TokenizerSettings as TokenizerSettings
     from glyphlm.tokenizer.build import build_tokenizer as build_tokenizer
     from glyphlm.tokenizer.tokenizer import Tokenizer as Tokenizer
@@ -138,3 +124,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'glyphlm' has no attribute {name!r}")
     return getattr(importlib.import_module(f"glyphlm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
