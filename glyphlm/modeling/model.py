@@ -330,6 +330,42 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
+class Sizes(Protocol):
+    """What every model says of its shape."""
+
+    @property
+    def block_size(self) -> int:
+        """Longest context in tokens."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """What scoring needs of a model: GPT, Fusion, and models of other libraries in a thin wrapper."""
+
+    @property
+    def config(self) -> Sizes:
+        """Sizes."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """What `logits` reads, x_BTD."""
+        ...
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """logits_BTV."""
+        ...
+
+
 class Kept(Protocol):
     """What left the frozen blocks before, by the ids that entered."""
 
@@ -486,7 +522,7 @@ class GPT(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def count_parameters(model: GPT) -> dict[str, int]:
+def count_parameters(model: nn.Module) -> dict[str, int]:
     """Numbers of values: `trained` by the optimizer, `frozen` (parameters and the frozen table), and their `total`.
 
     The integers of a rule (bits, a permutation of the ids) are no parameters.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.data.batches import Batch
-from glyphlm.modeling.model import GPT
+from glyphlm.modeling.model import LanguageModel
 from glyphlm.tokenizer.tokenizer import Piece
 from glyphlm.training.loss import target_nats
 
@@ -75,14 +75,14 @@ def score_batches(
     return score
 
 
-def score_documents(model: GPT, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray) -> Score:
+def score_documents(model: LanguageModel, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray) -> Score:
     """The sum of `document_scores`: whatever the files in which the documents come, and their order."""
     return sum(document_scores(model, pieces, end_id, bytes_per_id_V), Score())
 
 
 @torch.no_grad()
 def document_scores(
-    model: GPT, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray, batch_tokens: int = 0
+    model: LanguageModel, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray, batch_tokens: int = 0
 ) -> Iterator[Score]:
     """The score of each document that has tokens; each token is scored once.
 
@@ -102,7 +102,7 @@ def document_scores(
         yield score
 
 
-def _window_nats(model: GPT, batch: list[Window]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _window_nats(model: LanguageModel, batch: list[Window]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Nats and ids of the fresh targets of each window. Padding on the right changes nothing that stands before it."""
     longest, fresh = max(len(window.ids_T) for window in batch) - 1, [window.fresh for window in batch]
     x_BT = np.stack([np.pad(w.ids_T[:-1].astype(np.int64), (0, longest + 1 - len(w.ids_T))) for w in batch])
