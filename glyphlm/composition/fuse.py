@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import Build
+from glyphlm.base.names import SETTINGS, SUMMARY
+from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, Substrate
 from glyphlm.runs.card import write_card
-from glyphlm.runs.folder import describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
+from glyphlm.runs.folder import describe_model, export_model, load_run, weights_sha256, write_summary
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
@@ -37,8 +38,8 @@ class Expert:
     run: int
 
 
-def fuse(settings: FusionSettings, out: Path, command: str) -> dict[str, Any]:
-    """Fuse finished runs, without training, into the run folder `out` and return its summary; found done, it is only read.
+def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, Any]:
+    """Fuse finished runs, without training, into the run folder `out` and return its summary; a finished one is only read.
 
     Raises:
         InputError: settings contradict each other, a run is damaged, runs do not fit each other, or `out` holds something
@@ -49,18 +50,19 @@ def fuse(settings: FusionSettings, out: Path, command: str) -> dict[str, Any]:
                          f"{settings.method}}}) and run glyphlm train")
     check_settings(settings)
     build = Build("fusion", asdict(settings), {run: weights_sha256(run) for run in settings.experts})
-    if build.is_done(out):
-        say(f"{out} is done already")
-    else:
-        model, tokenizer = build_fusion(settings)
-        summary = {"name": out.name, "command": command, **describe(model, tokenizer, settings)}
-        with build.folder(out) as partial:
-            export_model(model, tokenizer, partial)
-            (partial / "settings.yaml").write_text(to_json(asdict(settings)), encoding="utf-8")  # JSON is YAML
-            write_card(partial, summary)
-            write_summary(partial, summary)
-        say(f"{out}: {len(model.experts)} experts, {settings.method}, {summary['parameters']['total']:,} parameters")
-    return read_summary(out)
+    with one_writer(out):
+        if build.is_done(out):
+            say(f"{out} is done already")
+        else:
+            model, tokenizer = build_fusion(settings)
+            summary = {"name": out.name, "command": command, **describe_untrained(model, tokenizer, settings)}
+            with build.folder(out) as partial:
+                export_model(model, tokenizer, partial)
+                (partial / SETTINGS).write_text(to_json(asdict(settings)), encoding="utf-8")  # JSON is YAML
+                write_card(partial, summary)
+                write_summary(partial, summary)
+            say(f"{out}: {len(model.experts)} experts, {settings.method}, {summary['parameters']['total']:,} parameters")
+        return read_json(out / SUMMARY)
 
 
 def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Tokenizer]:
@@ -91,8 +93,9 @@ def assemble(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> Fusion
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
     if settings.top_k is not None and settings.top_k > len(experts):
         raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
-    values = {name: getattr(settings, name) for name in FusionConfig.__dataclass_fields__}
-    return Fusion(FusionConfig(**values | {"weights": weights}), [expert.model for expert in experts])
+    values: dict[str, Any] = {name: getattr(settings, name) for name in FusionConfig.__dataclass_fields__}
+    values["weights"] = weights
+    return Fusion(FusionConfig(**values), [expert.model for expert in experts])
 
 
 def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
@@ -134,7 +137,7 @@ def taken_apart(fusion: Fusion) -> list[GPT]:
         expert.substrate = fusion.substrates[read]
         expert.head = nn.Linear(*weight_VD.shape[::-1], bias=fusion.biased, device="meta")
         expert.head.weight = nn.Parameter(weight_VD.detach())
-        if fusion.biased:
+        if bias_V is not None:
             expert.head.bias = nn.Parameter(bias_V.detach())
     return list(fusion.experts)
 
@@ -148,7 +151,7 @@ def join_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
     first = experts[0]
     for place, expert in enumerate(experts):
         if not allow_different and not _same_codes(first.model.substrate, expert.model.substrate):
-            raise InputError(f"substrates differ: {_told(first)}, {_told(expert)}; logits need only the vocabulary, so to "
+            raise InputError(f"substrates differ: {_named(first)}, {_named(expert)}; logits need only the vocabulary, so to "
                              "fuse these all the same add --allow-different-substrates")
         for earlier in experts[:place]:
             one, two = earlier.model.substrate, expert.model.substrate
@@ -167,14 +170,14 @@ def _same_codes(one: Substrate, two: Substrate) -> bool:
     return same_rule and all(torch.equal(values, others[name]) for name, values in tensors.items())
 
 
-def _told(expert: Expert) -> str:
+def _named(expert: Expert) -> str:
     config = expert.model.substrate.config
     trained = " before it was trained" if config.trainable else ""
     return f"{expert.name} has {config.kind} {config.fingerprint[:12]}{trained}"
 
 
-def describe(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
-    """What the summary of a run tells of a fused model that is not trained further."""
+def describe_untrained(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
+    """What the summary of a run says of a fused model that is not trained further."""
     return {
         "fusion": describe_fusion(model, settings),
         **describe_model(model, tokenizer),

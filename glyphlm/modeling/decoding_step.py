@@ -23,7 +23,7 @@ class DecodingStep:
         self._model, self._cache = model, cache
         self._ids_B1 = ids_B1.clone()
         self._positions_B1 = None if positions_B1 is None else positions_B1.clone()
-        self._attended_BS = torch.ones(len(ids_B1), capacity(cache), dtype=torch.bool, device=ids_B1.device)
+        self._attended_BS = torch.ones(len(ids_B1), capacity(cache) or 0, dtype=torch.bool, device=ids_B1.device)
         held = [layer.cumulative_length.clone() for layer in cache.layers]
 
         def put_back() -> None:
@@ -35,7 +35,7 @@ class DecodingStep:
     def __call__(self, ids_B1: Tensor, attended_BS: Tensor | None, positions_B1: Tensor | None) -> Tensor:
         """logits_B1V; the cache holds the new position afterwards."""
         self._ids_B1.copy_(ids_B1)
-        if self._positions_B1 is not None:
+        if self._positions_B1 is not None and positions_B1 is not None:  # both or neither, as it fits
             self._positions_B1.copy_(positions_B1)
         if attended_BS is not None:
             self._attended_BS[:, : attended_BS.shape[1]] = attended_BS

@@ -6,16 +6,16 @@ Methods that mix logits are one head on one state: the sum of g (W x + b) over e
 the head keeps each expert's own columns as they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
-from .model import GPT, Cache, check_fields
+from .model import GPT, Block, Cache, Substrate, check_fields
 from .together import Together, can_join
 
 Method = Literal[
@@ -95,7 +95,8 @@ class Pass:
         if self.cache is None:
             return list(values_BTX)
         held = self.past + values_BTX[0].shape[1]
-        return [all_B1SX[:, 0, :held] for all_B1SX in self.cache.update(*(values[:, None] for values in values_BTX), 0)]
+        one_BTX, other_BTX = values_BTX
+        return [all_B1SX[:, 0, :held] for all_B1SX in self.cache.update(one_BTX[:, None], other_BTX[:, None], 0)]
 
 
 class ExpertCache:
@@ -127,11 +128,17 @@ class Fusion(nn.Module):
     these first ones only through the experts that some text of the batch has kept.
     """
 
+    experts: Sequence[GPT]
+    substrates: Sequence[Substrate]
+    gates: Sequence[nn.Linear]
+    adapter: Sequence[nn.Linear]
+
     def __init__(self, fusion: FusionConfig, experts: Sequence[GPT]):
         super().__init__()
-        for name, count in (("weights", fusion.weights and len(fusion.weights)), ("top_k", fusion.top_k)):
-            if count is not None and (count > len(experts) or name == "weights" and count < len(experts)):
-                raise ValueError(f"{name} {getattr(fusion, name)} does not fit {len(experts)} experts")
+        if fusion.weights is not None and len(fusion.weights) != len(experts):
+            raise ValueError(f"weights {fusion.weights} do not fit {len(experts)} experts; give one an expert")
+        if fusion.top_k is not None and fusion.top_k > len(experts):
+            raise ValueError(f"top_k {fusion.top_k} is more than the {len(experts)} experts")
         sizes = {expert.vocab_size for expert in experts}
         if len(sizes) != 1:
             raise ValueError(f"experts of one vocabulary are needed, but they have {', '.join(map(str, sorted(sizes)))} ids")
@@ -139,20 +146,21 @@ class Fusion(nn.Module):
         self._widths = [expert.config.d_model for expert in experts]
         self.biased = any(expert.config.head_bias for expert in experts)
         self.recompute, self.kept = False, None  # as training sets on GPT; frozen experts keep nothing to recompute
-        self.substrates = nn.ModuleList(dict.fromkeys(expert.substrate for expert in experts))
+        self.substrates = _modules(dict.fromkeys(expert.substrate for expert in experts))
         self.reads = [list(self.substrates).index(expert.substrate) for expert in experts]
         head = joined_head(experts, self.biased)
         for expert in experts:  # which then takes x_BTD for ids, and gives it back
-            expert.substrate = expert.head = nn.Identity()
-        self.experts = nn.ModuleList(experts)
+            nothing: Any = nn.Identity()
+            expert.substrate = expert.head = nothing
+        self.experts = _modules(experts)
         self._together: Together | None = None
         self.requires_grad_(False)
         if fusion.method == "gate":
-            self.gates = nn.ModuleList(nn.Linear(width, 1) for width in self._widths)
+            self.gates = _modules(nn.Linear(width, 1) for width in self._widths)
         if fusion.method == "adapter":
             width = sum(self._widths)
-            self.adapter = nn.Sequential(
-                nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)
+            self.adapter = _modules(
+                [nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)]
             )
         self.head = head.requires_grad_(fusion.method == "head")
 
@@ -174,7 +182,7 @@ class Fusion(nn.Module):
         return FusedShape(self.head.in_features, layers, configs[0].n_head, shortest)
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Block]:
         """The blocks of all experts."""
         return [block for expert in self.experts for block in expert.blocks]
 
@@ -184,7 +192,7 @@ class Fusion(nn.Module):
         return len(self.blocks)
 
     @property
-    def substrate(self) -> nn.Module:
+    def substrate(self) -> Substrate:
         """That of the first expert."""
         return self.substrates[0]
 
@@ -222,7 +230,8 @@ class Fusion(nn.Module):
         parts = self._run_experts(given)
         if self.fusion.method == "adapter":
             x_BTF = torch.cat(parts, -1)
-            parts = (x_BTF + self.adapter(x_BTF)).split(self._widths, -1)
+            down, up = self.adapter
+            parts = (x_BTF + up(down(x_BTF))).split(self._widths, -1)
         weights_BTM = self._weigh(parts, given)
         if self.fusion.method in OF_PROBABILITIES:
             return torch.cat([*parts, weights_BTM], -1)
@@ -230,8 +239,8 @@ class Fusion(nn.Module):
 
     def _run_experts(self, given: Pass) -> list[Tensor]:
         """The state of each expert, x_BTD; zeros of one that no text of the batch needs any more."""
-        if given.cache is not None and self.fusion.top_k is None and self._can_run_as_one():
-            return self._run_as_one(given)
+        if given.cache is not None and self.fusion.top_k is None and (whole := self._as_one()):
+            return self._run_as_one(whole, given.cache, given)
         parts, first, needed = [], self.fusion.records, self._needed(given)
         for number, expert in enumerate(self.experts):
             if number in needed:
@@ -246,16 +255,16 @@ class Fusion(nn.Module):
             first += len(expert.blocks)
         return parts
 
-    def _can_run_as_one(self) -> bool:
+    def _as_one(self) -> Together | None:
         if self._together is None or not self._together.holds():
             self._together = Together(self.experts) if can_join(self.experts) else None
-        return self._together is not None
+        return self._together
 
-    def _run_as_one(self, given: Pass) -> list[Tensor]:
+    def _run_as_one(self, whole: Together, cache: Cache, given: Pass) -> list[Tensor]:
         """The same of experts of one shape where there is a cache: tokens come one by one, and weights are what counts."""
         codes = [self.substrates[read](given.ids_BT) for read in self.reads]
-        cache = ExpertCache(given.cache, self.fusion.records, given.past)
-        return self._together.hidden(codes, cache, given.attended_BS, given.positions_BT)
+        cache = ExpertCache(cache, self.fusion.records, given.past)
+        return whole.hidden(codes, cache, given.attended_BS, given.positions_BT)
 
     def _needed(self, given: Pass) -> list[int]:
         everyone = list(range(len(self.experts)))
@@ -278,7 +287,7 @@ class Fusion(nn.Module):
         if self.fusion.method == "gate":
             return self._gate(parts, given)
         if self.fusion.method == "posterior":
-            return self._posterior(torch.cat(parts, -1), given)
+            return self._posterior(torch.cat([*parts], -1), given)
         return parts[0].new_tensor(self.weights).expand(*given.ids_BT.shape, -1)
 
     def _gate(self, parts: Sequence[Tensor], given: Pass) -> Tensor:
@@ -343,7 +352,13 @@ class Fusion(nn.Module):
         """The head without the columns of experts that are skipped, whose states are zeros."""
         widths = [*self._widths, self.head.in_features - sum(self._widths)]
         parts = zip(x_BTF.split(widths, -1), self.head.weight.split(widths, 1))
-        return sum(F.linear(x_BTX, head_VX) for x_BTX, head_VX in parts if bool(x_BTX.any()))
+        logits = [F.linear(x_BTX, head_VX) for x_BTX, head_VX in parts if bool(x_BTX.any())]
+        return sum(logits[1:], logits[0]) if logits else self.head(x_BTF)
+
+
+def _modules(modules: Iterable[nn.Module]) -> Any:
+    """A ModuleList, which type checkers do not know as a sequence of what is in it."""
+    return nn.ModuleList(modules)
 
 
 def joined_head(experts: Sequence[GPT], biased: bool) -> nn.Linear:

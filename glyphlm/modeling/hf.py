@@ -1,6 +1,5 @@
 """The model as Hugging Face transformers know it. This file travels inside every run folder, with those it imports."""
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,9 +181,10 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         if folder.is_dir():
             _check_depth(folder, options.get("config") or GlyphLMConfig.from_pretrained(folder))
         options.setdefault("use_safetensors", True)
-        model, report = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *inputs, output_loading_info=True, **options
         )
+        model, report = loaded
         _check_tensors(model, report)
         return (model, report) if output_loading_info else model
 
@@ -200,7 +200,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.gpt.recompute = enable
 
     @property
-    def base_model(self) -> Callable[..., BaseModelOutputWithPast]:
+    def base_model(self) -> Any:
         """What gives the states that the head reads; trainers with a loss of their own call it (GPT takes other names)."""
         return self._states
 
@@ -236,11 +236,14 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
             TypeError: an argument is unknown.
         """
         held = past_key_values if cache is None else cache
-        if labels is None and self._can_replay(input_ids, held) and not any(value is not None for value in more.values()):
+        bare = labels is None and not any(value is not None for value in more.values())
+        if input_ids is not None and bare and self._can_replay(input_ids, held):
             logits = self._replay(input_ids, attention_mask, position_ids, held)
             out = CausalLMOutputWithPast(logits=logits, **{CACHE: held})
             return out if self._returns_dict(return_dict) else out.to_tuple()
-        states = self._states(input_ids, attention_mask, position_ids, past_key_values, use_cache, True, cache, **more)
+        states: Any = self._states(
+            input_ids, attention_mask, position_ids, past_key_values, use_cache, True, cache, **more
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.gpt.logits(states.last_hidden_state[:, kept])
         loss = None if labels is None else self._loss(logits, labels)
@@ -284,10 +287,10 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         out = BaseModelOutputWithPast(last_hidden_state=x_BTD, **{CACHE: cache})
         return out if self._returns_dict(return_dict) else out.to_tuple()
 
-    def _can_replay(self, ids_BT: Tensor | None, cache: Any) -> bool:
+    def _can_replay(self, ids_BT: Tensor, cache: Any) -> bool:
         """Whether this is one more token of each sequence, on a GPU, after a cache of fixed length that holds some."""
         return (
-            can_record(self.device) and not torch.is_grad_enabled() and isinstance(self.gpt, GPT) and ids_BT is not None
+            can_record(self.device) and not torch.is_grad_enabled() and isinstance(self.gpt, GPT)
             and ids_BT.shape[1] == 1 and capacity(cache) is not None and cache.layers[-1].is_initialized
         )  # fmt: skip
 
@@ -295,10 +298,11 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         _check_shapes(ids_B1, attended_BS, cache)
         step = getattr(cache, "step", None)  # goes with the cache, whose tensors it was recorded with
         if step is None or not step.fits(ids_B1, positions_B1):
-            cache.step = step = DecodingStep(self.gpt, cache, ids_B1, positions_B1)
+            gpt: Any = self.gpt
+            cache.step = step = DecodingStep(gpt, cache, ids_B1, positions_B1)
         return step(ids_B1, attended_BS, positions_B1)
 
-    def _valid_auto_compile_criteria(self, *given: Any) -> bool:
+    def _valid_auto_compile_criteria(self, model_kwargs: Any, generation_config: Any) -> bool:
         """False: transformers would compile forward() for a cache of fixed length, which takes longer than recording it."""
         return False
 
@@ -308,7 +312,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         return attention_mask
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
     def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())

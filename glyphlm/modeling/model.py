@@ -8,7 +8,7 @@ bias, an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-sp
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import UnionType
@@ -38,7 +38,7 @@ def check_fields(config: Any, least: Mapping[str, float]) -> None:
             raise ValueError(f"{name} {value} must be at least {least[name]:g}")
 
 
-def _is_a(value: object, kind: Any) -> bool:
+def _is_a(value: Any, kind: Any) -> bool:
     """Whether `value` is what an annotation says; True is no number, and NaN is none."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
@@ -152,6 +152,12 @@ class Substrate(nn.Module):
     the places (tables of zeros, maps that change nothing); load_substrate or the weights of a run fill them.
     """
 
+    table_VE: Tensor
+    lift_ED: Tensor
+    shuffled_V: Tensor
+    affine_NE: Tensor
+    offset_E: Tensor
+
     def __init__(self, config: SubstrateConfig, d_model: int):
         super().__init__()
         config.check_lift(d_model)
@@ -210,11 +216,13 @@ class Substrate(nn.Module):
 class Cache(Protocol):
     """Keys and values of earlier positions; DynamicCache of transformers is one."""
 
-    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
         """Append the new positions of `layer`; return all of them, [B, H, S, K] each."""
+        ...
 
     def get_seq_length(self) -> int | Tensor:
         """Positions held; a cache of fixed length that holds some has their number on its device."""
+        ...
 
 
 def capacity(cache: Any) -> int | None:
@@ -254,8 +262,12 @@ class Context:
 
     def of_rows(self, rows_N: Tensor) -> "Context":
         """The same for some sequences of the batch."""
-        parts = (t if t is None or len(t) == 1 else t[rows_N] for t in (self.cos_BTK, self.sin_BTK, self.mask_BTS))
-        return Context(*parts, self.cache, self.continues, self.documents)
+
+        def chosen(x_B: Tensor) -> Tensor:
+            return x_B if len(x_B) == 1 else x_B[rows_N]
+
+        mask_BTS = None if self.mask_BTS is None else chosen(self.mask_BTS)
+        return Context(chosen(self.cos_BTK), chosen(self.sin_BTK), mask_BTS, self.cache, self.continues, self.documents)
 
 
 def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
@@ -371,9 +383,11 @@ class Kept(Protocol):
 
     def __call__(self, ids_BT: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """x_BTD; `compute` gives that of the rows whose numbers [N] it is called with."""
+        ...
 
     def take_hits(self) -> int:
         """Rows that were found since the last call."""
+        ...
 
 
 class GPT(nn.Module):
@@ -385,7 +399,8 @@ class GPT(nn.Module):
         self.recompute = False  # trade time for memory: training keeps only what enters each block
         self.kept: Kept | None = None  # where training finds again what leaves the frozen blocks
         self.mask_documents: Callable[[Tensor], Any] | None = None  # documents_BT -> BlockMask, where blocks are compiled
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        blocks: Any = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks: Sequence[Block] = blocks
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, substrate.config.vocab_size, bias=config.head_bias)
 
@@ -488,13 +503,13 @@ class GPT(nn.Module):
         self, new: int, past: int | Tensor, attended_BS: Tensor | None, device: torch.device, fixed: int | None
     ) -> Tensor | None:
         """True where a position may look; None where that is every position before it."""
-        starts = not isinstance(past, Tensor) and past == 0
+        starts = isinstance(past, int) and past == 0
         # Beside a cache on a GPU nobody waits to learn whether anything is padding.
         if (starts or (new == 1 and fixed is None and device.type == "cpu")) and (
             attended_BS is None or bool(attended_BS.all())
         ):
             return None
-        seen_S = torch.arange(new if starts else fixed or past + new, device=device)
+        seen_S = torch.arange(new if starts else fixed or int(past) + new, device=device)
         new_T1 = (torch.arange(new, device=device) + past)[:, None]
         causal_TS = seen_S <= new_T1
         if attended_BS is None:

@@ -9,6 +9,7 @@ Shapes: as in model.py; M experts. Rows N of a batch are text 1 of expert 1, tex
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +57,12 @@ class SharedCache:
     def update(self, k_NHTK: Tensor, v_NHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """As the cache below, on the rows of all experts."""
         heads = self._experts * k_NHTK.shape[1]
-        new = (x_NHTK.reshape(-1, heads, *x_NHTK.shape[2:]) for x_NHTK in (k_NHTK, v_NHTK))
-        k_BXSK, v_BXSK = self._cache.update(*new, layer)
-        return tuple(x_BXSK.reshape(len(k_NHTK), -1, *x_BXSK.shape[2:]) for x_BXSK in (k_BXSK, v_BXSK))
+        k_BXTK, v_BXTK = (x_NHTK.reshape(-1, heads, *x_NHTK.shape[2:]) for x_NHTK in (k_NHTK, v_NHTK))
+        k_NHSK, v_NHSK = (x_BXSK.reshape(len(k_NHTK), -1, *x_BXSK.shape[2:])
+                          for x_BXSK in self._cache.update(k_BXTK, v_BXTK, layer))
+        return k_NHSK, v_NHSK
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> int | Tensor:
         """Positions held."""
         return self._cache.get_seq_length()
 
@@ -78,7 +80,8 @@ class Together:
         self._model = copy.deepcopy(experts[0], same)  # the modules alone
         for kind, together in ((nn.Linear, Linears), (nn.LayerNorm, Norms)):
             for name in [name for name, module in experts[0].named_modules() if type(module) is kind]:
-                self._model.set_submodule(name, together([expert.get_submodule(name) for expert in experts]))
+                layers: list[Any] = [expert.get_submodule(name) for expert in experts]
+                self._model.set_submodule(name, together(layers))
         self._model.eval()
         self._places = self._find()
 
@@ -116,7 +119,7 @@ def can_join(experts: Sequence[GPT]) -> bool:
             and all((kind, trains) == (nn.Parameter, False) for _, kind, trains, *_ in first))
 
 
-def _side_by_side(weights: Sequence[nn.Parameter]) -> nn.Buffer:
+def _side_by_side(weights: Sequence[Tensor]) -> nn.Buffer:
     """[M, ..] of all of them; they become views of it."""
     with torch.inference_mode(False), torch.no_grad():
         together = torch.stack([values.detach() for values in weights])

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the matrices of a model, by peft: added, merged, kept in a folder."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,11 +13,12 @@ from glyphlm.modeling.model import GPT
 ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # the folder of adapters that are kept apart, as peft's
 
 
-def add_adapters(model: GPT, ranks: dict[str, int], alpha: float, seed: int) -> None:
+def add_adapters(model: nn.Module, ranks: dict[str, int], alpha: float, seed: int) -> None:
     """Put a peft adapter on each matrix that `ranks` names; they change nothing before they are trained."""
     from peft import LoraConfig, inject_adapter_in_model  # 2 seconds, needed by few
 
-    config = LoraConfig(r=max(ranks.values()), lora_alpha=alpha, target_modules=list(ranks), rank_pattern=ranks,
+    fraction: Any = alpha  # which peft takes, though it asks for an int
+    config = LoraConfig(r=max(ranks.values()), lora_alpha=fraction, target_modules=list(ranks), rank_pattern=ranks,
                         alpha_pattern=dict.fromkeys(ranks, alpha))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -37,7 +39,7 @@ def detach_adapters(model: GPT, folder: Path) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    config = next(iter(model.peft_config.values()))
+    config: Any = next(iter(cast(Any, model).peft_config.values()))
     config.target_modules = {f"gpt.{name}" for name in config.target_modules}
     config.rank_pattern, config.alpha_pattern = (
         {f"gpt.{name}": value for name, value in pattern.items()} for pattern in (config.rank_pattern, config.alpha_pattern)
@@ -68,6 +70,6 @@ def attach_adapters(model: nn.Module, folder: Path) -> None:
         raise InputError(f"{folder} holds adapters of another model: {', '.join(unknown[:3])}")
 
 
-def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Matrices with an adapter; told by a method of peft's layers, so that peft is not imported where there is none."""
+def adapted(model: nn.Module) -> list[tuple[str, Any]]:
+    """Matrices with an adapter, known by a method of peft's layers, so that peft is not imported where there is none."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]

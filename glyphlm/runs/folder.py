@@ -60,16 +60,12 @@ def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
 
 def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
     """config.json of a model; the tokenizer's fingerprint stands in it."""
-    return GlyphLMConfig(
-        **config_fields(model),
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        tie_word_embeddings=False,
-        **special_ids(tokenizer),
-    )
+    others: dict[str, Any] = {"tokenizer_fingerprint": tokenizer.fingerprint, "tie_word_embeddings": False}
+    return GlyphLMConfig(**config_fields(model), **others, **special_ids(tokenizer))
 
 
 def config_fields(model: GPT | Fusion) -> dict[str, Any]:
-    """What config.json tells of the model itself."""
+    """What config.json says of the model itself."""
     if isinstance(model, GPT):
         return {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
     first = [model.reads.index(number) for number in model.reads]  # the first expert that reads the same substrate
@@ -81,7 +77,7 @@ def config_fields(model: GPT | Fusion) -> dict[str, Any]:
     return {"experts": experts, "fusion": asdict(model.fusion)}
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Ids of the special tokens under transformers' names; a text stands after what ended the one before, as in training."""
     return {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
 
@@ -169,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What every summary tells of its model: codes, sizes, number of values, vocabulary."""
+    """What every summary says of its model: codes, sizes, number of values, vocabulary."""
     return {
         "substrate": asdict(model.substrate.config),
         "model": {"vocab_size": model.vocab_size, **asdict(model.config)},

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def continue_ids(
                                                                        device=model.device)]
     torch.manual_seed(sampling.seed)
     with torch.no_grad():
-        out_BT = model.generate(
+        out_BT = cast(Any, model).generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens,
             cache_implementation="static" if model.device.type == "cuda" else None,
             logits_processor=[_check_numbers], **chosen
