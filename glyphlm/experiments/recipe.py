@@ -241,6 +241,6 @@ def _laid_over(below: Any, above: Any) -> Any:
     return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
-def settings_text(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
+def settings_text(recipe: Any) -> str:
+    """A recipe, or another dataclass of settings, as YAML."""
     return to_yaml(asdict(recipe))
