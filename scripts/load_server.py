@@ -50,6 +50,8 @@ def main() -> int:
     options = parser.parse_args()
 
     expected = [ask(options.port, options.model, seed, options.tokens) for seed in range(10)]
+    if failed := [text for text in expected if text.startswith(("status ", "lost: "))]:
+        parser.error(failed[0])
     before, began = resident_mib(options.pid), time.monotonic()
     with ThreadPoolExecutor(options.at_once) as pool:
         found = list(pool.map(lambda n: ask(options.port, options.model, n, options.tokens), range(options.requests)))

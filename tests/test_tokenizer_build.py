@@ -99,7 +99,7 @@ def test_a_foreign_document_too_long_to_hold_is_refused(foreign, monkeypatch):
 
 def test_a_foreign_vocabulary_without_padding_pads_with_the_end_of_text(foreign):
     assert foreign.tokens[foreign.end_id] == "<end>" and foreign.pad_id == foreign.end_id
-    assert foreign.start_id == foreign.end_id and foreign.unknown_id is None
+    assert foreign.start_id is None and foreign.unknown_id is None
 
 
 def test_pictures_show_what_a_foreign_token_decodes_to_or_how_it_is_spelled(foreign):

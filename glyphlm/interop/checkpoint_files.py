@@ -64,7 +64,7 @@ def read_sizes(folder: Path, config: Mapping[str, Any]) -> Sizes:
             raise InputError(f"{folder}/config.json gives {value!r:.60} as {size} (looked for {names}), which must "
                              f"be {SIZES}; write the right number there")
     n_embed = next((config[name] for name in ("n_embed", "n_embd") if config.get(name) in SIZES), None)
-    return Sizes(**{size: int(value) for size, value in found.items() if value in SIZES}, n_embed=n_embed)
+    return Sizes(**{size: value for size, value in found.items() if value is not None}, n_embed=n_embed)
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:

@@ -166,7 +166,7 @@ def neox_tensors(plain: Plain) -> dict[str, Tensor]:
         prefix = f"gpt_neox.layers.{number}."
         for ours, theirs in BLOCK_NAMES.items():
             found |= {f"{prefix}{theirs}.{leaf}": value for leaf, value in block.get_submodule(ours).named_parameters()}
-        qkv_3HKD = block.attention.qkv.weight.unflatten(0, (3, model.config.n_head, -1))
+        qkv_3HKD = block.get_parameter("attention.qkv.weight").unflatten(0, (3, model.config.n_head, -1))
         found[f"{prefix}attention.query_key_value.weight"] = qkv_3HKD.transpose(0, 1).flatten(0, 2)  # head by head
         found[f"{prefix}attention.query_key_value.bias"] = torch.zeros(3 * d)
         found[f"{prefix}attention.dense.bias"] = torch.zeros(d)

@@ -34,7 +34,7 @@ from glyphlm.interop.checkpoint_files import (
     weight_files,
 )
 from glyphlm.interop.tensor_map import Mapped, listed, map_experts
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, Kind, ModelConfig, Substrate, SubstrateConfig, count_parameters
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, write_summary
 from glyphlm.substrate.codes import all_codes, fingerprint
@@ -208,7 +208,7 @@ def _rule(published: Published, mapped: Mapped, settings: ImportSettings) -> tup
     return config, codes
 
 
-def _describe(published: Published, settings: ImportSettings, kind: str, n_embed: int) -> SubstrateConfig:
+def _describe(published: Published, settings: ImportSettings, kind: Kind, n_embed: int) -> SubstrateConfig:
     binary = kind == "affine_bits" or "binary" in published.model_type
     likely = "tile" if binary or settings.signed else "repeat_interleave"
     lift = likely if settings.lift == "auto" else settings.lift
@@ -265,9 +265,9 @@ def _import_expert(
 ) -> dict[str, Any]:
     made_from = {**published.sha256, "tokenizer": published.tokenizer.fingerprint, "expert": number}
     build = Build("import", asdict(settings), made_from)
-    if build.is_done(out):
+    if build.is_done(out) and (summary := read_summary(out)):
         say(f"{out} is done already")
-        return read_summary(out)
+        return summary
     mapped = published.experts[number]
     if published.model_type == "gpt_neox" and mapped.fused and settings.fused != "per_head":
         raise InputError(f"{published.source}/config.json says gpt_neox, which stores q, k and v head by head, not "
@@ -280,15 +280,16 @@ def _import_expert(
         summary = _summary(published, mapped, model, settings) | {"name": out.name, "command": command}
         write_summary(partial, summary)
         write_card(partial, summary)
+    total = count_parameters(model)["total"]
     for note in mapped.notes:
         say(f"{out}: {note}")
-    say(f"{out}: {summary['parameters']['total']:,} values in {model.config.n_layer} blocks, of {published.source}")
+    say(f"{out}: {total:,} values in {model.config.n_layer} blocks, of {published.source}")
     return summary
 
 
 def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportSettings) -> dict[str, Any]:
     """Of training nothing is known."""
-    unknown = {"train": None, "validation": None}
+    unknown: dict[str, None] = {"train": None, "validation": None}
     return {
         "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},
         **describe_model(model, published.tokenizer),
@@ -335,7 +336,7 @@ def readings(published: Published, settings: ImportSettings) -> Iterator[dict[st
 @torch.no_grad()
 def loss_of(models: Sequence[GPT], ids_BT: Tensor) -> float:
     """Nats a token of the text under the mean of the models' logits."""
-    logits_BTV = sum(model.eval()(ids_BT) for model in models) / len(models)
+    logits_BTV = torch.stack([model.eval()(ids_BT) for model in models]).mean(0)
     return float(F.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]))
 
 

@@ -348,7 +348,7 @@ def find_blocks(modules: Sequence[Module], sizes: Sizes) -> dict[Path, list[Modu
     shapes = {(4 * sizes.d_model, sizes.d_model), (sizes.d_model, 4 * sizes.d_model)}
     wide = [module.path for module in modules if module.shape in shapes]
     shared = Counter(start for path in wide for start in numbered_starts(path))
-    own = {max((start for start in numbered_starts(path) if shared[start] > 1), key=len, default=()) for path in wide}
+    own = {max((start for start in numbered_starts(path) if shared[start] > 1), key=len, default=Path()) for path in wide}
     starts = [start for start in sorted(own, key=natural) if shared[start] == 2]
     if len(starts) != sizes.n_layer or len(starts) != len(own):
         raise InputError(f"{len(starts)} numbered blocks with two MLP matrices of {sizes.d_model} x {4 * sizes.d_model} "

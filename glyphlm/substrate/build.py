@@ -298,7 +298,7 @@ def _content(config: SubstrateConfig, settings: SubstrateSettings, bits_VP: np.n
         case "random_float":
             return principal_components(random_bits(ids, max(width, FLOAT_BITS), config.places, seed), width)
         case "given":
-            return read_table(Path(settings.file), ids, width)
+            return read_table(Path(str(settings.file)), ids, width)
     return torch.randn(ids, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -336,7 +336,7 @@ def blank_ids(drawing: Drawing, pictured: Sequence[str], fonts: FontChain | None
     sparse = np.flatnonzero(drawing.bits_VP.mean(1) < 0.05)
     if not len(sparse) or not fonts:
         return []
-    bare = draw_tokens([pictured[number] for number in sparse], fonts, fonts.side)
+    bare = draw_tokens([pictured[number] for number in sparse.tolist()], fonts, fonts.side)
     return sparse[~bare.bits_VP.any(1)].tolist()
 
 

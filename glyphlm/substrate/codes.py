@@ -41,7 +41,7 @@ def shown_chunks(rows: Any, title: str) -> Iterator[Any]:
 def first_equal(rows: Iterable[np.ndarray]) -> np.ndarray:
     """For each row the number of the first one that equals it byte for byte, int64 [V]."""
     seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(hashlib.sha256(row).digest(), number) for number, row in enumerate(rows)])
+    return np.array([seen.setdefault(hashlib.sha256(row.tobytes()).digest(), number) for number, row in enumerate(rows)])
 
 
 def principal_components(bits_VP: np.ndarray, n_embed: int) -> Tensor:
@@ -236,5 +236,5 @@ def fingerprint(config: SubstrateConfig, tokenizer_fingerprint: str, tensors: Ma
     digest = hashlib.sha256(to_json({"tokenizer": tokenizer_fingerprint, **told}).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))  # a view: a table may fill half of the memory
+        digest.update(tensor.contiguous().numpy().reshape(-1).view(np.uint8).data)  # no copy: a table may fill the memory
     return digest.hexdigest()

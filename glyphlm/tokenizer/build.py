@@ -142,18 +142,19 @@ def _make(texts: Sequence[str], settings: TokenizerSettings, reading: Reading) -
     if settings.layout == "compact":
         counts = count_text(passages(texts, reading, "counting words"))
         say(f"learning n-grams from {len(counts.words):,} distinct words")
-        return Tokenizer(compact_backend(counts, settings.vocab_size))
+        return Tokenizer(compact_backend(counts, settings.vocab_size or COMPACT_SIZE))
     if settings.layout == "bvv241-nemo":
-        return _checked(Tokenizer.load(settings.base), settings.base)
+        return _checked(str(settings.base))
     return Tokenizer(_published(settings))
 
 
-def _checked(foreign: Tokenizer, folder: str) -> Tokenizer:
-    """A foreign tokenizer that tells what ends a text and which bytes its tokens stand for.
+def _checked(folder: str) -> Tokenizer:
+    """A foreign tokenizer, which must have a token that ends a text and tokens that stand for known bytes.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or is damaged.
     """
+    foreign = Tokenizer.load(folder)
     try:
         say(f"{folder}: {foreign.vocab_size:,} ids, {int(foreign.bytes_per_id_V.max())} bytes the longest, "
             f"end of text {foreign.tokens[foreign.end_id]!r}")
@@ -165,7 +166,7 @@ def _checked(foreign: Tokenizer, folder: str) -> Tokenizer:
 def _published(settings: TokenizerSettings) -> tokenizers.Tokenizer:
     layout = LAYOUTS[settings.layout]
     shared = read_shared_strings(settings.shared_strings) if settings.shared_strings else []
-    ngrams = choose_published_ngrams(read_ngrams(Path(settings.ngrams)), shared, layout, settings.top_ngrams)
+    ngrams = choose_published_ngrams(read_ngrams(Path(str(settings.ngrams))), shared, layout, settings.top_ngrams)
     names = read_special_names(settings.special_names) if settings.special_names else None
     return published_backend(ngrams, layout, names, settings.lossless)
 

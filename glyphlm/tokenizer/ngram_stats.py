@@ -246,7 +246,7 @@ def _count_all(missing: Mapping[Path, str], settings: NgramSettings, reading: Re
 def _count_parallel(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
     """The largest sources first, so that all processes end at about the same time."""
     sizes = {part: size_of(source) for part, source in missing.items()}
-    order = sorted(sizes, key=sizes.get, reverse=True)
+    order = sorted(sizes, key=sizes.__getitem__, reverse=True)
     count = partial(_count_source, settings=settings, reading=reading)
     share_out(count, [(part, missing[part]) for part in order], jobs, "counting", [sizes[part] for part in order])
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -38,11 +38,12 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
     Raises:
         InputError: its decoder is of a kind (such as WordPiece) that does not say which bytes a token stands for.
     """
-    decoder = json.loads(backend.to_str())["decoder"] or {"type": "none"}
-    kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
+    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {"type": "none"}
+    parts: list[dict[str, Any]] = decoder.get("decoders", [decoder])
+    kinds = {part["type"] for part in parts}
     if "ByteLevel" in kinds:
         return spell_byte_level
-    if "Metaspace" in kinds or any(part.get("content") == " " for part in decoder.get("decoders", [])):
+    if "Metaspace" in kinds or any(part.get("content") == " " for part in parts):
         return lambda token: spell_plain(token.replace("\u2581", " "))
     if kinds <= {"ByteFallback", "Fuse"}:
         return spell_plain
@@ -106,7 +107,8 @@ class Tokenizer:
         config: Mapping[str, object] = HF_CONFIG,
         specials_in_text: Literal["literal", "control"] = "literal",
     ):
-        self._backend, self.config, self.specials_in_text = backend, dict(config), specials_in_text
+        self._backend, self.config = backend, dict(config)
+        self.specials_in_text: Literal["literal", "control"] = specials_in_text
         self._backend.no_truncation()  # some foreign files ask for it
         self._backend.no_padding()
         post = self._backend.post_processor
@@ -165,7 +167,7 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """Id of the token that tokenizer_config.json puts before a text; what we write names `</s>`, as in training."""
+        """Id of the token that tokenizer_config.json puts before a text; in the files of our models it is `end_id`."""
         return self._special_id("bos_token") if self.config.get("bos_token") else None
 
     @property
@@ -298,14 +300,9 @@ class Tokenizer:
         return PieceEncoder(self._backend, spelled) if _can_be_cut(self._backend, spelled) else None
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for people.
-
-        The token at the beginning of a text is written as the one at its end: documents follow each other in training, so
-        that `</s>` is what stands before a text, and what other libraries have to put there.
-        """
+        """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for people."""
         (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        start = {"bos_token": self.config["eos_token"]} if self.config.get("eos_token") else {}
-        (folder / "tokenizer_config.json").write_text(to_json(self.config | start), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(to_json(self.config), encoding="utf-8")
         lines = (f"{number}\t{token!r}\n" for number, token in enumerate(self.tokens))
         (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -323,7 +320,7 @@ def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         yield batch
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def _read_config(path: Path) -> dict[str, Any]:
     """Ours where there is none; of a foreign one the names of the special tokens and the chat template."""
     template = path.with_name("chat_template.jinja")  # where transformers write it
     written = {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {}
