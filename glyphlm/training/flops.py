@@ -7,6 +7,7 @@ pass costs twice the forward pass, less what frozen weights spare.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import nn
 
@@ -76,7 +77,7 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
     frozen = {module for block in model.blocks[: model.frozen_depth] for module in block.modules()}
     for name, module in model.named_modules():  # in the order of the data
         if name.endswith("attention.out"):
-            part, products = "frozen" if module in frozen else "scores", scores * module.in_features
+            part, products = "frozen" if module in frozen else "scores", scores * int(cast(Any, module).in_features)
             forward[part] += products
             backward[part] += 2 * products * below
         if isinstance(module, nn.Linear):

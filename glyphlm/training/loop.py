@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ class _Trainer:
         self._out.mkdir(parents=True, exist_ok=True)
         found = load_state(self._out, self._model, self._optimizer)
         if found is not None:
-            self._state, self._window, self._saved = found, Score(**found.window), found.step
+            self._state, self._window, self._saved = found, Score(**cast(dict[str, Any], found.window)), found.step
             self._batches.restore(found.batches)
             say(f"{self._out}: going on from step {found.step}")
         if self._world.is_main:
@@ -249,14 +249,15 @@ class _Trainer:
                 loss = self._objective(to_device(x_BT, self._device), y_BT, targets)
                 (loss * size).backward()  # DDP and FSDP2 take the mean over ranks
             total += loss.detach()
-        return self._world.sums(total, to_device(torch.tensor(float(len(self.signals))), self._device))
+        loss, heard = self._world.sums(total, to_device(torch.tensor(float(len(self.signals))), self._device))
+        return loss, heard
 
     def _update(self, loss: Tensor) -> Tensor:
         """Clip the gradient and take a step, unless loss or gradient are no numbers; the norm before it was clipped."""
-        limit, optimizer = self._settings.clip, self._optimizer
+        limit, optimizer = self._settings.clip, cast(Any, self._optimizer)
         if not self._in_flight:
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
-            norm = norm.full_tensor() if self._is_sharded else norm
+            norm = getattr(norm, "full_tensor", lambda: norm)()  # of a DTensor
             if math.isfinite(loss) and math.isfinite(norm):
                 optimizer.step()
             return norm
@@ -343,7 +344,7 @@ def _stop_signals(received: list[int]) -> Iterator[None]:
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -93,14 +94,15 @@ def spread(module: nn.Module, blocks: nn.ModuleList, how: str) -> nn.Module:
 
         for block in blocks:
             fully_shard(block)
-        return fully_shard(module)
+        return cast(nn.Module, fully_shard(module))
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Gradients of all but the last micro-batch stay on their rank."""
-    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
-        module.set_requires_gradient_sync(last)
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    if set_sync is not None:
+        set_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
