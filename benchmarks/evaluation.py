@@ -29,7 +29,8 @@ from glyphlm.evaluation.decoding import truncated
 from glyphlm.evaluation.likelihood import score_options
 from glyphlm.evaluation.model import DTYPES, EvalModel, load_eval_model
 from glyphlm.evaluation.sampled import answer_tokens, sample_answers
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model
 from glyphlm.runs.generate import Sampling
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import config_fields
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}

@@ -14,7 +14,8 @@ import transformers
 
 from glyphlm.base.devices import resolve_device
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import config_fields
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}

@@ -24,7 +24,8 @@ from glyphlm.base.devices import local_device, resolve_device
 from glyphlm.composition.growth import GrowthSettings, grow
 from glyphlm.composition.hidden_cache import HiddenCache
 from glyphlm.data.batches import Batches
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loop import train
 from glyphlm.training.loss import Objective

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from glyphlm.base.devices import local_device, resolve_device
 from glyphlm.data.batches import Batches
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training import loop
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.settings import TrainSettings

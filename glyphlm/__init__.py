@@ -39,8 +39,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.modeling.fusion import FusionConfig as FusionConfig
     from glyphlm.modeling.model import GPT as GPT
     from glyphlm.modeling.model import ModelConfig as ModelConfig
-    from glyphlm.modeling.model import Substrate as Substrate
-    from glyphlm.modeling.model import SubstrateConfig as SubstrateConfig
+    from glyphlm.modeling.substrate import Substrate as Substrate
+    from glyphlm.modeling.substrate import SubstrateConfig as SubstrateConfig
     from glyphlm.planning.plan import PlanSettings as PlanSettings
     from glyphlm.planning.plan import make_plan as make_plan
     from glyphlm.runs.card import CardSettings as CardSettings
@@ -73,8 +73,8 @@ _HOMES = {
     "TokenText": "data.batches",
     "GPT": "modeling.model",
     "ModelConfig": "modeling.model",
-    "Substrate": "modeling.model",
-    "SubstrateConfig": "modeling.model",
+    "Substrate": "modeling.substrate",
+    "SubstrateConfig": "modeling.substrate",
     "TrainSettings": "training.settings",
     "train": "training.loop",
     "Recipe": "experiments.recipe",

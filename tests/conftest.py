@@ -11,7 +11,8 @@ from glyphlm.corpus.phrasebook import phrases
 from glyphlm.data import shards as preparation
 from glyphlm.data.batches import Batches, TokenText, unigram_bits_per_byte, validation_batches
 from glyphlm.data.shards import prepare
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer

@@ -7,7 +7,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model
 from glyphlm.tokenizer.tokenizer import Tokenizer
 

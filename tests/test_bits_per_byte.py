@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from glyphlm.data.batches import Batch
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.tokenizer.tokenizer import Piece
 from glyphlm.training import bits_per_byte as bits
 from glyphlm.training.bits_per_byte import Score, document_scores, score_batches, score_documents

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
-from glyphlm.modeling.model import SubstrateConfig
+from glyphlm.modeling.substrate import SubstrateConfig
 from glyphlm.substrate import codes
 from glyphlm.substrate.codes import (
     all_codes,

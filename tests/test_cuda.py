@@ -13,7 +13,8 @@ from glyphlm.base.devices import _measured_on_gpu, gpu_of_name, peak_rate, resol
 from glyphlm.base.tensors import load_tensors
 from glyphlm.cli.main import main
 from glyphlm.data.batches import Batches, TokenText
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import load_run
 from glyphlm.training import loss
 from glyphlm.training.checkpoint import TrainState, list_states

@@ -7,7 +7,8 @@ from torch import Tensor
 from glyphlm.modeling import decoding_step, hf
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import config_fields
 
 V = 60

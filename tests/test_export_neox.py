@@ -11,7 +11,8 @@ import torch
 
 from glyphlm.base.errors import InputError
 from glyphlm.interop.export_neox import export_gpt_neox
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
 
 SUBSTRATES = {

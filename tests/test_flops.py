@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from glyphlm.modeling.fusion import Fusion, FusionConfig
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.flops import flops_per_token, parameters_by_part, parameters_in_copies
 from glyphlm.training.loss import head_loss
 

@@ -15,7 +15,8 @@ from glyphlm.base.outputs import read_build
 from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run, read_summary
 from glyphlm.runs.generate import Sampling, generate
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
@@ -87,8 +88,7 @@ def test_fused_run_is_a_run_folder(runs, logits, tokenizer, tmp_path):
     assert summary["parameters"]["total"] == sum(t.numel() for t in load_run(tmp_path / "moe")[0].state_dict().values())
     files = {path.name for path in (tmp_path / "moe").iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "summary.json", "settings.yaml",
-                     "build.json", "hf.py", "model.py", "fusion.py",
-                     "together.py"}
+                     "build.json", "hf.py", "model.py", "substrate.py", "fusion.py", "together.py"}
     assert not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / "moe" / "settings.yaml").read_text())["experts"] == [runs["a"], runs["b"]]
     assert generate(tmp_path / "moe", ["Hello"], Sampling(max_new_tokens=5))[0].startswith("Hello")

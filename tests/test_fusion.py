@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion, FusionConfig, Method
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, count_parameters
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.loss import Objective
 
 VOCAB = 60

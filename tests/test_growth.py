@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glyphlm.base.errors import InputError
 from glyphlm.composition.growth import GrowthSettings, LoraSettings, grow, places_of_old
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.adapters import adapted, merge_adapters
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from glyphlm.base.errors import InputError
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.hf import GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
 
 TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
@@ -367,11 +368,12 @@ def test_what_stands_before_a_text_is_one_fact(runs, tokenizer):
 
 
 def test_a_run_of_before_the_packages_opens(runs, tokenizer, tmp_path):
-    """Version 0.1 wrote other files of code, no decoding_step.py, and a bos token that training never saw."""
+    """Version 0.1 wrote fewer files of code, and a bos token that training never saw."""
     run, config = shutil.copytree(runs["frozen"].folder, tmp_path / "run"), runs["frozen"].model.config
     for name in ("model", "mixing", "together", "fusion", "hf"):
         (run / f"{name}.py").write_text("raise AssertionError('code of the folder is run')")
-    (run / "decoding_step.py").unlink()
+    for name in ("decoding_step", "substrate"):
+        (run / f"{name}.py").unlink()
     substrate = runs["frozen"].model.substrate.config
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     (run / "config.json").write_text(json.dumps({

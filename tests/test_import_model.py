@@ -22,7 +22,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.evaluation.evaluate import evaluate
 from glyphlm.interop.export_neox import export_gpt_neox
 from glyphlm.interop.import_model import ImportSettings, check, import_checkpoint, readings_text
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
 from glyphlm.runs.generate import Sampling, generate
 

@@ -26,7 +26,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import sha256_file
 from glyphlm.base.tensors import load_tensors, save_tensors
 from glyphlm.cli.main import main
-from glyphlm.modeling.model import GPT, ModelConfig, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import SubstrateConfig
 from glyphlm.runs.folder import export_model
 from glyphlm.substrate import codes
 from glyphlm.substrate.build import SubstrateSettings, build_substrate, load_substrate

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.data.batches import IGNORED
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training import loss
 from glyphlm.training.loss import Objective, chunks, document_blocks, has_liger, head_loss, target_nats
 

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glyphlm.modeling.fusion import Fusion, FusionConfig
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.training.loss import Objective
 from glyphlm.training.optim import make_adamw

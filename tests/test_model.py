@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, Substrate, SubstrateConfig, count_parameters, scale_rows
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, count_parameters
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig, scale_rows
 
 V = 96
 SMALL = {"d_model": 32, "n_layer": 2, "n_head": 4, "block_size": 64, "head_bias": True}

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.optim import make_adamw, make_schedule
 
 PEAK = 0.4

@@ -12,7 +12,8 @@ from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.plan import PlanSettings, make_plan, make_plans, planned_model, vocabulary_size
 from glyphlm.planning.text import duration, plan_text, scaled
 from glyphlm.runs.folder import export_model

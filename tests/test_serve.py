@@ -20,7 +20,8 @@ from examinees import make_run
 from glyphlm.base.errors import InputError
 from glyphlm.interop import serve as serving
 from glyphlm.interop.serve import CURES, EXPORT, NEEDED, ServeSettings, check_installed, exported, listen, serve
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
 from glyphlm.runs.generate import Sampling, continue_text
 from glyphlm.tokenizer.tokenizer import Tokenizer

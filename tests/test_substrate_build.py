@@ -15,7 +15,7 @@ from test_glyphs import box, make_font
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import read_build
 from glyphlm.base.tensors import load_tensors, save_tensors
-from glyphlm.modeling.model import SubstrateConfig, scale_rows
+from glyphlm.modeling.substrate import SubstrateConfig, scale_rows
 from glyphlm.substrate import build as substrate
 from glyphlm.substrate.build import (
     SubstrateSettings,

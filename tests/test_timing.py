@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning import timing
 from glyphlm.planning.timing import LONGEST, affordable_rows, measure, replicate, time_step, update_seconds
 from glyphlm.training.settings import TrainSettings

@@ -23,7 +23,8 @@ from glyphlm.cli.main import main
 from glyphlm.data.batches import IGNORED, Batch, Batches, TokenText, unigram_bits_per_byte, validation_batches
 from glyphlm.data.shards import prepare
 from glyphlm.experiments.train_recipe import initial_digest
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.substrate.build import load_substrate
 from glyphlm.training.checkpoint import TrainState, list_states
 from glyphlm.training.loop import METRICS, train

@@ -29,7 +29,8 @@ from glyphlm.base.progress import meter
 from glyphlm.base.records import read_json_lines, to_json, to_lines
 from glyphlm.corpus.sources import describe, find_sources
 from glyphlm.evaluation.stats import bootstrap
-from glyphlm.modeling.model import GPT, scale_rows
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import scale_rows
 from glyphlm.runs.folder import load_run, weights_sha256
 from glyphlm.tokenizer.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
 from glyphlm.modeling.fusion import Fusion, FusionConfig
-from glyphlm.modeling.model import GPT, Substrate
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, load_run, weights_sha256, write_summary
 from glyphlm.tokenizer.tokenizer import Tokenizer

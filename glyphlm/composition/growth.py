@@ -12,7 +12,8 @@ from torch import nn
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
-from glyphlm.modeling.model import GPT, Block, ModelConfig, Substrate
+from glyphlm.modeling.model import GPT, Block, ModelConfig
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.adapters import add_adapters
 from glyphlm.substrate.codes import fingerprint
 

@@ -34,7 +34,8 @@ from glyphlm.interop.checkpoint_files import (
     weight_files,
 )
 from glyphlm.interop.tensor_map import Mapped, listed, map_experts
-from glyphlm.modeling.model import GPT, Kind, ModelConfig, Substrate, SubstrateConfig, count_parameters
+from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
+from glyphlm.modeling.substrate import Kind, Substrate, SubstrateConfig
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, write_summary
 from glyphlm.substrate.codes import all_codes, fingerprint

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
-from .model import GPT, Block, Cache, Substrate, check_fields
+from .model import GPT, Block, Cache
+from .substrate import Substrate, check_fields
 from .together import Together, can_join
 
 Method = Literal[

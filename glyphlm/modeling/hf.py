@@ -12,7 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .decoding_step import DecodingStep, can_record
 from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
-from .model import GPT, ModelConfig, Substrate, SubstrateConfig, capacity
+from .model import GPT, ModelConfig, capacity
+from .substrate import Substrate, SubstrateConfig
 
 # What may stand in config.json besides our own keys and the fields of PretrainedConfig. Others are refused, as they could
 # choose code or how weights are read: quantization_config, per_layer_config, configuration_files ..

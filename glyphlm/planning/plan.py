@@ -17,7 +17,8 @@ from glyphlm.composition.growth import check_growth, choose_trained, places_of_o
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, ModelConfig, Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.machines import Machine, Pace, choose_machine, seconds_on_gpu
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.substrate.build import SubstrateSettings, check_settings, substrate_config

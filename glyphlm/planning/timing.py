@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from glyphlm.data.batches import Batch
-from glyphlm.modeling.model import GPT, Substrate
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.planning.machines import Pace
 from glyphlm.planning.memory import load_of, peak_bytes
 from glyphlm.training.loop import train

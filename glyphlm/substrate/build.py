@@ -22,7 +22,7 @@ from glyphlm.base.progress import say
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_ending, load_tensors, save_tensors
-from glyphlm.modeling.model import Substrate, SubstrateConfig
+from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.substrate.codes import (
     all_codes,
     centred,

@@ -12,7 +12,8 @@ from typing import Any, cast
 from torch import nn
 
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, Substrate, count_parameters
+from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.modeling.substrate import Substrate
 
 PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "mixing", "head")
 MATRICES = ("lift_ED", "affine_NE")  # buffers that codes are multiplied with
