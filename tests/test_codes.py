@@ -267,15 +267,15 @@ BAD_FILES = {
     "objects.npy": (lambda path: np.save(path, np.array([{}, 1])), "holds more than plain tensors"),
     "words.npy": (lambda path: np.save(path, np.array(["a", "b"])), "holds more than plain tensors"),
     "text.safetensors": (lambda path: path.write_text("hello"), "cannot be read"),
-    "two.pt": (lambda path: torch.save({"a": table(), "b": table()}, path), "holds 2 tensors, and one is needed"),
+    "two.pt": (lambda path: torch.save({"a": table(), "b": table()}, path), "holds 2 tensors, exactly one"),
     "two.safetensors": (lambda path: safetensors.torch.save_file({"a": table(), "b": table()}, path), "holds 2 tensors"),
     "list.pt": (lambda path: torch.save([table()], path), "holds 0 tensors"),
     "wide.pt": (lambda path: torch.save(table(4, 5), path), r"shape \(4, 5\), but.*need real numbers of shape \(4, 3\)"),
     "flat.npy": (lambda path: np.save(path, np.zeros(12, np.float32)), r"shape \(12,\)"),
-    "complex.pt": (lambda path: torch.save(table().to(torch.complex64), path), "torch.complex64"),
-    "sparse.pt": (lambda path: torch.save(table().to_sparse(), path), "need real numbers"),
-    "nan.pt": (save_nan, "NaN or infinity, first in row 2"),
-    "large.npy": (lambda path: np.save(path, table().numpy().astype(float) * 1e300), "NaN or infinity, first in row 0"),
+    "complex.pt": (lambda path: torch.save(table().to(torch.complex64), path), "torch.complex64.*save the table alone"),
+    "sparse.pt": (lambda path: torch.save(table().to_sparse(), path), "sparse_coo.*save the table alone"),
+    "nan.pt": (save_nan, "NaN, infinity .*, first in row 2"),
+    "large.npy": (lambda path: np.save(path, table().numpy().astype(float) * 1e300), "infinite in float32, first in row 0"),
 }
 
 

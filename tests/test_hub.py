@@ -94,7 +94,7 @@ def test_what_cannot_be_uploaded_is_refused(run, server, change, match):
 
 @pytest.mark.parametrize("name", ["a/b/c", "me/../mine"])
 def test_a_name_that_is_none_is_refused(run, server, name):
-    with pytest.raises(InputError, match="no name of a repository"):
+    with pytest.raises(InputError, match="OWNER/NAME"):
         push(run, name, endpoint=server.address, token="hf_secret")
 
 

@@ -160,7 +160,7 @@ def test_tasks_that_fail_without_a_word_are_told(tokenizer, files, monkeypatch):
             return [1, 2] if skip_completed else [*range(self.tasks)]
 
     monkeypatch.setattr(Engine, "_executor", Silent)
-    with pytest.raises(InputError, match=r"2 of 5 tasks failed, see .*/\.out\.logs; the same command goes on"):
+    with pytest.raises(InputError, match=r"2 of 5 tasks failed, see .*/\.out\.logs; run the same command again"):
         prepare(tokenizer, files, Path("out"), engine=Engine("ray", Path("out"), 9))
 
 

@@ -303,7 +303,7 @@ def test_where_nothing_can_be_written_there_is_nothing_to_lock(tmp_path, monkeyp
 
 
 def test_the_top_of_a_file_system_is_no_output():
-    with pytest.raises(InputError, match="/ is the top of a file system"), one_writer("/"):
+    with pytest.raises(InputError, match="/ is the root of a file system"), one_writer("/"):
         pass
 
 
@@ -313,7 +313,7 @@ def test_a_file_system_without_locks_is_reported(out, monkeypatch, capsys):
 
     monkeypatch.setattr(outputs, "_lock", no_locks)
     with one_writer(out):
-        assert "no locks here (Function not implemented)" in capsys.readouterr().err
+        assert "no file locks here (Function not implemented)" in capsys.readouterr().err
 
 
 def test_only_the_first_process_of_torchrun_takes_the_lock(out, holder, monkeypatch):

@@ -102,7 +102,7 @@ def test_a_damaged_json_file_is_refused_with_its_name_and_place(path, data, faul
 def test_what_is_no_file_is_refused(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for name in ("missing", "pipe", "."):
-        with pytest.raises(InputError, match="does not exist|is no file"):
+        with pytest.raises(InputError, match="does not exist|is not a file"):
             read(tmp_path / name)
 
 
@@ -161,8 +161,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         ("[" * 20_000, f"deeper than {MAX_YAML_DEPTH}"),
         ("- " * 20_000, f"deeper than {MAX_YAML_DEPTH}"),
-        ("a: &a [*a]", r"\*a stands for what it is in at line 1"),
-        ("a: &a {b: {c: *a}}", r"\*a stands for what it is in at line 1"),
+        ("a: &a [*a]", r"\*a .*at line 1"),
+        ("a: &a {b: {c: *a}}", r"\*a .*at line 1"),
         (LAUGHS, "more than 200000 values at line"),
         ("a: *b", "undefined alias"),
         ("a: \0", "#x0000"),

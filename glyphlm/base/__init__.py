@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, whole files, tensors, progress, the Hub, processes, devices."""
+"""Shared foundations: errors, atomic files, tensors, progress, the Hub, processes, devices."""

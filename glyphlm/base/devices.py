@@ -25,19 +25,19 @@ from glyphlm.base.records import read_json, to_json
 from glyphlm.base.threads import SPARE, Load
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-GAIN = 1.3  # bf16 must be so many times as fast as float32 before `auto` takes it
-SIDE = 512  # of the square matrices that are timed on a CPU
-SIDES_ON_GPU = (4096, 8192)  # the second fills every card of today; a slow one is not asked
-WIDEST = 1024  # of the products that are timed on a CPU
-RATE = "rate of {} at width {}"  # how it is remembered
-AT_ONCE = 10  # products between two CUDA events, so that the launch of one hides behind the one before
-SECONDS = 0.1  # for which the timing of one kind of product may go on
-_found: dict[str, float] = {}  # by this process
+GAIN = 1.3  # `auto` chooses bf16 where it is at least this many times as fast as float32
+SIDE = 512  # side of the square matrices that are timed on a CPU
+SIDES_ON_GPU = (4096, 8192)  # the second saturates every current card; slow cards are timed with the first only
+WIDEST = 1024  # largest width that is timed on a CPU
+RATE = "rate of {} at width {}"  # its key in the cache of measurements
+AT_ONCE = 10  # products between two CUDA events, so that launches overlap with execution
+SECONDS = 0.1  # time limit for measuring one kind of product
+_found: dict[str, float] = {}  # measured by this process
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in GB, its TB/s, and dense TFLOP/s, from the data sheets of NVIDIA (SXM where there is one); no TF32."""
+    """Memory in GB, its TB/s, and dense TFLOP/s, from the data sheets of NVIDIA (SXM where it exists), without TF32."""
 
     memory: int
     bandwidth: float
@@ -45,7 +45,7 @@ class Gpu:
     fp32: float
 
     def rate(self, precision: str) -> float:
-        """Operations a second of matrix products."""
+        """Floating-point operations per second of matrix products in this precision."""
         return 1e12 * (self.bf16 if precision == "bf16" else self.fp32)
 
 
@@ -59,17 +59,17 @@ GPUS = {
     "rtx4090": Gpu(24, 1.008, 165, 82.6),
     "rtx3090": Gpu(24, 0.936, 71, 35.6),
 }
-OTHER_SHEETS = {"pcie", "nvl", "laptop", "mig", "d", "ti", "super", "max", "q"}  # words that make it another card
+OTHER_SHEETS = {"pcie", "nvl", "laptop", "mig", "d", "ti", "super", "max", "q"}  # words that mark a different card
 
 
 def gpu_of_name(name: str) -> Gpu | None:
-    """The data sheet of a GPU as torch names it, such as "NVIDIA H100 80GB HBM3"; None where the card is another one."""
+    """The data sheet of a GPU as torch names it, such as "NVIDIA H100 80GB HBM3"; None where no data sheet matches."""
     words = re.split(r"[\s-]+", name.lower().replace("rtx ", "rtx"))
     return None if OTHER_SHEETS & {*words} else next((GPUS[word] for word in words if word in GPUS), None)
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first GPU of CUDA, or the CPU; another one, such as mps, is taken where it is named.
+    """`auto` is the first CUDA GPU, else the CPU; any other device, such as mps, is used when it is named.
 
     Raises:
         InputError: torch does not know the device or this machine lacks it.
@@ -90,7 +90,7 @@ def can_compile(device: str) -> bool:
 
 
 def resolve_compile(compile_blocks: bool | str, device: str) -> bool:
-    """`auto` compiles where `can_compile` says so; on CPU compiling takes longer than it saves in a run of minutes."""
+    """`auto` compiles where `can_compile` is true; on CPU compiling takes longer than it saves in a run of minutes."""
     return can_compile(device) if compile_blocks == "auto" else bool(compile_blocks)
 
 
@@ -103,7 +103,7 @@ def device_memory(device: str) -> int:
     """Bytes of memory of a device.
 
     Raises:
-        InputError: the system does not say; --gpu plans for a GPU by name.
+        InputError: the system does not report it; --gpu plans for a GPU by name.
     """
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
@@ -117,7 +117,7 @@ def resolve_precision(precision: str, device: str, measure: bool = True) -> str:
     """`auto` is bf16 where it multiplies matrices at least GAIN times as fast as float32; a slower choice is reported.
 
     Args:
-        measure: False decides by what was measured before on this machine, and for a CPU without that on fp32.
+        measure: False uses earlier measurements of this machine only; a CPU without one gets fp32.
     """
     if precision == "fp32":
         return precision
@@ -131,13 +131,13 @@ def resolve_precision(precision: str, device: str, measure: bool = True) -> str:
 
 @cache
 def _warn(device: str, gain: float) -> None:
-    """Once in a process."""
+    """Warn once per process that bf16 is slower than fp32."""
     say(f"precision bf16 is {1 / gain:.2g} times slower than fp32 on this {device}, which has no instructions for it; "
         "--train.precision fp32 or auto is faster")
 
 
 def bf16_gain(device: str, measure: bool = True) -> float:
-    """How many times as fast as in float32 matrices are multiplied in bfloat16; 1 where it is not known nor measured."""
+    """Speed of bfloat16 matrix products relative to float32; 1 where it is neither known nor measured."""
     if device.startswith("cuda"):
         rates = [peak_rate(precision, device) or 1.0 for precision in ("bf16", "fp32")]
         return rates[0] / rates[1]
@@ -147,10 +147,10 @@ def bf16_gain(device: str, measure: bool = True) -> float:
 
 
 def peak_rate(precision: str, device: str) -> float | None:
-    """Operations a second of large matrix products, for the utilisation of a training; None where it says nothing.
+    """Operations per second of large matrix products, to compute the utilisation (MFU) of training; None on a CPU.
 
-    On a GPU it is that of the data sheet, or measured. A CPU has no such number: its rate follows the shape of the product,
-    the number of threads, its temperature and what else it does.
+    On a GPU it comes from the data sheet or a measurement. A CPU has no single peak: its rate depends on the matrix shape,
+    the number of threads, the temperature and other load.
     """
     if not device.startswith("cuda"):
         return None
@@ -162,13 +162,13 @@ def peak_rate(precision: str, device: str) -> float | None:
 def _measured_on_gpu(precision: str, device: str) -> float:
     side, larger = SIDES_ON_GPU
     seconds = min(_event_seconds(precision, device, side) for _ in range(3))
-    if seconds < 2e-3:  # not long beside its launch
+    if seconds < 2e-3:  # too short compared with the launch overhead
         side, seconds = larger, min(_event_seconds(precision, device, larger) for _ in range(3))
     return 2 * side**3 / seconds
 
 
 def _event_seconds(precision: str, device: str, side: int) -> float:
-    """Seconds of a product of square matrices, by the clock of the GPU."""
+    """Seconds of a product of square matrices, measured with CUDA events."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.device(device):
         a = torch.randn(side, side, device=device, dtype=DTYPES[precision])
@@ -182,7 +182,7 @@ def _event_seconds(precision: str, device: str, side: int) -> float:
 
 
 def matrix_rate(d_model: int, precision: str, device: str) -> float:
-    """Operations a second of products like those of an MLP of this width; a GPU's is its peak, a CPU's is measured."""
+    """Operations per second of the products of an MLP of this width: the peak rate of a GPU, a measured rate on a CPU."""
     width = min(d_model, WIDEST)
     return peak_rate(precision, device) or _probed(
         RATE.format(precision, width), device, lambda: _mlp_rate(width, precision, device)
@@ -190,7 +190,7 @@ def matrix_rate(d_model: int, precision: str, device: str) -> float:
 
 
 def known_rate(d_model: int, precision: str, device: str) -> float | None:
-    """The same without measuring: None where this machine never measured it."""
+    """As `matrix_rate`, from earlier measurements only; None where this machine has none."""
     return peak_rate(precision, device) or _known(RATE.format(precision, min(d_model, WIDEST)), device)
 
 
@@ -203,18 +203,18 @@ def _mlp_rate(width: int, precision: str, device: str) -> float:
 
 
 def _seconds(precision: str, device: str, rows: int, inner: int = SIDE, columns: int = SIDE) -> float:
-    """The shortest of some products [rows, inner] @ [inner, columns]; one at least, and no new one after SECONDS."""
+    """Shortest time of [rows, inner] @ [inner, columns], repeated for up to SECONDS (at least once)."""
     a, b = (torch.ones(shape, device=device, dtype=DTYPES[precision]) for shape in ((rows, inner), (inner, columns)))
     start, times = time.perf_counter(), []
     while not times or (len(times) < 10 and time.perf_counter() - start < SECONDS):
         begin = time.perf_counter()
-        float((a @ b)[0, 0])  # reading a value waits for the device
+        float((a @ b)[0, 0])  # reading a value synchronizes with the device
         times.append(time.perf_counter() - begin)
     return min(times)
 
 
 def _probed(name: str, device: str, probe: Callable[[], float]) -> float:
-    """What `probe` finds, or found before on this machine; beside other programs the result is not kept in the file."""
+    """The result of `probe`, cached per machine; a result measured under other load is not written to the cache file."""
     if found := _known(name, device):
         return found
     load, file = Load(), probes_file()
@@ -227,7 +227,7 @@ def _probed(name: str, device: str, probe: Callable[[], float]) -> float:
 
 
 def probes_file() -> Path:
-    """In the folder that GLYPHLM_CACHE names, else in the user's folder of caches."""
+    """Cache file: in the folder GLYPHLM_CACHE, else in the user's cache folder."""
     home = os.environ.get("GLYPHLM_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "glyphlm" / "probes.json"
 
@@ -237,7 +237,7 @@ def _known(name: str, device: str) -> float | None:
 
 
 def _stored() -> dict[str, float]:
-    """The probes of the file; a damaged one is written anew."""
+    """The measurements in the cache file; a damaged file counts as empty and is rewritten."""
     try:
         rows = read_json(probes_file())
     except InputError:
@@ -251,7 +251,7 @@ def _key(name: str, device: str) -> str:
 
 @cache
 def _processor() -> str:
-    """The model of the CPU."""
+    """Model name of the CPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""What the user can mend: one line that says what, where and the cure."""
+"""Errors that the user can correct: one line with the value, the limit and the cure."""
 
 
 class InputError(ValueError):

@@ -1,7 +1,7 @@
-"""Work that is made part by part: by processes of this machine, or by the executors of datatrove (an optional extra).
+"""Work divided into parts, done by processes of this machine or by the executors of datatrove (an optional extra).
 
 `prepare` and `tokenizer ngrams` hand their missing parts to `share_out`, or to an `Engine`: datatrove's executors for this
-machine, Slurm and Ray. The tasks fill the same folder, so the bytes are the same, and either way continues where the other
+machine, Slurm and Ray. The tasks fill the same folder, so the bytes are identical, and each way continues where the other
 stopped. All machines must see the same files under the same names, and have glyphlm and datatrove.
 """
 
@@ -29,14 +29,14 @@ from glyphlm.base.records import read_json
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 SET_HERE = {"pipeline", "tasks", "logging_dir", "depends"}  # parameters of the executors that users cannot set
-RANKS = "ranks_to_run.json"  # in the logs: the tasks that were given to Slurm
+RANKS = "ranks_to_run.json"  # in the logs: the tasks that were submitted to Slurm
 
 
 # This machine
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """CPU cores that this process may keep busy: those it may run on, but no more than the quota of its control group."""
+    """CPU cores that this process may use: its CPU affinity, limited by the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([cores, *_quotas(root)])))
 
@@ -61,16 +61,16 @@ def _quotas(root: Path) -> Iterator[float]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError:  # no such control group, or no Linux
+    except OSError:  # no such control group, or not Linux
         return ""
 
 
 def share_out(
     work: Callable[..., None], parts: Sequence[tuple[Any, ...]], jobs: int, title: str, sizes: Sequence[float]
 ) -> None:
-    """Do `work(*part)` for each of `parts` in `jobs` processes, under a bar titled `title` over their `sizes`.
+    """Call `work(*part)` for each of `parts` in `jobs` processes, with a progress bar titled `title` over their `sizes`.
 
-    The processes end with this one, however it ends.
+    The worker processes end when this process ends, even if it is killed.
 
     Raises:
         InputError: what `work` raises, or a process was killed.
@@ -90,14 +90,14 @@ def share_out(
 
 
 def _begin_worker() -> None:
-    """One bar is shown, the parent's; Ctrl-C ends a process at once and without words."""
+    """Workers show no progress bar, and Ctrl-C ends them at once without output."""
     progress.console.quiet = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent("multiprocessing")
 
 
 def end_with_parent(library: str) -> None:
-    """Let this process end as soon as its parent does, even by SIGKILL; `library` started it, if any did."""
+    """End this process as soon as its parent ends, even by SIGKILL; `library` is the one that may have started it."""
     parent = sys.modules[library].parent_process() if library in sys.modules else None
     if parent is not None:
         sentinel = parent.sentinel  # a pipe that the system closes when the parent ends
@@ -108,11 +108,11 @@ def end_with_parent(library: str) -> None:
 
 
 class Submitted(Exception):
-    """The tasks wait in a queue; their parts are joined by a later call."""
+    """The tasks were queued; a later call joins their parts."""
 
 
 class Share:
-    """One task's share of the parts: every `world_size`-th. (Of a dataclass the executors would log all fields.)"""
+    """One task's share of the parts: every `world_size`-th. (Not a dataclass: the executors would log all of its fields.)"""
 
     def __init__(self, work: Callable[..., None], parts: Sequence[tuple[Any, ...]]):
         self._work, self._parts, self._place = work, parts, Path.cwd()
@@ -129,13 +129,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Engine:
-    """Makes parts with an executor of datatrove.
+    """Processes parts with an executor of datatrove.
 
     Args:
         name: local, slurm or ray.
-        out: What is made in the end; the logs are beside it.
-        tasks: How many tasks share the parts (default: one a part).
-        options: Of the executor's constructor.
+        out: The final output; the logs are written next to it.
+        tasks: Number of tasks that share the parts (default: one per part).
+        options: Arguments of the executor's constructor.
 
     Raises:
         InputError: datatrove is not installed, an option is unknown or missing, or there are no tasks.
@@ -158,10 +158,10 @@ class Engine:
                 raise InputError(f"the engine {self.name} needs the option {key!r}; give it in --engine-options")
 
     def __call__(self, work: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> None:
-        """Do `work(*part)` for each of `parts`; a part that is there already must be left as it is.
+        """Call `work(*part)` for each of `parts`; `work` must leave finished parts unchanged.
 
         Raises:
-            Submitted: the parts will be made later.
+            Submitted: the parts will be processed later.
             InputError: a task failed, or tasks of an earlier submission may still run.
         """
         refuse_open_tasks(self.out)
@@ -176,18 +176,18 @@ class Engine:
             reason = str(error) or type(error).__name__
             raise InputError(f"{reason} (engine {self.name}, logs in {self.logs})") from error
         finally:
-            if getattr(executor, "job_id", None) is None:  # Slurm took no task, so there is none to wait for
+            if getattr(executor, "job_id", None) is None:  # Slurm accepted no task, so there is nothing to wait for
                 (self.logs / RANKS).unlink(missing_ok=True)
         if self.name == "slurm":
             say(f"{tasks} tasks submitted; when they have ended, run the same command again: it joins the parts")
             raise Submitted
         failed = executor.get_incomplete_ranks(skip_completed=True)
         if failed:
-            raise InputError(f"{len(failed)} of {tasks} tasks failed, see {self.logs}; the same command goes on")
+            raise InputError(f"{len(failed)} of {tasks} tasks failed, see {self.logs}; run the same command again")
 
     @property
     def logs(self) -> Path:
-        """Where the executor writes; the next run of the engine removes it."""
+        """Folder of the executor's logs; the next run of the engine removes it."""
         return _logs(self.out)
 
     @property
@@ -199,7 +199,7 @@ class Engine:
         return getattr(executor, EXECUTORS[self.name])
 
     def _defaults(self, tasks: int) -> dict[str, Any]:
-        """On this machine a process a core; on Slurm the commands of this environment, unless another is named."""
+        """Locally one process per core; on Slurm the commands of this Python environment, unless options name another."""
         if self.name == "local":
             return {"workers": min(tasks, usable_cores())}
         if self.name == "slurm" and not self.options.keys() & {"env_command", "condaenv", "venv_path"}:
@@ -212,10 +212,10 @@ def _logs(out: Path) -> Path:
 
 
 def refuse_open_tasks(out: Path) -> None:
-    """Make sure that no tasks wait in a queue of Slurm that make parts of `out`.
+    """Refuse while tasks that write parts of `out` are still in a Slurm queue.
 
     Raises:
-        InputError: some do, or failed.
+        InputError: some are queued, running or failed.
     """
     logs = _logs(out)
     if not (logs / RANKS).exists():
@@ -224,4 +224,4 @@ def refuse_open_tasks(out: Path) -> None:
     left = len(ranks) - len(list(logs.glob("completions/*")))
     if left:
         raise InputError(f"{left} of {len(ranks)} tasks submitted before still run or failed, see {logs}; "
-                         "when none runs any more, remove that folder, and the same command goes on")
+                         "when none runs any more, remove that folder and run the same command again")

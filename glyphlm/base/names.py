@@ -1,18 +1,18 @@
-"""Names that several packages share, each spelled once: files of a run folder, and prefixes of what is no file."""
+"""Names that several packages share, each spelled once: files of a run folder, prefixes of sources that are not files."""
 
 # A finished run is a folder of the Hugging Face layout ..
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"  # the name that transformers looks for
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-VOCABULARY = "vocab.txt"  # every piece of the tokenizer, for people
+VOCABULARY = "vocab.txt"  # every token of the tokenizer, for people
 CARD = "README.md"
 # .. with what it was made from ..
 SETTINGS = "settings.yaml"  # the resolved recipe
 INPUTS = "inputs.json"  # digests of tokenizer, substrate, shards and runs
-MADE_INPUTS = "inputs"  # folder of what the recipe describes and no other command made
+MADE_INPUTS = "inputs"  # folder of inputs that the training command built from the recipe
 STATES = "state"  # folder of checkpoints, each step-NNNNNNNN
-# .. and what came out
+# .. and the results
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 RESULTS = "results.jsonl"
@@ -20,8 +20,8 @@ SAMPLES = "samples.jsonl"
 GLYPH_SHEET = "glyphs.png"
 REPORT = "report.html"
 
-BUILD = "build.json"  # in every folder that is made as a whole: settings, digests of inputs, result
-LOCK = ".lock"  # ends the name of the file that the one writer of a folder holds
+BUILD = "build.json"  # in every output folder: settings, digests of inputs, result
+LOCK = ".lock"  # suffix of the lock file of an output folder
 
 HUB = "hf:"  # a data set or model of the Hugging Face Hub
 EMBEDDED = "embedded:"  # documents of the phrase book

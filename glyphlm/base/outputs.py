@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all, say what they were made from, have one writer, and are never overwritten."""
+"""Output folders: written atomically by one process, with a record of settings and inputs, and never overwritten."""
 
 import hashlib
 import json
@@ -26,11 +26,11 @@ else:
     import fcntl
 
 SHA256 = re.compile("[0-9a-f]{64}")
-WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the text, which others can still read there
+WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the text, which other processes can still read
 
 
 class OtherWork(InputError):
-    """An output folder holds what another command, or other inputs, made."""
+    """An output folder holds the result of another command, other settings or other inputs."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -54,28 +54,28 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# The one writer of a folder
+# One writer per folder
 
-_held: dict[Path, int] = {}  # lock file -> how often this process holds it
+_held: dict[Path, int] = {}  # lock file -> number of nested holders in this process
 
 
 @contextmanager
 def one_writer(folder: str | Path) -> Iterator[None]:
-    """Hold `folder` for this process while the block runs; its blocks may lie inside each other.
+    """Lock `folder` for this process while the block runs; blocks may be nested.
 
-    The lock belongs to the operating system (flock; on Windows a locked byte), so it ends with its process however that
-    ends, and a requeued job finds it free. Its file is beside the folder, `.NAME.lock`, and inside of it, `.lock`, where
-    nothing can be written beside it or a file system begins there. Leftovers of killed writers (`.NAME.PID.partial`) are
-    removed. Of the processes of torchrun the first holds it for all; a worker that fills a folder of its own inside
-    of `folder` holds that one.
+    The lock belongs to the operating system (flock; on Windows a locked byte), so it is released when its process
+    ends, and a requeued job can take it. Its file is `.NAME.lock` next to the folder, or `.lock` in it where
+    the parent is not writable or the folder is a mount point. Leftovers of killed writers (`.NAME.PID.partial`) are
+    removed. Under torchrun only rank 0 takes it; a worker that fills a folder of its own inside
+    `folder` locks that one.
 
     Network file systems: NFS (v3 with a lock daemon, v4), CephFS, GPFS, and Lustre mounted with `flock` pass the lock on
     to all machines. After the death of a machine NFS frees it when the server's lease ends, about a minute. Lustre with
-    `localflock` and older SMB know it on one machine only. Where there are no locks at all one line says so, and it is
-    for the user to run one command at a time.
+    `localflock` and older SMB lock on one machine only. Where locks are not supported, one line is printed, and it is
+    up to the user to run one command at a time.
 
     Raises:
-        InputError: another process holds it; process, machine, command and time are named.
+        InputError: another process holds it; its process id, machine, command and start time are reported.
     """
     path = _lock_file(Path(folder))
     if not IS_MAIN or path is None or path in _held:
@@ -100,10 +100,10 @@ def one_writer(folder: str | Path) -> Iterator[None]:
 
 
 def _lock_file(folder: Path) -> Path | None:
-    """None where this user can write nothing, so that there is nothing to lock: a finished output on a read-only disk."""
+    """None where this user cannot write, so that no lock is needed: a finished output on a read-only disk."""
     folder = folder.resolve()
     if not folder.name:
-        raise InputError(f"{folder} is the top of a file system and no output; name a folder in it")
+        raise InputError(f"{folder} is the root of a file system, not an output folder; name a folder in it")
     beside = next(parent for parent in folder.parents if parent.exists())
     if os.access(beside, os.W_OK) and not os.path.ismount(folder):
         return folder.with_name(f".{folder.name}{LOCK}")
@@ -125,7 +125,7 @@ def _counted(path: Path | None) -> Iterator[None]:
 
 
 def _locked(path: Path, folder: str | Path) -> int:
-    """The open lock file of this process, its holder written into it."""
+    """The open lock file, with this process recorded in it as the holder."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -142,10 +142,10 @@ def _locked(path: Path, folder: str | Path) -> int:
             raise InputError(f"{folder} is being written by {_holder(path)}; wait until that ends, or choose another "
                              "--out") from None
         except OSError as error:
-            say(f"{folder}: no locks here ({error.strerror}); make sure that no other command writes this folder")
+            say(f"{folder}: no file locks here ({error.strerror}); make sure that no other command writes this folder")
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             break
-        os.close(file)  # the last holder removed it between the two calls
+        os.close(file)  # the previous holder removed it between the two calls
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv),
               "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(file, 0)
@@ -166,12 +166,12 @@ def _holder(path: Path) -> str:
     try:
         holder = parse_json(path.read_text(encoding="utf-8", errors="replace"), path)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command'][:200]})"
-    except (OSError, InputError, KeyError):  # it has just begun or ended
+    except (OSError, InputError, KeyError):  # the holder has just started or ended
         return "another process"
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What killed writers of this folder left: who holds the lock is the only one who can be making anything."""
+    """Remove what killed writers of this folder left; the lock guarantees that no other writer is active."""
     own = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.partial")
     beside = [found for found in folder.parent.iterdir() if own.fullmatch(found.name)] if folder.parent.is_dir() else []
     inside = [found for found in folder.glob(".*.partial") if re.fullmatch(r"\..*\.\d+\.partial", found.name)]
@@ -179,19 +179,19 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
 
 
-# Folders that are made as a whole
+# Folders that are written atomically
 
 
 def partial_of(out: Path) -> Path:
-    """The hidden sibling in which several processes of one command, or one after the other, make `out`."""
+    """The hidden sibling of `out` that several processes of one command, or successive runs, fill before it is renamed."""
     return out.with_name(f".{out.name}.partial")
 
 
 def check_file(out: Path, marks: Sequence[str], what: str) -> None:
-    """Refuse to write the file `out` over a folder, or over a file that has not all the `marks` of a file of ours.
+    """Refuse to write the file `out` over a folder, or over a file without all the `marks` of a file of this command.
 
     Raises:
-        InputError: with the path; nothing was made yet.
+        InputError: with the path; nothing has been written yet.
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / what}")
@@ -216,20 +216,20 @@ def holds_nothing(folder: Path) -> bool:
 
 @contextmanager
 def replaced_folder(out: Path, resume: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it does not.
+    """Yield an empty sibling folder that is renamed to `out` when the block succeeds, and removed when it fails.
 
-    With `resume` it does not vanish: what a stopped run left there is found by the next. With `shared` it is
-    `partial_of(out)`, which other processes of the command fill, too. Otherwise its name is this process's own.
+    With `resume` it is kept, so that the next run continues from it. With `shared` it is
+    `partial_of(out)`, which other processes of the command fill too. Otherwise the name contains the process id.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(out) if resume or shared else out.with_name(f".{out.name}.{os.getpid()}.partial")
     if not resume:
-        shutil.rmtree(partial, ignore_errors=True)  # what an earlier kill left
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with this id
     partial.mkdir(exist_ok=True)
     try:
         yield partial
         if out.exists():
-            out.rmdir()  # only ever an empty folder: `Build.is_done` refused anything else
+            out.rmdir()  # an empty folder: `Build.is_done` refused anything else
         os.replace(partial, out)
     except BaseException:
         if not resume or not any(partial.iterdir()):
@@ -239,10 +239,10 @@ def replaced_folder(out: Path, resume: bool = False, shared: bool = False) -> It
 
 @dataclass
 class Build:
-    """One output folder: what it is (`made`), from which settings and inputs, and what came out (`result`).
+    """One output folder: its kind (`made`), the settings and inputs it was made from, and the `result`.
 
-    The four are written into the folder as build.json, so that the same command run again finds its work done and
-    another command refuses to overwrite it. Inputs are known by their digests: a file may be renamed or moved.
+    The four are written into the folder as build.json, so that a repeated command skips the finished work and
+    another command refuses to overwrite it. Inputs are identified by their digests: a file may be renamed or moved.
     """
 
     made: str
@@ -251,10 +251,10 @@ class Build:
     result: dict[str, Any] = field(default_factory=dict)
 
     def is_done(self, out: Path) -> bool:
-        """Whether `out` already holds exactly this build; True also loads its `result`.
+        """Whether `out` already holds exactly this build; if so, its `result` is loaded.
 
         Raises:
-            InputError: `out` holds something else (the first difference is named), or cannot be replaced by a folder.
+            InputError: `out` holds something else (the first difference is reported), or cannot be replaced by a folder.
         """
         found = found_build(out)
         if found is None:
@@ -267,9 +267,9 @@ class Build:
 
     @contextmanager
     def folder(self, out: Path, resume: bool = False) -> Iterator[Path]:
-        """Yield the folder to fill; build.json is written last and the whole appears at `out` by one rename.
+        """Yield the folder to fill; build.json is written last, and one rename puts the complete folder at `out`.
 
-        With `resume` it still holds what a stopped run left there. `out` is locked until then.
+        With `resume` it still holds what a stopped run wrote. `out` is locked until the rename.
 
         Raises:
             InputError: another process writes `out`, or did so since `is_done`.
@@ -304,7 +304,7 @@ def same_inputs(was: Any, now: Any) -> bool:
 
 
 def found_build(out: Path) -> Build | None:
-    """What an output folder holds: a build, or nothing.
+    """The build in an output folder, or None where it is missing or empty.
 
     Raises:
         InputError: it holds something else, is a file, or cannot be replaced by a folder.
@@ -320,7 +320,7 @@ def read_build(folder: Path) -> Build:
     """Read the build.json of `folder`.
 
     Raises:
-        InputError: there is no such folder, or no glyphlm command made it, or its record is damaged.
+        InputError: the folder does not exist, was not made by a glyphlm command, or its record is damaged.
     """
     path = Path(folder) / BUILD
     if not path.is_file():

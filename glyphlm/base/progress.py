@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a live bar on a terminal, else a plain line every PLAIN_SECONDS."""
 
 import os
 import sys
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # file names stay as they are
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # print file names verbatim
 PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
 
 
-IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts only the first talks
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # under torchrun only rank 0 prints
 
 
 def say(message: str) -> None:
-    """One line for the person who runs the command; results go to stdout, these lines to stderr."""
+    """Print one line of progress to stderr; results go to stdout."""
     if IS_MAIN:
-        # Characters that the terminal does not have, and bytes of file names that are none, are shown as escapes.
+        # Characters that the terminal cannot print, and undecodable bytes of file names, are shown as escapes.
         console.print(message.encode(console.encoding, "backslashreplace").decode(console.encoding))
 
 
 class Meter:
-    """Advances one bar; `advance(amount, note)` is cheap enough for every step."""
+    """Advances one bar; `advance(amount, note)` is cheap enough to call at every step."""
 
     def __init__(self, title: str | None, total: float | None, bar: Progress | None, done: float = 0):
         self._title, self._total, self._done, self._before, self._bar = title, total, done, done, bar
@@ -33,7 +33,7 @@ class Meter:
         self._printed = self._started = time.monotonic()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Move by `amount` of the total's unit; `note` stands at the end of the line."""
+        """Move by `amount` in the unit of the total; `note` is shown at the end of the line."""
         self._done += amount
         if self._bar:
             self._bar.update(self._task, advance=amount, note=note)
@@ -45,18 +45,18 @@ class Meter:
         elapsed = time.monotonic() - self._started
         if not self._total:
             return f"{self._title}: {self._done:,.0f}, {elapsed:.0f} s  {note}"
-        now = self._done - self._before  # the part of a stopped run took no time of this one
+        now = self._done - self._before  # excludes what a stopped run had done
         left = elapsed / now * (self._total - self._done) if now else float("inf")
         return f"{self._title}: {100 * self._done / self._total:.0f}%, {left:.0f} s left  {note}"
 
 
 @contextmanager
 def meter(title: str | None, total: float | None = None, *, done: float = 0) -> Iterator[Meter]:
-    """A bar titled `title` of `total` units, of which `done` were done before (a resumed run); without title, nothing."""
+    """A bar titled `title` of `total` units, of which `done` are finished already (a resumed run); no bar without title."""
     if title is None or not IS_MAIN or not sys.stderr.isatty():
         yield Meter(title, total, None, done)
         return
-    bar_and_share = (BarColumn(12), "{task.percentage:>3.0f}%")  # short: a line must fit into 80 columns
+    bar_and_share = (BarColumn(12), "{task.percentage:>3.0f}%")  # short, so that a line fits into 80 columns
     left_and_note = (TimeRemainingColumn(compact=True), "left", TextColumn("{task.fields[note]}", markup=False))
     with Progress(TextColumn("{task.description}", markup=False), *bar_and_share, *left_and_note, console=console) as bar:
         yield Meter(title, total, bar, done)

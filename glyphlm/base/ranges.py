@@ -1,4 +1,4 @@
-"""Which values the fields of a settings dataclass may have; each dataclass checks its own when it is made."""
+"""Allowed values of the fields of settings dataclasses; each dataclass checks itself on construction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,8 +14,8 @@ class Range:
 
     Args:
         whole: Only integers.
-        above: Not `low` itself.
-        below: Not `high` itself.
+        above: Exclude `low` itself.
+        below: Exclude `high` itself.
     """
 
     low: float
@@ -38,13 +38,13 @@ class Range:
 
 
 def check_values(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
-    """Check numbers against `ranges`, and fields that are a choice of words against their type.
+    """Check numbers against `ranges`, and Literal fields against their choices.
 
     Args:
-        prefix: What stands before the name of a field where a user writes it, such as "train." or "--".
+        prefix: Prefix of a field's name in user input, such as "train." or "--".
 
     Raises:
-        InputError: with the field, its value and what it may be.
+        InputError: with the field, its value and the allowed values.
     """
     types = get_type_hints(type(settings))
     for field in fields(settings):
@@ -60,7 +60,7 @@ def check_values(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> Non
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    """The words of Literal[..], also inside list[..] or beside None."""
+    """The choices of Literal[..], also inside list[..] or in a union with None."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     return next(filter(None, map(_choices, get_args(kind))), ())

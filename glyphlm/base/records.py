@@ -19,7 +19,7 @@ from glyphlm.base.errors import InputError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 CURE = "restore it, or make it again"
-MAX_YAML_BYTES, MAX_YAML_NODES, MAX_YAML_DEPTH = 1 << 22, 200_000, 40  # an alias counts as what it stands for
+MAX_YAML_BYTES, MAX_YAML_NODES, MAX_YAML_DEPTH = 1 << 22, 200_000, 40  # an alias counts as its expansion
 UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -28,7 +28,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_json(value: Any) -> str:
-    """The one JSON form of the project: sorted keys, real characters, a newline at the end.
+    """The JSON format of the project: sorted keys, unescaped characters, a newline at the end.
 
     Raises:
         InputError: a number is NaN or infinite; its key is named.
@@ -37,7 +37,7 @@ def to_json(value: Any) -> str:
 
 
 def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as JSON lines, with real characters.
+    """Rows as JSON lines, with unescaped characters.
 
     Raises:
         InputError: as `to_json`.
@@ -46,7 +46,7 @@ def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def to_yaml(value: Any) -> str:
-    """A mapping as YAML, in its own order, that YAML 1.1 and 1.2 read alike.
+    """A mapping as YAML, in its own order, that parsers of YAML 1.1 and 1.2 read alike.
 
     Raises:
         InputError: a number is NaN or infinite; its key is named.
@@ -61,7 +61,7 @@ def _dump(value: Any, **form: Any) -> str:
     except ValueError:
         _refuse_not_finite(value)
         raise
-    # Names of files that are not UTF-8 hold lone surrogates in Python; escaped they are JSON and are read as they were.
+    # Names of files that are not UTF-8 hold lone surrogates in Python; escaped they are valid JSON and survive a round trip.
     return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -92,14 +92,14 @@ def read_json(path: Path, kind: type = dict, cure: str = CURE) -> Any:
 
 
 def parse_json(text: str, where: object, kind: type = dict, cure: str = CURE, finite: bool = True) -> Any:
-    """The value of JSON `text` that came from `where`; NaN and infinity are read only where it need not be `finite`.
+    """The value of JSON `text` that came from `where`; NaN and infinity are refused unless `finite` is false.
 
     Raises:
         InputError: as `read_json`.
     """
     try:
         value = json.loads(text, parse_constant=_no_number if finite else float)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested too deeply
         raise InputError(f"{where} is damaged (not JSON: {error}); {cure}") from None
     return _checked(value, where, kind, cure)
 
@@ -107,15 +107,15 @@ def parse_json(text: str, where: object, kind: type = dict, cure: str = CURE, fi
 def read_json_lines(
     path: Path, needed: Mapping[str, tuple[type, ...]] | None = None, finite: bool = True
 ) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with the `needed` keys of these types; no file, no rows.
+    """The rows of a file of JSON lines, each with the `needed` keys of these types; a missing file has no rows.
 
-    Runs that diverged before NaN was refused have it in their metrics: for them `finite` is false.
+    Old runs that diverged have NaN in their metrics: for them `finite` is false.
 
     Raises:
         InputError: a line is damaged; file and line are named.
     """
     rows, cure = [], "mend or delete that line"
-    # Bytes, because text would also be cut at the line separators of Unicode that a row may hold.
+    # Bytes, because str.splitlines would also split at the Unicode line separators that a row may contain.
     for number, line in enumerate(_read_bytes(path, CURE).splitlines() if path.exists() else [], start=1):
         where = f"{path} line {number}"
         rows.append(parse_json(_decoded(line, where, cure), where, dict, cure, finite))
@@ -129,8 +129,8 @@ def read_yaml(path: Path, kind: type = dict, cure: str = CURE) -> Any:
     """The value of a YAML file, which must be of type `kind`.
 
     Raises:
-        InputError: as `read_json`; also a key given twice, nesting deeper than MAX_YAML_DEPTH, an alias inside of what it
-            stands for, or more than MAX_YAML_BYTES or MAX_YAML_NODES.
+        InputError: as `read_json`; also a key given twice, nesting deeper than MAX_YAML_DEPTH, an alias inside its own
+            anchor, or more than MAX_YAML_BYTES or MAX_YAML_NODES.
     """
     return parse_yaml(_read_text(Path(path), cure), path, kind, cure)
 
@@ -157,7 +157,7 @@ def _reason(error: Exception) -> str:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _checked(value: Any, where: object, kind: type, cure: str) -> Any:
@@ -173,7 +173,7 @@ def _read_text(path: Path, cure: str) -> str:
 
 def _read_bytes(path: Path, cure: str) -> bytes:
     if not path.is_file():  # a pipe or a device would never end
-        raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}; {cure}")
+        raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; {cure}")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -199,21 +199,21 @@ SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes within the bounds of this file and refuses a key that is given twice."""
+    """Composes nodes within the limits of this module and refuses duplicate keys."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}
 
     def __init__(self, text: str):
         super().__init__(text)
         self._depth = self._nodes = 0
-        self._sizes: dict[str, int] = {}  # of the anchors that are complete
+        self._sizes: dict[str, int] = {}  # number of nodes of each complete anchor
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         before, anchor = self._nodes, event.anchor
         if self.check_event(yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
-                raise ComposerError(None, None, f"*{anchor} stands for what it is in", event.start_mark)
+                raise ComposerError(None, None, f"*{anchor} refers to a value that contains it", event.start_mark)
             self._nodes += self._sizes.get(anchor, 0)
         self._nodes, self._depth = self._nodes + 1, self._depth + 1
         if self._depth > MAX_YAML_DEPTH or self._nodes > MAX_YAML_NODES:

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors only, with errors that name the file. Files of others are read, and nothing in them runs."""
+"""Tensors on disk: safetensors only, with errors that name the file. Foreign files are read without running code in them."""
 
 import errno
 import math
@@ -35,7 +35,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file the permissions of any new file; safetensors 0.8 writes files that only their owner can read."""
+    """Give a file the default permissions (umask); safetensors 0.8 writes files that only their owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -54,7 +54,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_ending(path: Path, endings: Collection[str]) -> dict[str, Tensor]:
-    """Read only the tensors of `path` whose names end so; under their whole names.
+    """Read only the tensors of `path` whose names have this suffix, under their full names.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -67,7 +67,7 @@ def load_ending(path: Path, endings: Collection[str]) -> dict[str, Tensor]:
 
 
 def load_foreign(path: Path) -> Tensor:
-    """The one tensor of a .safetensors, .npy or .pt file that others made; nothing in the file can run.
+    """The one tensor of a foreign .safetensors, .npy or .pt file; no code in the file can run.
 
     Raises:
         InputError: the file is missing or damaged, needs Python objects, or does not hold exactly one tensor.
@@ -78,19 +78,19 @@ def load_foreign(path: Path) -> Tensor:
     named = found if isinstance(found, Mapping) else {"": found}
     tensors = {str(name): tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
     if len(tensors) != 1:
-        raise InputError(f"{path} holds {len(tensors)} tensors, and one is needed; {SAVE_ALONE}")
+        raise InputError(f"{path} holds {len(tensors)} tensors, exactly one is needed; {SAVE_ALONE}")
     ((name, tensor),) = tensors.items()
     return plain_tensor(path, name, tensor)
 
 
 def read_foreign(path: Path, cure: str) -> Any:
-    """Whatever a .safetensors, .npy, .pt or .bin file of others holds; nothing in it can run.
+    """The content of a foreign .safetensors, .npy, .pt or .bin file; no code in it can run.
 
     Raises:
-        InputError: the file is missing, damaged or packed, or needs Python objects; the message ends in `cure`.
+        InputError: the file is missing, damaged or compressed, or needs Python objects; the message ends in `cure`.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file; {cure}")
+        raise InputError(f"{path} does not exist or is not a file; {cure}")
     try:
         _refuse_packed(path, cure)
         return READERS.get(path.suffix, _read_torch)(path)
@@ -99,28 +99,29 @@ def read_foreign(path: Path, cure: str) -> Any:
     except Exception as error:  # each library has its own set of errors for a damaged file
         reason = str(error).split(". ")[0].split("\n")[0] or type(error).__name__
         what = f"{path} is damaged or holds more than plain tensors ({reason})"
-        raise InputError(f"{what}; nothing of it was run; {cure}") from None
+        raise InputError(f"{what}; no code in it was run; {cure}") from None
 
 
 def plain_tensor(path: Path, name: str, value: Any) -> Tensor:
-    """`value` if it is a dense tensor of real numbers, each of which the file holds; else it could take any memory.
+    """`value` if it is a dense tensor of real numbers whose storage is in the file, which bounds the memory it takes.
 
     Raises:
         InputError: it is something else.
     """
     if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized or value.is_complex():
-        raise InputError(f"{path}: {name!r} is no plain tensor of real numbers; only such are read")
+        found = f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(f"{path}: {name!r} is {found}, not a dense tensor of real numbers; {SAVE_ALONE}")
     if math.prod(value.shape) * value.element_size() > value.untyped_storage().nbytes():
         raise InputError(f"{path}: {name!r} claims the shape {tuple(value.shape)}, more than the file holds; get it again")
     return value.detach()
 
 
 def _refuse_packed(path: Path, cure: str) -> None:
-    """torch writes its .pt and .bin as zip files whose parts are stored as they are; packed, a few KB can become a TB."""
+    """Refuse a compressed zip: torch stores .pt and .bin uncompressed, and a zip bomb of a few KB can expand to a TB."""
     if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.filelist):
-                raise InputError(f"{path} is compressed, as torch writes no file; {cure}")
+                raise InputError(f"{path} is compressed, and torch writes uncompressed files; {cure}")
 
 
 def _read_torch(path: Path) -> Any:
@@ -128,7 +129,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _read_npy(path: Path) -> Tensor:
-    # Mapped, because a header may claim more values than the file holds; Python objects are refused.
+    # Memory-mapped, because a header may claim more values than the file holds; Python objects are refused.
     return torch.from_numpy(np.array(open_memmap(path, mode="r")))
 
 
@@ -137,7 +138,7 @@ READERS: dict[str, Callable[[Path], Any]] = {".pt": _read_torch, ".safetensors":
 
 @contextmanager
 def as_os_errors(path: Path) -> Iterator[None]:
-    """The library reports a full disk as its own error; outside it is the OSError that it was."""
+    """Convert the library's own error for a full disk back to OSError."""
     try:
         yield
     except SafetensorError as error:

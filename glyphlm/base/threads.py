@@ -1,9 +1,9 @@
 """Threads of this process: how many, and how they wait for each other.
 
-OpenMP's threads spin while they wait. That is fastest alone and collapses where another program wants the same cores: the
-quickstart's model trained at 9,800 tokens/s alone and at 333 beside a second training; with threads that sleep, at 5,400 and
-5,800. So they spin while the cores are free and sleep while they are not. The number of threads does not follow the load:
-rounding depends on it, and a busy machine must not change the bits of a run.
+OpenMP threads spin while they wait. That is fastest on an idle machine and collapses where programs share cores: the
+quickstart's model trained at 9,800 tokens/s alone and at 333 during a second training; with sleeping threads, at 5,400 and
+5,800. So they spin while the cores are free and sleep otherwise. The number of threads does not depend on the load:
+rounding depends on it, and load must not change the bits of a run.
 """
 
 import ctypes
@@ -20,16 +20,16 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import usable_cores
 from glyphlm.base.progress import say
 
-POLICY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these decides
+POLICY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # if the user sets one of these, it is respected
 STAT = Path("/proc/stat")
-SECONDS = 1.0  # between two looks at the load
-SPARE = 0.3  # cores: what a desktop or a shell takes is no load
-CALM = 3  # looks without load before threads spin again
+SECONDS = 1.0  # between two measurements of the load
+SPARE = 0.3  # cores: less than this, such as a desktop or a shell, is ignored
+CALM = 3  # measurements without load before threads spin again
 BLOCKTIME = 200  # milliseconds for which threads of LLVM's and Intel's runtimes spin by default
 
 
 def use_threads(number: int | None) -> None:
-    """Compute with `number` threads; with None with as many as the machine allows, or as OMP_NUM_THREADS says.
+    """Compute with `number` threads; None means OMP_NUM_THREADS, or else all usable cores.
 
     Raises:
         InputError: `number` is less than 1 or more than 1,024.
@@ -43,18 +43,18 @@ def use_threads(number: int | None) -> None:
 
 
 def own_cores() -> set[int]:
-    """Numbers of the cores that this process may run on; all of them where the system does not say (macOS, Windows)."""
+    """Numbers of the cores that this process may run on; all cores where the system does not report it (macOS, Windows)."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 class Load:
-    """How many of the cores that this process may use other programs keep busy."""
+    """Number of this process's cores that other programs keep busy."""
 
     def __init__(self) -> None:
         self._before = self._look()
 
     def others(self) -> float:
-        """On average since the last call; by the load average of the last minute where there is no /proc/stat."""
+        """Average since the last call; without /proc/stat, from the load average of the last minute."""
         if not STAT.is_file():
             return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) if hasattr(os, "getloadavg") else 0.0
         before, self._before = self._before, self._look()
@@ -62,7 +62,7 @@ class Load:
         return max(0.0, (busy - own) / passed) if passed > 0 else 0.0
 
     def _look(self) -> tuple[float, float, float]:
-        """Seconds of the clock, seconds of work of our cores, and of this process."""
+        """Wall-clock seconds, busy seconds of our cores, and CPU seconds of this process."""
         named = {f"cpu{number}" for number in own_cores()}
         lines = STAT.read_text().splitlines() if STAT.is_file() else []
         ticks = [[int(word) for word in line.split()[1:9]] for line in lines if line.split(" ", 1)[0] in named]
@@ -71,26 +71,26 @@ class Load:
 
 
 class Watch(threading.Thread):
-    """Looks at the load from time to time and switches how the threads of OpenMP wait."""
+    """Measures the load every SECONDS and switches how OpenMP threads wait."""
 
     def __init__(self) -> None:
         super().__init__(name="load", daemon=True)
         self._ended, self._load, self._calm, self._wake = threading.Event(), Load(), 0, None
 
     def run(self) -> None:
-        """Until `end` is called."""
+        """Measure until `end` is called."""
         while not self._ended.wait(SECONDS):
             self.look(self._load.others())
         if self._wake:
             self._wake()
 
     def end(self) -> None:
-        """Threads spin again as before."""
+        """Stop measuring; threads spin again as before."""
         self._ended.set()
         self.join()
 
     def look(self, others: float) -> None:
-        """Switch, where `others` busy cores call for it."""
+        """Switch between spinning and sleeping, given the number of cores that `others` keep busy."""
         threads, cores = torch.get_num_threads(), len(own_cores())
         if threads > 1 and others + threads > cores + SPARE:
             self._calm = 0
@@ -109,7 +109,7 @@ _watches: list[Watch] = []
 
 @contextmanager
 def sharing_cores() -> Iterator[None]:
-    """While the block runs threads sleep instead of spinning where other programs want the cores."""
+    """While the block runs, threads sleep instead of spinning whenever other programs use the cores."""
     if _watches or any(name in os.environ for name in POLICY):
         yield
         return
@@ -122,10 +122,10 @@ def sharing_cores() -> Iterator[None]:
 
 
 def let_threads_sleep() -> Callable[[], None]:
-    """Make OpenMP's threads sleep at once when they wait; the result undoes it. Other runtimes stay as they are.
+    """Make OpenMP threads sleep as soon as they wait; returns a function that undoes it. Unknown runtimes are not changed.
 
     LLVM's and Intel's runtimes have a call for it. GNU's hardly spins while a process has more threads of OpenMP than cores:
-    a second team of threads, which does nothing, makes that so, and ends with the thread that began it.
+    a second, idle team of threads causes that; it ends with the thread that started it.
     """
     runtime = _openmp()
     if runtime is not None and hasattr(runtime, "kmp_set_blocktime"):
@@ -134,7 +134,7 @@ def let_threads_sleep() -> Callable[[], None]:
     if runtime is None or not hasattr(runtime, "GOMP_parallel"):
         return lambda: None
     begun, ended = threading.Event(), threading.Event()
-    nothing = ctypes.cast(ctypes.CDLL(None).labs, ctypes.c_void_p)  # a function of C that does nothing with its argument
+    nothing = ctypes.cast(ctypes.CDLL(None).labs, ctypes.c_void_p)  # a C function without side effects
     team = max(2, len(own_cores()) - torch.get_num_threads() + 2)
 
     def hold() -> None:
@@ -148,11 +148,11 @@ def let_threads_sleep() -> Callable[[], None]:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP runtime that torch computes with, where it is loaded."""
+    """The OpenMP runtime that torch uses, or None where none is loaded."""
     for name in ("libgomp*", "libiomp5*", "libomp*"):
         for path in (Path(torch.__file__).parent / "lib").glob(name):
             try:
                 return ctypes.CDLL(str(path), mode=getattr(os, "RTLD_NOLOAD", 0))
-            except OSError:  # it is there and not loaded
+            except OSError:  # present but not loaded
                 continue
     return None
