@@ -130,7 +130,7 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
     """Complete the run folder of a trained model: weights, card, samples, summary."""
     if is_sharded(opened.model):
         opened = replace(opened, model=build_model(opened.recipe, opened.tokenizer))
-        load_state(out, opened.model)
+        load_state(out, opened.model, alone=True)
     summary = before | describe_training(opened, state, out)
     if isinstance(opened.model, GPT) and opened.recipe.growth.lora.apart and adapted(opened.model):
         detach_adapters(opened.model, out / ADAPTER)

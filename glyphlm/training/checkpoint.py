@@ -79,9 +79,12 @@ def list_states(out: Path) -> list[Path]:
 
 
 def load_state(
-    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, alone: bool = False
 ) -> TrainState | None:
     """Restore the newest checkpoint into `model` and, where given, `optimizer`; None where the run has none.
+
+    Args:
+        alone: Only this process calls; otherwise all of them do, and share the work of comparing files with their digests.
 
     Raises:
         InputError: the checkpoint is damaged, incomplete or of another model; it is named.
@@ -95,7 +98,7 @@ def load_state(
         return None
     folder = states[-1]
     try:
-        state = _read_record(folder, next(model.parameters()).device)
+        state = _read_record(folder, next(model.parameters()).device, alone)
         if is_sharded(model) or not (folder / WEIGHTS).exists():
             _read_sharded(model, optimizer, folder)
         else:
@@ -106,10 +109,10 @@ def load_state(
         raise InputError(f"{folder} cannot be restored ({reason}); remove it to go on from an earlier one") from None
 
 
-def _digests(folder: Path, device: torch.device) -> dict[str, str]:
-    """sha256 of every file but the record; the processes share the work."""
+def _digests(folder: Path, device: torch.device, alone: bool = False) -> dict[str, str]:
+    """sha256 of every file but the record; the processes share the work, unless this one is `alone`."""
     files = sorted(path for path in folder.iterdir() if path.name != STATE)
-    rank, size = world().rank, world().size
+    rank, size = (0, 1) if alone else (world().rank, world().size)
     found = [bytes.fromhex(sha256_file(path)) if number % size == rank else bytes(32) for number, path in enumerate(files)]
     bytes_N = torch.tensor([byte for digest in found for byte in digest], dtype=torch.int32, device=device)
     if size > 1:
@@ -118,7 +121,7 @@ def _digests(folder: Path, device: torch.device) -> dict[str, str]:
     return {path.name: total[32 * number : 32 * (number + 1)].hex() for number, path in enumerate(files)}
 
 
-def _read_record(folder: Path, device: torch.device) -> TrainState:
+def _read_record(folder: Path, device: torch.device, alone: bool) -> TrainState:
     """The state, after every file of the checkpoint was compared with its digest (older checkpoints have none)."""
     record = json.loads((folder / STATE).read_text(encoding="utf-8"))
     digests = record.pop("files", None)
@@ -126,7 +129,7 @@ def _read_record(folder: Path, device: torch.device) -> TrainState:
     if folder.name != f"step-{state.step:08}":
         raise InputError(f"{STATE} is of step {state.step}")
     if digests is not None:
-        found = _digests(folder, device)
+        found = _digests(folder, device, alone)
         for name in sorted(digests.keys() | found.keys()):
             if digests.get(name) != found.get(name):
                 raise InputError(f"{name} {'is not as it was written' if name in found else 'is missing'}")
