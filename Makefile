@@ -14,6 +14,7 @@ quickstart: fonts $(CORE)
 
 test: $(TEST)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
 	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile --durations=10
 
 lint: $(TEST)

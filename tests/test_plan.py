@@ -297,6 +297,13 @@ def test_experts_that_are_trained_are_planned_as_they_are_fused(runs, names, met
     }  # fmt: skip
 
 
+def test_a_fused_model_is_not_planned_as_grown(runs):
+    recipe = Recipe(fusion=FusionSettings([runs["narrow"], runs["again"]], "head"), model=SMALL, train=TRAIN)
+    recipe = replace(recipe, growth=GrowthSettings(blocks="all"))
+    with pytest.raises(InputError, match="narrow.*or the shape of a base with 2 blocks"):
+        make_plan(recipe, H200, before=SMALL)
+
+
 def test_an_expert_that_is_not_trained_yet_is_planned_as_described_beside_one_that_is(runs, tokenizer_folder):
     there, away = Recipe(TokenizerSettings(str(tokenizer_folder)), model=SMALL, train=TRAIN), "runs/away"
     for n_embed, substrates in ((16, 1), (8, 2)):

@@ -28,9 +28,10 @@ def settings(rows: int = 32, micro: int = 8, **changes) -> TrainSettings:
     return TrainSettings(**{"steps": 1, "precision": "fp32", "device": "cpu", **sizes, **changes})
 
 
-@pytest.mark.parametrize("kind", ["glyph", "token_bits", "affine_bits"])
-def test_steps_of_train_are_timed_and_leave_nothing_behind(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "in_flight"), [("glyph", 0), ("token_bits", 0), ("affine_bits", 0), ("glyph", 1)])
+def test_steps_of_train_are_timed_and_leave_nothing_behind(kind, in_flight, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("glyphlm.training.loop.STEPS_IN_FLIGHT", {"cpu": in_flight})  # 1 on a GPU
     model = meta(2, kind, "orthogonal")
     assert time_step(model, settings(4, 2, attention="document", lr=10), 4, 3) > 0
     assert all(values.is_meta for values in model.parameters()) and not list(tmp_path.glob("tmp*"))

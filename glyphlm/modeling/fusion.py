@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
-from .model import GPT, Block, Cache
+from .model import GPT, Block, Cache, Kept
 from .substrate import Substrate, check_fields
 from .together import Together, can_join
 
@@ -146,7 +146,8 @@ class Fusion(nn.Module):
         self.fusion = fusion
         self._widths = [expert.config.d_model for expert in experts]
         self.biased = any(expert.config.head_bias for expert in experts)
-        self.recompute, self.kept = False, None  # as training sets on GPT; frozen experts keep nothing to recompute
+        self.recompute = False  # as training sets on GPT; frozen experts keep nothing to recompute
+        self.kept: Kept | None = None
         self.substrates = _modules(dict.fromkeys(expert.substrate for expert in experts))
         self.reads = [list(self.substrates).index(expert.substrate) for expert in experts]
         head = joined_head(experts, self.biased)

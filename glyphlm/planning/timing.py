@@ -7,7 +7,6 @@ costs one update, and for each sequence the head's work and each layer's.
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,14 +36,11 @@ class _Enough(Exception):
 
 
 class _RandomBatches:
-    """Batches without a text; what `train` asks of batches, and no more."""
+    """Batches without a text; the least that is a BatchSource."""
 
     def __init__(self, vocab_size: int, rows: int, block_size: int):
         self.bytes_per_id_V, self.end_id = np.ones(vocab_size, dtype=np.uint16), 0
         self.tokens_per_batch, self._shape = rows * block_size, (rows, block_size + 1)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         ids_BT = torch.randint(len(self.bytes_per_id_V), self._shape)
@@ -53,6 +49,9 @@ class _RandomBatches:
     def state(self) -> dict[str, int]:
         """No position."""
         return {"taken": 0}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Nothing: every batch is random."""
 
 
 def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], memory: int) -> Pace | None:

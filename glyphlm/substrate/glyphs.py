@@ -115,7 +115,9 @@ def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, columns:
         )
     width, height = min(columns, len(labels)), -(-len(labels) // columns)
     sheet = Image.new("L", (width * TILE[0], height * TILE[1]), 255)
-    font = ImageFont.load_default(9).font_variant(layout_engine=ImageFont.Layout.BASIC)
+    default = ImageFont.load_default(9)
+    assert isinstance(default, ImageFont.FreeTypeFont)  # as always where a size is given
+    font = default.font_variant(layout_engine=ImageFont.Layout.BASIC)
     for index, (bits_P, label) in enumerate(zip(bits_VP, labels)):
         corner = (index % columns * TILE[0] + 4, index // columns * TILE[1] + 2)
         _draw_tile(sheet, corner, bits_P.reshape(side, side), _caption(label, font), font)

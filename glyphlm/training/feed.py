@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphlm.data.batches import IGNORED, Batches
+from glyphlm.data.batches import IGNORED, BatchSource
 
 AHEAD = 2  # batches; making one takes a fraction of a step
 
@@ -42,7 +42,7 @@ class Feed:
         ahead: Make batches in a thread, in pinned memory.
     """
 
-    def __init__(self, batches: Batches, rank: int, size: int, micro_rows: int, ahead: bool):
+    def __init__(self, batches: BatchSource, rank: int, size: int, micro_rows: int, ahead: bool):
         self._batches, self._rank, self._size, self._micro_rows, self._ahead = batches, rank, size, micro_rows, ahead
         self.position: dict[str, Any] = batches.state()
         self._made: queue.Queue[Fed | BaseException] = queue.Queue(AHEAD)

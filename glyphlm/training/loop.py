@@ -1,4 +1,4 @@
-"""train(): the one loop, for scratch runs, twins and whatever else trains a GPT on batches.
+"""train(): the one loop, for scratch runs, twins and whatever else trains a model on batches.
 
 On a GPU nobody waits for a step before the next one is launched: its loss and gradient norm are read one step later, and
 the device itself leaves out an update that is no number. What is logged and saved is the same.
@@ -23,7 +23,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
 from glyphlm.base.threads import sharing_cores
-from glyphlm.data.batches import Batch, Batches
+from glyphlm.data.batches import Batch, BatchSource
+from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
@@ -40,8 +41,8 @@ STEPS_IN_FLIGHT = {"cuda": 1}  # launched, but not read yet, when the next step 
 
 
 def train(
-    model: GPT,
-    batches: Batches,
+    model: GPT | Fusion,
+    batches: BatchSource,
     settings: TrainSettings,
     out: Path,
     validation: Callable[[], Iterator[Batch]] | None = None,
@@ -102,7 +103,7 @@ class _Launched:
 class _Trainer:
     """One run's model, optimizer and state, and the acts of the loop on them."""
 
-    def __init__(self, model: GPT, batches: Batches, settings: TrainSettings, out: Path):
+    def __init__(self, model: GPT | Fusion, batches: BatchSource, settings: TrainSettings, out: Path):
         self._model, self._batches, self._settings, self._out = model, batches, settings, out
         self._world, self._device = world(), model.device
         flops = flops_per_token(model, recompute=settings.recompute)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glyphlm.base.devices import can_compile
 from glyphlm.data.batches import IGNORED
+from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 
 # Logits held at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
@@ -177,7 +178,7 @@ class Objective(nn.Module):
         end_id: With it a position sees only its own document, which begins at the id that ends the one before.
     """
 
-    def __init__(self, model: GPT, dtype: torch.dtype, end_id: int | None = None):
+    def __init__(self, model: GPT | Fusion, dtype: torch.dtype, end_id: int | None = None):
         super().__init__()
         self.model, self._dtype, self._end_id = model, dtype, end_id
 

@@ -6,7 +6,7 @@ neither data nor, up to rounding, the loss.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,7 +85,7 @@ def joined(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def spread(module: nn.Module, blocks: nn.ModuleList, how: str) -> nn.Module:
+def spread(module: nn.Module, blocks: Iterable[nn.Module], how: str) -> nn.Module:
     """`module` over all processes; alone it stays as it is. Frozen buffers are on every rank and never communicated."""
     if world().size == 1:
         return module
