@@ -12,14 +12,12 @@ INSTALL = PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 quickstart: fonts $(CORE)
 	$(VENV)/bin/glyphlm quickstart --out runs/quickstart
 
-test: $(TEST)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+test: lint
 	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile --durations=10
 
 lint: $(TEST)
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 fonts:
 	@sh scripts/unifont.sh

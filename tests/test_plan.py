@@ -332,7 +332,7 @@ def test_a_run_that_is_grown_is_planned_with_what_it_freezes(runs):
     ("fusion", "growth", "said"),
     [
         ({"method": "mean_logits"}, None, "method mean_logits has nothing to train; glyphlm fuse makes that model"),
-        ({"method": "gate", "rank": 0}, None, "rank 0 .* must be at least 1"),
+        ({"method": "gate", "rank": 0}, None, "rank 0 must be .* at least 1"),
         ({"method": "gate", "experts": ["narrow"]}, None, "1 expert .* is nothing to fuse"),
         ({"method": "gate", "experts": ["narrow", "away"]}, None, "narrow has 1,024 ids, .*away has 2,048 ids; fuse"),
         ({"method": "gate"}, "narrow", "a model is fused or grown, not both"),
