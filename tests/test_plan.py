@@ -333,7 +333,7 @@ def test_a_run_that_is_grown_is_planned_with_what_it_freezes(runs):
     [
         ({"method": "mean_logits"}, None, "method mean_logits has nothing to train; glyphlm fuse makes that model"),
         ({"method": "gate", "rank": 0}, None, "rank 0 must be .* at least 1"),
-        ({"method": "gate", "experts": ["narrow"]}, None, "1 expert .* is nothing to fuse"),
+        ({"method": "gate", "experts": ["narrow"]}, None, "1 expert .*narrow.* cannot be fused; name at least two"),
         ({"method": "gate", "experts": ["narrow", "away"]}, None, "narrow has 1,024 ids, .*away has 2,048 ids; fuse"),
         ({"method": "gate"}, "narrow", "a model is fused or grown, not both"),
         ({"method": "gate", "experts": ["narrow", "other"]}, None, "substrates differ: .*allow-different-substrates"),
@@ -346,11 +346,11 @@ def test_what_cannot_be_fused_or_grown_is_refused(runs, tmp_path, fusion, growth
     runs = runs | {"away": str(tmp_path / "away")}
     described = TokenizerSettings(vocab_size=2048), SubstrateSettings(n_embed=16)
     recipe = GrowthRecipe(*described, SMALL, train=TRAIN)
-    if fusion:
-        fusion = {"experts": ["narrow", "wide"]} | fusion
-        recipe.fusion = FusionSettings(**fusion | {"experts": [runs[name] for name in fusion["experts"]]})
     recipe.growth = GrowthSettings(runs[growth] if growth else None)
     with pytest.raises(InputError, match=said):
+        if fusion:
+            fusion = {"experts": ["narrow", "wide"]} | fusion
+            recipe.fusion = FusionSettings(**fusion | {"experts": [runs[name] for name in fusion["experts"]]})
         make_plans(recipe, H200)
 
 

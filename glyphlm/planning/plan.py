@@ -101,8 +101,8 @@ def make_plan(
     model = planned_model(recipe)
     if before:
         if isinstance(model, Fusion):
-            raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts}, or the "
-                             f"shape of a base with {before.n_layer} blocks")
+            raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts}, or "
+                             f"the shape of a base with {before.n_layer} blocks")
         check_growth(before, recipe.model, recipe.growth)
         old = places_of_old(before.n_layer, recipe.model.n_layer, recipe.growth.place)
         choose_trained(model, old, recipe.growth, recipe.train.seed)
