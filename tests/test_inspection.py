@@ -188,8 +188,8 @@ def break_config(run):
 
 @pytest.mark.parametrize(("damage", "said"), [
     (break_weights, "holds more than one substrate"),
-    (break_config, "tells of no single substrate"),
-    (lambda run: (run / "config.json").unlink(), "tells of no single substrate"),
+    (break_config, "does not describe a single substrate"),
+    (lambda run: (run / "config.json").unlink(), "does not describe a single substrate"),
     (lambda run: (run / "model.safetensors").write_bytes(b"x"), "cannot be read"),
     (lambda run: (run / "model.safetensors").unlink(), "no build.json"),
 ])  # fmt: skip

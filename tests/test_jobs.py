@@ -144,7 +144,7 @@ def test_what_a_failed_engine_has_made_is_kept(tokenizer, files, goes_on, capsys
     assert "InputError: 2.jsonl:2" in Path(".out.logs/logs/task_00002.log").read_text(encoding="utf-8")
     Path(files[2]).write_bytes(good)
     out = prepare(tokenizer, files, Path("out"), engine=engine if goes_on == "local" else None)
-    assert "going on: 2 of 5 parts are there" in capsys.readouterr().err
+    assert "resuming: 2 of 5 parts are finished" in capsys.readouterr().err
     assert contents(out) == contents(prepare(tokenizer, files, Path("plain")))
 
 

@@ -72,7 +72,7 @@ def test_a_question_without_paragraphs_is_asked_alone(tmp_path):
 @pytest.mark.parametrize(("task", "changes", "what"), [
     ("triviaqa", {"Answer": None}, "Data[0]: no text in 'Answer.Value'"),  # a test file without answers
     ("triviaqa", {"Answer": {"Value": "", "Aliases": []}}, "Data[0]: an empty 'Answer.Value'"),
-    ("triviaqa", {"Answer": {"Value": "<unk>", "Aliases": []}}, "Data[0]: the answer <unk>, which stands for none"),
+    ("triviaqa", {"Answer": {"Value": "<unk>", "Aliases": []}}, "Data[0]: the undisclosed answer <unk>"),
     ("triviaqa", {"Answer": {"Value": "a", "Aliases": [1]}}, "Data[0]:Answer.Aliases[0]: no text in the entry"),
     ("triviaqa", {"Question": None}, "Data[0]: no text in 'Question'"),
     ("hotpotqa", {"answer": None}, "[0]: no text in 'answer'"),

@@ -59,7 +59,7 @@ def test_every_line_that_is_written_is_read_again(tmp_path, value, half, task):
     "hello",
 ])  # fmt: skip
 def test_a_line_of_another_form_is_named(tmp_path, line):
-    with pytest.raises(InputError, match=r"lines.txt:8: .* is no line such as"):
+    with pytest.raises(InputError, match=r"lines.txt:8: .* is not a line such as"):
         read(tmp_path, LINES + line)
 
 

@@ -268,7 +268,7 @@ def test_an_interrupted_command_goes_on_with_the_missing_parts(tokenizer, files,
     assert not (tmp_path / "out").exists()
     first = (tmp_path / ".out.partial" / part_name(0) / "build.json").stat().st_mtime_ns
     out = prepare(tokenizer, files, tmp_path / "out", 0.2)
-    assert "going on: 3 of 5 parts are there" in capsys.readouterr().err
+    assert "resuming: 3 of 5 parts are finished" in capsys.readouterr().err
     assert (out / part_name(0) / "build.json").stat().st_mtime_ns == first
     assert contents(out) == contents(once) and not (tmp_path / ".out.partial").exists()
 
@@ -444,7 +444,7 @@ def test_a_file_without_any_answer_is_refused(asked):
 
 @pytest.mark.parametrize("spec", ["arc_easy", "arc_easy=", "=a.jsonl", ""])
 def test_what_is_no_spec_is_refused_with_the_names(spec):
-    expected = f"{spec!r} is no NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: mmlu,"
+    expected = f"{spec!r} is not NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: mmlu,"
     assert refusal(split_specs, [spec]).startswith(expected)
 
 
@@ -458,7 +458,7 @@ def test_no_spec_and_the_same_spec_twice_are_refused():
 
 
 def test_every_path_is_looked_for_before_the_first_file_is_read(asked):
-    assert "missing does not exist or is no file;" in refusal(next, examples([f"qa={asked}/a.txt", "boolq=missing"]))
+    assert "missing does not exist or is not a file;" in refusal(next, examples([f"qa={asked}/a.txt", "boolq=missing"]))
 
 
 def test_a_spec_is_described_by_the_digest_of_its_file_or_files(asked):

@@ -104,7 +104,7 @@ def test_a_data_set_named_twice_is_refused():
     ("text", "fault"),
     [("", "'' does not exist"), ("missing.txt", "missing.txt does not exist"),
      ("a.json", "a.json is of an unknown kind; known"),
-     ("pipe.txt", "pipe.txt is no regular file")],
+     ("pipe.txt", "pipe.txt is not a regular file")],
 )  # fmt: skip
 def test_what_is_no_text_is_refused_with_its_name(text, fault):
     write("a.json", "b.txt")

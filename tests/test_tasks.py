@@ -314,17 +314,17 @@ def test_a_file_without_a_question_is_refused(tmp_path, task, text):
 def test_a_path_that_is_not_there_is_refused_before_reading_with_what_is_needed(tmp_path, task):
     with pytest.raises(InputError) as caught:
         read_task(task, tmp_path / "a")
-    assert str(caught.value) == f"{tmp_path / 'a'} does not exist or is no file; {task} needs {TASKS[task].path}"
+    assert str(caught.value) == f"{tmp_path / 'a'} does not exist or is not a file; {task} needs {TASKS[task].path}"
 
 
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
-    assert f"{tmp_path} does not exist or is no file; boolq needs a .jsonl file" in refusal("boolq", tmp_path)
-    assert f"{tmp_path} does not exist or is no file; mmlu needs a folder of .csv" in refusal("mmlu", tmp_path)
+    assert f"{tmp_path} does not exist or is not a file; boolq needs a .jsonl file" in refusal("boolq", tmp_path)
+    assert f"{tmp_path} does not exist or is not a file; mmlu needs a folder of .csv" in refusal("mmlu", tmp_path)
 
 
 def test_unknown_names_are_refused(tmp_path):
     for path in (tmp_path, "hf:"):
-        assert refusal("arc", path).startswith("'arc' is no task; known are mmlu, arc_easy,")
+        assert refusal("arc", path).startswith("'arc' is not a task; known are mmlu, arc_easy,")
 
 
 # The Hub

@@ -136,7 +136,7 @@ def test_a_foreign_tokenizer_that_hides_its_bytes_is_refused(tmp_path):
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "</s>": 1, "a": 2}, unk_token="[UNK]"))
     backend.decoder = decoders.WordPiece()
     base = saved(backend, tmp_path / "base", dict(HF_CONFIG))
-    assert "decoder WordPiece does not tell the bytes" in refusal(tmp_path, layout="bvv241-nemo", base=str(base))
+    assert "decoder WordPiece does not determine the bytes" in refusal(tmp_path, layout="bvv241-nemo", base=str(base))
 
 
 def test_a_damaged_configuration_is_refused(tmp_path):

@@ -70,7 +70,7 @@ def test_a_run_that_was_renamed_goes_on(recipe, straight, tmp_path, monkeypatch,
     begin(recipe, tmp_path / "before", monkeypatch)
     os.rename(tmp_path / "before", tmp_path / "after")
     assert train(recipe, tmp_path / "after") == 0
-    assert "going on from step 2" in capsys.readouterr().err
+    assert "resuming from step 2" in capsys.readouterr().err
     assert (tmp_path / "after" / "model.safetensors").read_bytes() == straight(recipe)
 
 
@@ -81,7 +81,7 @@ def test_inputs_that_are_spelled_otherwise_or_moved_are_the_same(recipe, straigh
     other = recipe | {"data": [{"text": "./moved.jsonl"}],
                       "tokenizer": {"path": os.path.relpath(recipe["tokenizer"]["path"])}}  # fmt: skip
     assert train(other, Path("run")) == 0
-    assert "going on from step 2" in capsys.readouterr().err
+    assert "resuming from step 2" in capsys.readouterr().err
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == straight(recipe)
     assert settings(tmp_path / "run")["data"][0]["text"] == "./moved.jsonl"
     assert train(recipe, tmp_path / "run") == 0  # finished, and asked for by the first spelling
@@ -113,7 +113,7 @@ def test_what_changes_no_result_may_change_when_a_run_goes_on(recipe, tmp_path, 
     changes = {"micro_batch_tokens": 64, "recompute": True, "save_every": 3, "keep": 1, "log_every": 1, "validate_every": 3}
     options = [part for name, value in changes.items() for part in (f"--train.{name}", str(value).lower())]
     assert train(recipe | {"prompts": ["Hello"]}, tmp_path / "run", *options) == 0
-    assert "going on from step 2" in capsys.readouterr().err
+    assert "resuming from step 2" in capsys.readouterr().err
     recorded = settings(tmp_path / "run")
     assert {name: recorded["train"][name] for name in changes} == changes and recorded["prompts"] == ["Hello"]
 

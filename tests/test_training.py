@@ -182,7 +182,7 @@ def test_half_written_checkpoint_is_removed_and_named(shards, stopped, straight,
     (half / "model.safetensors").write_bytes(b"half")
     Arm(shards).train(stopped, settings())
     said = capsys.readouterr().err
-    assert f"{half.name} was left half-written" in said and "going on from step 4" in said
+    assert f"{half.name} was left half-written" in said and "resuming from step 4" in said
     assert not half.exists()
     assert_equal_runs(stopped, straight)
 

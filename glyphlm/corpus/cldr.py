@@ -1,4 +1,4 @@
-"""What CLDR knows, as subjects: names in English, Russian and Chinese and facts about them (package babel, no network)."""
+"""Subjects from CLDR: names in English, Russian and Chinese and facts about them (package babel, no network)."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ Names = dict[str, str]  # language -> how CLDR writes something in that language
 
 @dataclass(frozen=True)
 class Subject:
-    """Something with a name in the three languages and, by relation, what CLDR says of it in each language."""
+    """An entity with a name in the three languages and its CLDR facts by relation, in each language."""
 
     kind: str
     code: str
@@ -30,7 +30,7 @@ class Subject:
 
 
 def _each(write: Callable[[Locale], str]) -> Names:
-    """What `write` gives in each language, with plain spaces for CLDR's no-break ones."""
+    """The result of `write` in each language, with CLDR's no-break spaces replaced by plain ones."""
     return {language: re.sub(r"\s", " ", write(locale)) for language, locale in LOCALES.items()}
 
 
@@ -40,7 +40,7 @@ def _same(value: str | int) -> Names:
 
 @cache
 def _known(table: str) -> list[str]:
-    """The codes that all three languages name in `table`, such as "territories"."""
+    """The codes in `table`, such as "territories", that have a name in all three languages."""
     return sorted(set.intersection(*(set(getattr(locale, table)) for locale in LOCALES.values())))
 
 
@@ -214,7 +214,7 @@ def _calendar() -> Iterator[Subject]:
 
 @cache
 def subjects() -> tuple[Subject, ...]:
-    """Everything the phrase book speaks of, in a fixed order."""
+    """All subjects of the phrase book, in a fixed order."""
     kinds = (_territories, _cities, _languages, _writings, _currencies, _units, _numbers, _calendar)
     return tuple(subject for kind in kinds for subject in kind())
 

@@ -1,6 +1,6 @@
-"""The embedded corpus: a phrase book in English, Russian and Chinese that states what CLDR knows.
+"""The embedded corpus: a phrase book in English, Russian and Chinese that states facts from CLDR.
 
-It needs no network. Some of its facts are held out in one wording and trained in another, so that they can be learned.
+It needs no network. Some facts are held out in one wording and appear in another in training, so that they can be learned.
 """
 
 import random
@@ -156,7 +156,7 @@ def chosen(words: str) -> list[str]:
     languages, and "en,zh,qa" the questions to train on in two.
 
     Raises:
-        InputError: there is no such word.
+        InputError: a word is unknown.
     """
     given, known = set(filter(None, words.split(","))), (*PARAGRAPHS, "text", "qa", "train", "validation")
     if unknown := sorted(given.difference(known)):

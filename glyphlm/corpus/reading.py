@@ -30,7 +30,7 @@ UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    # zstandard's own reader takes a file that was cut off for a shorter one
+    # zstandard's own reader accepts a truncated file silently
     ".zst": lambda raw: io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")),
 }
 PASSAGE_CHARS = 1 << 18  # a quarter million characters: small for memory, large against the cost of a call
@@ -51,7 +51,7 @@ class Reading:
     Args:
         text_field: The JSON key or column name of a document.
         errors: Whether bytes that are not UTF-8 are refused, or replaced by U+FFFD.
-        skip_empty: Leave out rows whose text is null or blank; else null is refused and blank text a document.
+        skip_empty: Leave out rows whose text is null or blank; otherwise null is refused and blank text is a document.
     """
 
     text_field: str = "text"
@@ -63,7 +63,7 @@ class Reading:
             raise InputError("text_field is empty; give the name of a key or column, such as text")
 
     def settings(self) -> dict[str, Any]:
-        """As records of a build have it; `skip_empty` only where it is set, since records made before lack it."""
+        """The settings for build.json; `skip_empty` is included only where it is set, since older records lack it."""
         found = asdict(self)
         return found if self.skip_empty else {key: found[key] for key in ("text_field", "errors")}
 
@@ -103,7 +103,7 @@ def check_sources(sources: Sequence[str], reading: Reading) -> None:
 
 
 class Advance:
-    """Moves the bar by the share of a file's bytes that have been read since the last call."""
+    """Advances the progress bar by the bytes of the file that were read since the last call."""
 
     def __init__(self, bar: Meter):
         self._bar, self._seen = bar, 0
@@ -279,7 +279,7 @@ def _parquet_rows(source: _Source) -> Iterator[_Row]:
 
 
 def hub_rows(source: str, split: str = "train") -> Iterator[tuple[str, Any]]:
-    """(place, row) of hf:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub; `split` where it names none.
+    """(place, row) of hf:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub; `split` is the default split.
 
     Raises:
         InputError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What text is read: files, folders of them, data sets of the Hub and the embedded phrase book, each known by its digest."""
+"""Text sources: files, folders, data sets of the Hub and the embedded phrase book, each identified by its digest."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from glyphlm.base.progress import say
 
 PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (*(f"{kind}{packing}" for packing in PACKINGS for kind in (".txt", ".jsonl")), ".parquet")
-OURS = (BUILD, TOKENIZER)  # a folder with one of these was made by glyphlm, and its vocab.txt is no text
+OURS = (BUILD, TOKENIZER)  # a folder with one of these was made by glyphlm, and its vocab.txt is not training text
 
 
 def find_sources(texts: Sequence[str]) -> list[str]:
@@ -40,7 +40,7 @@ def find_sources(texts: Sequence[str]) -> list[str]:
 
 
 def _identity(source: str) -> Any:
-    """However a path is spelled or linked, a file is itself."""
+    """A key that is equal for all paths and links to the same file."""
     if is_data_set(source):
         return source
     found = os.stat(source)
@@ -48,12 +48,12 @@ def _identity(source: str) -> Any:
 
 
 def describe(texts: Sequence[str]) -> dict[str, str]:
-    """What identifies the input: name -> sha256 of each file; a data set of the Hub stands for itself."""
+    """What identifies the input: name -> sha256 of each file; a data set of the Hub is identified by its name."""
     return {source: _digest(source) for source in find_sources(texts)}
 
 
 def is_data_set(source: str) -> bool:
-    """Whether `source` names a data set, of the Hub or embedded, and no file."""
+    """Whether `source` names a data set, of the Hub or embedded, rather than a file."""
     return source.startswith((HUB, EMBEDDED))
 
 
@@ -92,7 +92,7 @@ def _expand(text: str) -> list[str]:
     if not suffix_of(path.name):
         raise InputError(f"{text} is of an unknown kind; known are {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise InputError(f"{text} is no regular file; write what it gives into a file")
+        raise InputError(f"{text} is not a regular file; save its content as a file")
     return [text]
 
 

@@ -1,4 +1,4 @@
-"""Files of questions in their original formats -> rows that know their place. What is wrong is refused, never guessed.
+"""Benchmark files in their original formats -> rows with file and line. Damaged records are refused, never guessed.
 
 Every row is a dictionary, whether the file has JSON, CSV, TSV, blocks of lines or lines that belong together.
 """
@@ -25,10 +25,10 @@ class Row:
     value: Any
 
     def get(self, kind: type, *keys: str) -> Any:
-        """The value at `keys`, one inside the other; with no key the whole row.
+        """The value at the nested `keys`; without keys the whole row.
 
         Raises:
-            InputError: there is none, or it is not of type `kind` (a key of KINDS).
+            InputError: it is missing, or not of type `kind` (a key of KINDS).
         """
         value = self.value
         for key in keys:
@@ -38,10 +38,10 @@ class Row:
         return value
 
     def text(self, *keys: str) -> str:
-        """The text at `keys`, as it is.
+        """The text at `keys`, unchanged.
 
         Raises:
-            InputError: there is none, or nothing but white space, or it holds half of a character pair.
+            InputError: it is missing or blank, or contains a lone surrogate.
         """
         text = self.get(str, *keys)
         if not text.strip():
@@ -56,12 +56,12 @@ class Row:
         return [Row(f"{place}[{number}]", value) for number, value in enumerate(self.get(list, *keys))]
 
     def fault(self, what: str) -> InputError:
-        """The error that names this row, to be raised."""
+        """The InputError for this row, to be raised by the caller."""
         return InputError(f"{self.where}: {what}; mend or remove it")
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """A row a line; blank lines are none."""
+    """One row per line; blank lines are skipped."""
     return (Row(where, _json(text, where)) for where, text in _lines(path) if text.strip())
 
 
@@ -86,12 +86,12 @@ def csv_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
 
 
 def tsv_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
-    """A row a line, columns `names` between tabs; quotation marks are text."""
+    """One row per line, columns `names` separated by tabs; quotation marks are ordinary text."""
     return (_columns(where, text.rstrip("\r\n").split("\t"), names) for where, text in _lines(path))
 
 
 def aligned_rows(paths: Sequence[Path], names: Sequence[str]) -> Iterator[Row]:
-    """Line n of every file together, named by `names`; the files must have equally many lines, and none empty."""
+    """Line n of every file together, named by `names`; the files must have the same number of lines, all non-empty."""
     for lines in itertools.zip_longest(*map(_lines, paths)):
         if None in lines:
             where = next(line[0] for line in lines if line)
@@ -123,7 +123,7 @@ def _columns(where: str, cells: Sequence[str], names: Sequence[str]) -> Row:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(FILE:LINE, the line with its end); only newlines end a line, for a text may hold Unicode's separators."""
+    """(FILE:LINE, the line with its end); only newlines end a line, since a text may contain Unicode separators."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"

@@ -1,6 +1,6 @@
-"""Benchmarks and supervised examples -> Items: a prompt, and the answers that are right.
+"""Benchmarks and supervised examples -> Items: a prompt and its correct answers.
 
-The prompts are to the letter those of the published benchmark code (github AVBochkov/PGT, _models_benchmarking.py): no
+The prompts are exactly those of the published benchmark code (github AVBochkov/PGT, _models_benchmarking.py): no
 space after the last colon, the labels of the file (some of ARC are 1-4), texts as the file has them. What it does not
 have (T:/Q:/A: blocks, instructions, open questions) follows its form, in any language with the same English words.
 """
@@ -25,15 +25,15 @@ TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
 BETWEEN = ""
-UNKNOWN = "<unk>"  # what the Hub's TriviaQA has for the answers of the test split, which its makers keep to themselves
+UNKNOWN = "<unk>"  # TriviaQA on the Hub has this in place of the undisclosed answers of the test split
 
 
 @dataclass(frozen=True)
 class Item:
     """One question.
 
-    `answers` are all right ones, the first is the one to train on; none where the passage does not tell (SQuAD v2).
-    `labels` are what can follow the prompt where there are options, `choices` the texts that they stand for.
+    `answers` are all correct ones, the first is used for training; empty where the passage has no answer (SQuAD v2).
+    `labels` are the labels of the options of a multiple-choice question, `choices` their texts.
     """
 
     task: str
@@ -45,7 +45,7 @@ class Item:
 
     @property
     def correct(self) -> int | None:
-        """Index of the right one of `labels`; None where there are no options."""
+        """Index of the correct label; None where there are no options."""
         return self.labels.index(self.answers[0]) if self.labels else None
 
 
@@ -60,7 +60,7 @@ def reading_prompt(context: str, question: str, ask: str = "Answer:") -> str:
 
 
 class Task(NamedTuple):
-    """What the path of a task must be, what makes items of its files; its data set on the Hub, an item of a row there."""
+    """The expected path of a task, its file parser, its data set on the Hub, and the parser of a row there."""
 
     path: str
     read: Callable[[str, Sequence[Path]], Iterator[Item]]
@@ -75,7 +75,7 @@ def read_task(name: str, path: str | Path) -> Iterator[Item]:
     hf:NAME[:CONFIG][:SPLIT] another of the same layout.
 
     Raises:
-        InputError: as `task_files`, or, while reading, a record is damaged (file and line are named) or there is none.
+        InputError: as `task_files`, or, while reading, a record is damaged (file and line are named) or none is found.
     """
     if not _is_hub(path):
         files = task_files(name, path)
@@ -88,7 +88,7 @@ def read_task(name: str, path: str | Path) -> Iterator[Item]:
 
 
 def describe_task(name: str, path: str | Path) -> dict[str, str]:
-    """What identifies the input: name -> sha256 of its file (of several, of their digests); the Hub stands for itself."""
+    """Identity of the input: name -> sha256 of its file (of several: of their digests); a Hub data set by its name."""
     if _is_hub(path):
         return {f"{name}={path}": "hub"}
     found = [sha256_file(file) for file in task_files(name, path)]
@@ -101,24 +101,24 @@ def _is_hub(path: str | Path) -> bool:
 
 def _known(name: str) -> Task:
     if name not in TASKS:
-        raise InputError(f"{name!r} is no task; known are {', '.join(TASKS)}")
+        raise InputError(f"{name!r} is not a task; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def task_files(name: str, path: str | Path) -> list[Path]:
-    """The files that `read_task` reads, in its order; `path` is what TASKS[name].path says.
+    """The files that `read_task` reads, in its order; `path` is described by TASKS[name].path.
 
     Raises:
         InputError: the name is unknown, or there is no such file.
     """
     needed = _known(name).path
     if _is_hub(path):
-        raise InputError(f"{name}={path} is no file; {name} needs {needed}")
+        raise InputError(f"{name}={path} is not a file; {name} needs {needed}")
     parts = str(path).split(",") if "-" in name else [path]
     files = sorted(Path(path).glob("*.csv")) if name == "mmlu" else [Path(part) for part in parts]
     missing = next((file for file in files or [path] if not Path(file).is_file()), None)
     if missing is not None:
-        raise InputError(f"{missing} does not exist or is no file; {name} needs {needed}")
+        raise InputError(f"{missing} does not exist or is not a file; {name} needs {needed}")
     return files
 
 
@@ -289,11 +289,11 @@ def _hub_triviaqa(task: str, row: Row) -> Item:
 
 
 def _trivia_item(task: str, row: Row, question: str, answer: str, value: str, aliases: str) -> Item:
-    """The documents that were found for a question are left out; the other names of its answer are right as well."""
+    """The retrieved documents of a question are left out; aliases of its answer are also correct."""
     found = row.text(answer, value)
     names = [alias.get(str) for alias in row.rows(answer, aliases)]
     if found == UNKNOWN:
-        raise row.fault(f"the answer {UNKNOWN}, which stands for none")
+        raise row.fault(f"the undisclosed answer {UNKNOWN}")
     answers = dict.fromkeys([found, *(name for name in names if name.strip())])
     return Item(task, question_prompt(row.text(question)), tuple(answers))
 
@@ -340,7 +340,7 @@ def _page(pair: Row) -> Row:
 
 
 def _paragraph(page: Row) -> str:
-    """Sentences bring the spaces between them."""
+    """Sentences already contain the spaces between them."""
     return "".join(sentence.get(str) for sentence in page.rows("sentences")).strip()
 
 

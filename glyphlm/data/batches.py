@@ -21,12 +21,12 @@ from glyphlm.base.ranges import Range, check_values
 from glyphlm.data.shards import TOKEN_BYTES
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-IGNORED = -100  # a target that is not learned
-CHUNK = 1 << 24  # ids that are checked at once
+IGNORED = -100  # target value excluded from the loss
+CHUNK = 1 << 24  # number of ids checked at a time
 
 
 class _Shard(NamedTuple):
-    """One file of ids, as build.json has it."""
+    """One file of ids, as recorded in build.json."""
 
     path: Path
     tokens: int
@@ -37,7 +37,7 @@ class TokenText:
     """The ids of one split of a shard folder as one long sequence, read from disk as needed.
 
     Raises:
-        InputError: the folder is no shard folder, was made with another tokenizer, or a file is missing or cut off.
+        InputError: the folder is not a shard folder, was made with another tokenizer, or a file is missing or truncated.
     """
 
     def __init__(self, folder: str | Path, split: str, tokenizer_fingerprint: str | None = None):
@@ -66,7 +66,7 @@ class TokenText:
         self._shards = [_Shard(self.folder / str(shard["file"]), _count(shard["tokens"]), str(shard["sha256"]))
                         for shard in found["shards"]]
         if sum(shard.tokens for shard in self._shards) != self.tokens or self.end_id >= self.vocab_size:
-            raise ValueError(f"{self.tokens} tokens are not those of its files, or </s> {self.end_id} is no id")
+            raise ValueError(f"{self.tokens} tokens are not those of its files, or </s> {self.end_id} is not an id")
 
     def _open(self, shard: _Shard) -> np.ndarray:
         expected = shard.tokens * self._dtype.itemsize
@@ -80,7 +80,7 @@ class TokenText:
         """bool [tokens]: whether each token belongs to the answer of an example.
 
         Raises:
-            InputError: the shards are of text, not of examples, or a file is missing or cut off.
+            InputError: the shards are of text, not of examples, or a file is missing or truncated.
         """
         parts = []
         for shard in self._shards:
@@ -148,21 +148,21 @@ class TokenText:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
 @dataclass
 class Source:
-    """One part of the training data: a shard folder, or text or examples that are still to be prepared, and its weight.
+    """One source of training data: a shard folder, or text or examples to prepare, and its weight.
 
     Args:
         shards: A folder made by glyphlm prepare.
         text: A file, a folder, hf:NAME, or a list of these.
         sft: Supervised examples, a list of NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
-        weight: Share of all sequences, relative to the other sources; by default each has its size.
-        epochs: Instead of weights: how often this source is read, relative to the others.
-        loss: Whether all tokens of the source are learned, or only those of answers (sft).
+        weight: Share of all sequences, relative to the other sources; by default its number of sequences.
+        epochs: Alternative to weights: number of passes over this source, relative to the others.
+        loss: Whether the loss covers all tokens of the source, or only those of answers (sft).
     """
 
     shards: str | None = None
@@ -189,7 +189,7 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """What training draws from: batches without end, and a position that can be saved."""
+    """Interface of training data: an endless stream of batches with a position that can be saved."""
 
     @property
     def tokens_per_batch(self) -> int:
@@ -221,12 +221,12 @@ class Batches:
     """An endless stream of batches from weighted sources, determined by the seed alone.
 
     A text of N tokens is cut into windows of T + 1 tokens that overlap by one, from an offset drawn for each epoch, and
-    visited in an order drawn for each epoch. The source furthest behind its weight gives the next sequence. With
+    visited in an order drawn for each epoch. The next sequence comes from the source furthest behind its weight. With
     `same_windows` the offset is always 0, so that later epochs read the same windows again.
-    The position is one count a source: `state()` and `restore()` are exact, at any point.
+    The position is one count per source: `state()` and `restore()` are exact, at any point.
 
     Raises:
-        InputError: a text is too short for `block_size`, or a number is out of range.
+        InputError: a text is too short for `block_size`, or a value is out of range.
     """
 
     def __init__(
@@ -271,12 +271,12 @@ class Batches:
 
     @property
     def epochs(self) -> list[float]:
-        """How often each source was read so far."""
+        """Epochs of each source completed so far."""
         return [float(taken * self._block / text.tokens) for taken, text in zip(self._taken, self._texts)]
 
     @property
     def digest(self) -> str:
-        """A running checksum of every id handed out so far: equal for runs that saw the same batches."""
+        """A running checksum of every id returned so far: equal for runs that saw the same batches."""
         return f"{self._digest:08x}"
 
     def __iter__(self) -> Iterator[Batch]:
@@ -333,7 +333,7 @@ def open_training(sources: Sequence[Source], tokenizer: Tokenizer) -> tuple[list
     """The training texts of `sources` and their weights.
 
     Raises:
-        InputError: some sources have a weight and others none, or a folder is damaged or of another tokenizer.
+        InputError: only some sources have a weight, or a folder is damaged or of another tokenizer.
     """
     if not sources:
         raise InputError("the recipe names no training data; give data: [{shards: FOLDER}]")
@@ -350,7 +350,7 @@ def open_training(sources: Sequence[Source], tokenizer: Tokenizer) -> tuple[list
 
 
 def open_validation(folders: Iterable[str], tokenizer: Tokenizer) -> list[TokenText]:
-    """The validation texts of shard folders; folders that hold none out are left out.
+    """The validation texts of shard folders; folders without a validation split are skipped.
 
     Raises:
         InputError: a folder is damaged or of another tokenizer.
@@ -364,8 +364,8 @@ def open_validation(folders: Iterable[str], tokenizer: Tokenizer) -> list[TokenT
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
     """Windows over the validation texts in turn; the last of a text may be shorter.
 
-    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be
-    another language than its end.
+    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be in in
+    a different language from its end.
     """
     for text in texts:
         starts = np.arange(0, text.tokens - 1, block_size)

@@ -43,10 +43,10 @@ def prepare(
     jobs: int = 1,
     engine: Engine | None = None,
 ) -> Path:
-    """Tokenize `texts` into the shard folder `out`; where it holds them already, nothing is done.
+    """Tokenize `texts` into the shard folder `out`; finished work is skipped.
 
     Documents (of long ones, pieces of about 16,000 characters) go to validation by a hash of their ids, so that equal
-    documents stay on one side and the choice does not depend on their order. `jobs` processes (0: one a core) make the
+    documents stay on one side and the choice does not depend on their order. `jobs` processes (0: one per core) make the
     parts, or the tasks of `engine`; their number changes nothing. After a stop, the same command makes the parts that are
     missing.
 
@@ -107,7 +107,7 @@ def _check_share(share: float) -> None:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is to be prepared, and how. Each part can be made by itself, by any process on any machine.
+    """Specification of a shard folder. Each part can be made independently, by any process on any machine.
 
     Args:
         inputs: every source and its sha256, in order.
@@ -121,7 +121,7 @@ class Preparation:
     parts: list[list[str]]
 
     def record(self, sources: Iterable[str]) -> Build:
-        """What the shards of `sources` are made from."""
+        """Settings and input digests of the shards of `sources`."""
         settings = {"validation_share": self.validation_share, "specials_in_text": self.tokenizer.specials_in_text}
         made_from = {"tokenizer": self.tokenizer.fingerprint, **{source: self.inputs[source] for source in sources}}
         return Build("shards", {**settings, **self.reading.settings()}, made_from)
@@ -130,7 +130,7 @@ class Preparation:
         """Make every part that is missing in `folder`: in `jobs` processes, or on `engine`."""
         missing = [number for number, sources in enumerate(self.parts) if not self._is_there(folder, number)]
         if len(missing) < len(self.parts):
-            say(f"going on: {len(self.parts) - len(missing)} of {len(self.parts)} parts are there")
+            say(f"resuming: {len(self.parts) - len(missing)} of {len(self.parts)} parts are finished")
         if engine and missing:
             engine(self.write_part, [(folder, number) for number in missing])
             return
@@ -158,7 +158,7 @@ class Preparation:
                 build.result["skipped"] = skipped.total()
 
     def _is_there(self, folder: Path, number: int) -> bool:
-        """Whether an earlier run made this very part; what else stands in its place is removed."""
+        """Whether an earlier run finished this part; anything else in its place is removed."""
         part = folder / part_name(number)
         try:
             return self.record(self.parts[number]).is_done(part)
@@ -167,7 +167,7 @@ class Preparation:
             return False
 
     def collect(self, folder: Path) -> dict[str, Any]:
-        """The counts and files of all parts, by split; what an earlier run left of other parts is removed."""
+        """The counts and files of all parts, by split; parts that an earlier run left and that do not belong are removed."""
         names = [part_name(number) for number in range(len(self.parts))]
         for found in folder.iterdir():
             if found.name not in names:
@@ -204,20 +204,20 @@ def _joined(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _complete(folder: Path, tokenizer: Tokenizer, counts: dict[str, Any]) -> dict[str, Any]:
-    """Write what all shards share; the result of the whole."""
+    """Write the files common to all shards; returns the result of the build."""
     save_array(folder / TOKEN_BYTES, tokenizer.bytes_per_id_V)
     return {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.end_id, **counts}
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """As np.save, which on a full disk raises an error that does not say so."""
+    """np.save, whose error on a full disk does not mention the disk, with the system's error instead."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     path.write_bytes(buffer.getvalue())
 
 
 def _say_counts(out: Path, result: dict[str, Any], validation_share: float) -> None:
-    """Print what was written, and the cure where nothing was held out."""
+    """Print the counts, and a hint where nothing was held out."""
     splits = result["splits"]
     for split, found in splits.items():
         if found["tokens"]:
@@ -317,7 +317,7 @@ class _ShardWriter:
 
 
 class Example(NamedTuple):
-    """A document of its own is `prompt + answer`."""
+    """One supervised example: the document `prompt + answer`."""
 
     prompt: str
     answer: str
@@ -352,7 +352,7 @@ def _files(name: str, path: str) -> list[Path]:
 
 
 def describe_examples(specs: Sequence[str]) -> dict[str, str]:
-    """What identifies the input, as `tasks.describe_task` of each spec.
+    """Identity of the input: `tasks.describe_task` of each spec.
 
     Raises:
         InputError: as `split_specs` and `tasks.task_files`.
@@ -364,13 +364,13 @@ def split_specs(specs: Sequence[str]) -> list[tuple[str, str]]:
     """(NAME, PATH) of each NAME=PATH.
 
     Raises:
-        InputError: there is none, one is no NAME=PATH, or one is given twice.
+        InputError: the list is empty, an entry is not NAME=PATH, or one is given twice.
     """
     if not specs:
         raise InputError("no examples were given: name them as NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl")
     for spec in specs:
         if not all(spec.partition("=")):
-            raise InputError(f"{spec!r} is no NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: {', '.join(TASKS)}")
+            raise InputError(f"{spec!r} is not NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: {', '.join(TASKS)}")
         if specs.count(spec) > 1:
             raise InputError(f"{spec} is given twice; name it once; a recipe can weigh its source")
     return [(name, path) for name, _, path in (spec.partition("=") for spec in specs)]

@@ -1,1 +1,1 @@
-"""Models answer benchmark questions; answers are logged, scored, and compared with intervals."""
+"""Benchmarks: models are evaluated, answers are logged and scored, results are compared with intervals."""

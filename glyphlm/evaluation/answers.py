@@ -23,9 +23,9 @@ class Exactness(NamedTuple):
 
 
 def squad_scores(output: str, answers: Sequence[str]) -> Exactness:
-    """As evaluate-v2.0.py of SQuAD: the best over all right answers, on lower-case words without articles and marks.
+    """As evaluate-v2.0.py of SQuAD: the maximum over all reference answers, without case, articles, punctuation.
 
-    Where the passage does not answer, the right answer is the empty one; both scores are 1 for it and 0 for any other.
+    Where the passage has no answer, the reference is the empty string; both scores are 1 for it and 0 for any other.
     """
     golds = [gold for gold in answers if normalised(gold)] or [""]
     exact = max(float(normalised(output) == normalised(gold)) for gold in golds)
@@ -46,12 +46,12 @@ def _f1(found: list[str], gold: list[str]) -> float:
 
 
 def first_letter(text: str) -> str:
-    """What the published protocol reads: the first character that is no white space, upper-cased; or nothing."""
+    """The letter that the published protocol scores: the first non-space character, upper-cased; or ""."""
     return text.strip().upper()[:1]
 
 
 def sentence_bleu(output: str, reference: str) -> float:
-    """0 to 100. The published protocol's BLEU: of each sentence, upper-cased, sacrebleu's defaults in any language."""
+    """Sentence BLEU, 0 to 100, of the published protocol: upper-cased, sacrebleu's defaults in any language."""
     return sacrebleu.corpus_bleu([output.upper()], [[reference.upper()]]).score
 
 
@@ -62,23 +62,23 @@ class CorpusMetric(NamedTuple):
     metric: Metric
 
     def sums(self, outputs_N: Sequence[str], references_N: Sequence[str]) -> NDArray:
-        """[N, S]; they add up over sentences (what sacrebleu resamples for its own intervals)."""
+        """Sufficient statistics [N, S], additive over sentences (sacrebleu resamples them for its own intervals)."""
         return np.array(self.metric._extract_corpus_statistics(outputs_N, [references_N]), float)
 
     def score(self, sums_RS: NDArray) -> NDArray:
-        """[R, S] -> [R], or [S] -> a number."""
+        """The score of summed statistics: [R, S] -> [R], or [S] -> a number."""
         rows_RS = np.atleast_2d(sums_RS).round().astype(int).tolist()
         scores_R = np.array([self.metric._compute_score_from_stats(row_S).score for row_S in rows_RS])
         return scores_R if np.ndim(sums_RS) == 2 else scores_R[0]
 
     @property
     def signature(self) -> str:
-        """How it was computed, for others; sacrebleu has it after the first `sums`."""
+        """sacrebleu's signature, which states how the score was computed; available after the first `sums`."""
         return self.metric.get_signature().format()
 
 
 @cache
 def translation_metrics(language: str) -> tuple[CorpusMetric, CorpusMetric]:
-    """BLEU and chrF into a language; BLEU cuts Chinese into characters."""
+    """BLEU and chrF for a target language; BLEU tokenizes Chinese into characters."""
     bleu = BLEU(tokenize="zh" if language == "zh" else "13a")
     return CorpusMetric("bleu", bleu), CorpusMetric("chrf", CHRF())

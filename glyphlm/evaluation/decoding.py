@@ -1,4 +1,4 @@
-"""Continuations of many prompts. A prompt is read once: all draws of it go on from its keys and values, in one batch.
+"""Continuations of many prompts. A prompt is read once: all samples continue from its keys and values, in one batch.
 
 Shapes: B prompts, C copies (draws) of each, R = B * C rows, T steps, V vocabulary, K candidates.
 """
@@ -21,13 +21,13 @@ GREEDY = Sampling(temperature=0)
 
 
 class Distribution(NamedTuple):
-    """The ids that may come next, the likeliest first, and their probabilities, summed up along K to 1."""
+    """Candidate next ids, most likely first, and their cumulative probabilities along K, up to 1."""
 
     ids_BK: Tensor
     cdf_BK: Tensor
 
     def draw(self, uniforms_BC: Tensor) -> Tensor:
-        """ids_BC: the candidate on which each of these numbers in [0, 1) falls."""
+        """Inverse-CDF sampling: ids_BC, the candidates for these uniform numbers in [0, 1)."""
         places_BC = torch.searchsorted(self.cdf_BK, uniforms_BC.contiguous(), right=True).clamp(max=self.ids_BK.shape[1] - 1)
         return self.ids_BK.gather(1, places_BC)
 
@@ -51,7 +51,7 @@ def truncated(logits_BV: Tensor, sampling: Sampling) -> Distribution:
 
 
 def uniforms(seed: int, task: str, number: int, copies: int, steps: int) -> np.ndarray:
-    """Random numbers [C, T] of one item, whatever else is in its batch; more steps change none of the earlier."""
+    """Uniform numbers [C, T] of one item, independent of its batch; more steps do not change earlier ones."""
     return np.random.default_rng([seed, *task.encode(), number]).random((steps, copies), dtype=np.float32).T
 
 
@@ -75,11 +75,11 @@ def continue_prompts(
     sampling: Sampling = GREEDY,
     uniforms_BCT: np.ndarray | None = None,
 ) -> tuple[list[list[list[int]]], Distribution]:
-    """The new ids of each copy of each prompt, without the id in `stops` that ended it, and what could come first.
+    """The new ids of each copy of each prompt, without the stop id that ended it, and the distribution of the first.
 
     Args:
-        steps: Most new ids of each prompt.
-        uniforms_BCT: What draws C copies of each; not needed where the likeliest id is taken always.
+        steps: Maximum number of new ids of each prompt.
+        uniforms_BCT: Random numbers for C samples of each; not needed for greedy decoding.
     """
     drawn_BCT = np.zeros((len(prompts), 1, max(steps)), np.float32) if uniforms_BCT is None else uniforms_BCT
     drawn_BCT = torch.from_numpy(drawn_BCT).to(model.device)
@@ -101,10 +101,10 @@ def _write(
     sampling: Sampling,
     drawn_RT: Tensor,
 ) -> list[list[int]]:
-    """Go on from the first new ids until every row has stopped or has as many as its limit."""
+    """Continue from the first new ids until every row has stopped or reached its limit."""
     copies, last_R = ids_BC.shape[1], ids_BC.flatten()
     found: list[list[int]] = [[] for _ in limits]
-    rows = [row // copies for row in range(len(limits))]  # of `prefix`
+    rows = [row // copies for row in range(len(limits))]  # rows of `prefix`
     going = list(range(len(limits)))
     for step in range(1, max(limits) + 1):
         new = last_R.tolist()

@@ -1,4 +1,4 @@
-"""Evaluation of models: tasks and settings in, rows of results out, each with an interval and what it is over.
+"""Evaluation of models: tasks and settings in, rows of results out, each with a named interval.
 
 Results go into results.jsonl of each run folder and into a file, item logs into a folder. What was made from the same
 model, files and settings is not computed again.
@@ -44,7 +44,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How models are evaluated.
+    """Settings of an evaluation.
 
     Args:
         protocol: likelihood: options by their log-probability, free answers by the likeliest text of a line. sampled: the
@@ -52,13 +52,13 @@ class EvalSettings:
             with a letter falls below chance (see letter_mass), answers' lengths leak, BLEU is of single sentences.
         limit: Questions of a task, drawn by the seed; by default all. (The sampled protocol takes 256 of SQuAD and 128
             pairs of a translation.)
-        seed: Of what is drawn.
+        seed: Seed of samples and of drawn questions.
         precision: bf16 is faster where the machine has it; auto measures.
-        between: What stands between "Answer:" and an option (likelihood): nothing, as in training here; a space is usual
+        between: Text between "Answer:" and an option (likelihood): empty, as in training here; a space is usual
             for models trained elsewhere.
-        new_tokens: Most tokens of a free answer (likelihood).
-        runs_per_item: Times n that the sampled protocol asks each question.
-        temperature: Of the sampled protocol, from the model cards, as top_k and top_p: the published code does not say.
+        new_tokens: Maximum number of tokens of a free answer (likelihood).
+        runs_per_item: Number n of samples per question in the sampled protocol.
+        temperature: Of the sampled protocol, from the model cards, as top_k and top_p: the published code does not state it.
         top_k: Choose among the k likeliest tokens; 0 for all.
         top_p: Choose among the likeliest tokens that together have this probability.
     """
@@ -79,18 +79,18 @@ class EvalSettings:
         self.sampling()
 
     def sampling(self) -> Sampling:
-        """How the sampled protocol draws, checked."""
+        """The validated sampling settings of the sampled protocol."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def of(self, task: str) -> dict[str, Any]:
-        """The settings that change the results of a task."""
+        """The settings that affect the results of a task."""
         drawing = ("runs_per_item", "temperature", "top_k", "top_p")
         asking = ("protocol", "limit", "seed", *(drawing if self.protocol == "sampled" else ("between", "new_tokens")))
         return {name: getattr(self, name) for name in ("precision", *(asking if task != BPB else ()))}
 
 
 class EvalTask(NamedTuple):
-    """A task: its name, where it was read, its items (of bits per byte none), and what identifies the files."""
+    """A task: its name, source, items (empty for bits per byte), and the digests of its files."""
 
     name: str
     source: str
@@ -125,7 +125,7 @@ def evaluate(
             equal names of files.
 
     Raises:
-        InputError: a model, a text, a task file or an output is bad, a task is unknown, or a model gives no numbers.
+        InputError: a model, a text, a task file or an output is bad, a task is unknown, or logits are not finite.
     """
     settings = settings or EvalSettings()
     _check_outputs(out, log_items)
@@ -150,7 +150,7 @@ def evaluate(
 def _made_from(
     model: EvalModel, task: EvalTask, settings: EvalSettings, reading: Reading, precision: str
 ) -> dict[str, Any]:
-    """What decides the results: model, files and settings."""
+    """The identity of the results: model, files and settings."""
     kept = settings.of(task.name) | {"precision": precision} | (reading.settings() if task.name == BPB else {})
     return {"model": model.digest, "files": dict(task.digest), "settings": kept}
 
@@ -164,7 +164,7 @@ def _results(
     out: Path | None,
     log_items: Path | None,
 ) -> tuple[list[ResultRow], Log | None]:
-    """The rows of one task, kept or made, and its log where it was made or is wanted; then each output has them."""
+    """The rows of one task, reused or computed, and its log if computed or requested; written to each output."""
     folder = log_items and model_logs(log_items, model.digest, model.name)
     path = folder / log_name(task.name, made_from) if folder else None
     places = [Place(model.folder / RESULTS, None)] if model.folder else []
@@ -200,7 +200,7 @@ def _check_outputs(out: Path | None, log_items: Path | None) -> None:
 def _kept(
     places: Sequence[Place], task: EvalTask, made_from: dict[str, Any], path: Path | None
 ) -> tuple[list[ResultRow], Log | None]:
-    """Rows made from the same before, and the log where one is wanted; without a log that fits, none."""
+    """Earlier rows of the same inputs, and the log if requested; nothing where a matching log is missing."""
     for place in places:
         rows = [replace(row, run=None) for row in read_results(place.file)
                 if (row.run, row.task, row.source, row.made_from) == (place.run, task.name, task.source, made_from)]
@@ -220,7 +220,7 @@ def _complete(places: Sequence[Place], rows: Sequence[ResultRow]) -> None:
 
 
 def _report_losses(model: EvalModel, rows: Sequence[ResultRow]) -> None:
-    """Say how much of the texts the model did not see."""
+    """Report how much of the texts the model did not see."""
     row = rows[0]
     if row.cut:
         many = "; with so many cut it is another task, and its results are marked" if row.many_cut else ""
@@ -274,7 +274,7 @@ def run_task(model: EvalModel, task: EvalTask, reading: Reading, settings: EvalS
     """The per-item log of one task (see `item_log`).
 
     Raises:
-        InputError: the text of bits per byte is bad, or the model gives no numbers.
+        InputError: the text of bits per byte is bad, or logits are not finite.
     """
     if task.name == BPB:
         scores = _score_documents(model, task.source, reading)
@@ -329,11 +329,11 @@ def _score_documents(model: EvalModel, source: str, reading: Reading) -> Iterato
             yield {"nats": score.nats, "tokens": score.tokens, "bytes": sizes[document], **unknown}
             scored += 1
     except NotFinite:
-        raise model.no_numbers(f"in document {documents[scored][0] + 1} of {source}") from None
+        raise model.not_finite(f"in document {documents[scored][0] + 1} of {source}") from None
 
 
 def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passage]:
-    """The same passages; the bytes of each document are appended to `sizes` before its last one is given."""
+    """Pass passages through; the bytes of each document are appended to `sizes` before its last passage is yielded."""
     size = 0
     for passage in stream:
         size += len(passage.text.encode(errors="surrogatepass"))  # lone surrogates are refused where text is encoded
@@ -346,7 +346,7 @@ def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passag
 def _number_documents(
     pieces: Iterable[Piece], tokenizer: Tokenizer, documents: list[tuple[int, dict[str, int]]]
 ) -> Iterator[Piece]:
-    """The same pieces; of each document that has tokens `documents` gets its number, and how many of them are `<unk>`."""
+    """Pass pieces through; for each document with tokens append its number and its count of `<unk>` to `documents`."""
     number = tokens = unknown = 0
     for piece in pieces:
         tokens, unknown = tokens + len(piece.ids), unknown + int((piece.ids == tokenizer.unknown_id).sum())

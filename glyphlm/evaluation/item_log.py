@@ -1,4 +1,4 @@
-"""Per-item logs -> results and paired comparisons. What a third party needs to score again is in the log alone.
+"""Per-item logs -> results and paired comparisons. The log alone is sufficient to score again.
 
 A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subject` (of MMLU; of SQuAD HasAns or NoAns) and
 - options by likelihood: `labels`, `correct` (index), `letters` and `texts` (natural log-probability of each), `choices`;
@@ -44,16 +44,16 @@ class Metric:
 
     @property
     def value(self) -> float:
-        """Of all items."""
+        """The value over all items."""
         return float(self.statistic(self.sums_NS.sum(0)))
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """The unit of the count: items or documents."""
         return "documents" if self.name == BITS_PER_BYTE else "items"
 
     def interval(self) -> stats.Interval:
-        """Over items; JSON has no infinity, so that of a single item is its value."""
+        """The interval over items; for a single item it is the value, since JSON has no infinity."""
         if self.right:
             return stats.wilson(int(self.sums_NS[:, 0].sum()), len(self.sums_NS))
         found = stats.bootstrap(self.sums_NS, self.statistic, self.unit)
@@ -98,7 +98,7 @@ def _corpus(metric: CorpusMetric, log: Log) -> Metric:
 
 
 def result_rows(log: Log) -> list[ResultRow]:
-    """The rows of a log, without what it does not know: source, model, settings."""
+    """The rows of a log, without the fields that it lacks: source, model, settings."""
     return [_row(part, subject, metric) for subject, part in _by_subject(log) for metric in metrics(part)]
 
 
@@ -121,7 +121,7 @@ def _row(log: Log, subject: str, metric: Metric) -> ResultRow:
 
 
 def _over_runs(log: Log, row: ResultRow) -> ResultRow:
-    """With the published interval, over decoding runs, in the first place, and that over items beside it."""
+    """Add the published interval, over decoding runs, as the main one, and keep that over items in items_*."""
     runs_M = np.mean([entry["scores"] for entry in log], axis=0)
     sigma, (low, high, interval) = stats.over_runs(runs_M)
     return replace(row, low=low, high=high, interval=interval, runs=len(runs_M), sigma=sigma, items_low=row.low,
@@ -129,7 +129,7 @@ def _over_runs(log: Log, row: ResultRow) -> ResultRow:
 
 
 def _with_levels(log: Log, row: ResultRow) -> ResultRow:
-    """With the accuracy of guessing and of one constant answer, and the letter mass."""
+    """Add the accuracy of uniform guessing and of the best constant answer, and the letter mass."""
     if "labels" not in log[0]:
         empty = [not entry["answers"] for entry in log] if row.task == "squad" else []
         return replace(row, majority=float(np.mean(empty)) if any(empty) else None)  # always: there is no answer
@@ -142,13 +142,13 @@ def _with_levels(log: Log, row: ResultRow) -> ResultRow:
 
 
 def _with_counts(log: Log, row: ResultRow) -> ResultRow:
-    """With the prompts that were cut, and the `<unk>` of the text where there is any."""
+    """Add the number of truncated prompts, and of `<unk>` in the text where there are any."""
     cut = sum(entry["cut"] for entry in log) if "cut" in log[0] else None
     return replace(row, cut=cut, unknown=sum(entry.get("unknown", 0) for entry in log) or None)
 
 
 def gives(log: Log, rows: Sequence[ResultRow]) -> bool:
-    """Whether a log has the values of these rows of its task and protocol."""
+    """Whether a log reproduces the values of these rows."""
     values = {(row.scoring, row.metric): row.value for row in rows if not row.subject}
     return values == {(metric.scoring, metric.name): metric.value for metric in metrics(log)}
 
@@ -197,9 +197,9 @@ def log_name(task: str, made_from: Mapping[str, Any]) -> str:
 
 
 def model_logs(logs: Path, digest: str, name: str = "") -> Path | None:
-    """The folder of a model's logs, NAME.DIGEST: whatever its name was, that of its digest is found.
+    """The folder of a model's logs, NAME.DIGEST: found by the digest, whatever the name.
 
-    `name` names one that is still to be made; without it the folder must be there.
+    `name` is used for a new folder; without it the folder must exist.
     """
     ending = f".{digest[:DIGITS]}"
     found = next((folder for folder in sorted(logs.glob(f"*{ending}")) if folder.is_dir()), None)
@@ -211,7 +211,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a per-item log.
 
     Raises:
-        InputError: there is no such file, a line is damaged, or it holds none.
+        InputError: the file is missing or empty, or a line is damaged.
     """
     rows = read_json_lines(Path(path), NEEDED)
     if not rows:

@@ -16,7 +16,7 @@ from glyphlm.evaluation.model import EvalModel
 
 
 class OptionTokens(NamedTuple):
-    """Ids of an item's prompt, those of each of its options, and whether any were left out for the model's context."""
+    """Ids of an item's prompt and of each option, and whether any were truncated to fit the model's context."""
 
     context: list[int]
     rests: list[list[int]]
@@ -75,7 +75,7 @@ def split_options(model: EvalModel, prompt: str, options: Sequence[str]) -> Opti
 def _log_probabilities(
     model: EvalModel, splits: Sequence[OptionTokens], labels: Sequence[Sequence[str]]
 ) -> list[tuple[list[float], float]]:
-    """For each item the log-probability of each rest, and the letter mass. The contexts are read once."""
+    """For each item the log-probability of each continuation, and the letter mass. Contexts are read once."""
     logits_BV, prefix = model.read_prompts([parts.context for parts in splits])
     logp_BV = logits_BV.log_softmax(-1)
     found = [logp_BV[b, [rest[0] for rest in parts.rests]].tolist() for b, parts in enumerate(splits)]
@@ -99,7 +99,7 @@ def generate_answers(
 ) -> list[dict[str, Any]]:
     """The log of each item: the likeliest answer, token by token, up to the end of its line or of the text."""
     stops = {model.tokenizer.end_id, *model.line_ends}
-    steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is the prompt's
+    steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is for the prompt
     prompts = [model.prompt(item.prompt, model.block_size + 1 - steps) for item in items]
     logs: list[dict[str, Any]] = [{} for _ in items]
     for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(model.device.type, 0)):

@@ -34,13 +34,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Prefix(NamedTuple):
-    """What a batch of texts left in the cache: keys and values, and which positions are text (1) or padding (0)."""
+    """Cached keys and values of a batch of texts, and which positions are text (1) or padding (0)."""
 
     cache: Any
     attended_BS: Tensor
 
     def select(self, rows: Sequence[int]) -> "Prefix":
-        """The same for other rows, any of them several times. The old prefix is used up."""
+        """The prefix of the selected rows, repeats allowed. The old prefix must not be used afterwards."""
         index = torch.tensor(rows, device=self.attended_BS.device)
         self.cache.batch_select_indices(index)
         return Prefix(self.cache, self.attended_BS[index])
@@ -51,12 +51,12 @@ class EvalModel:
     """A model with its tokenizer.
 
     Args:
-        name: As the user gave it.
+        name: Name as given by the user.
         block_size: Longest context in tokens.
-        start: Ids that its tokenizer puts before every text; none in ours.
-        first_id: What stands before the first token of a document in bits per byte; in ours what ends the one before.
+        start: Ids that its tokenizer prepends to every text; empty in ours.
+        first_id: Id before the first token of a document in bits per byte; in ours the end-of-text id.
         digest: sha256 of weights, configuration and tokenizer, or the commit of the Hub.
-        folder: Where a run keeps its results; None where the folder is not ours.
+        folder: Run folder in which results are stored; None for foreign models.
     """
 
     name: str
@@ -107,7 +107,7 @@ class EvalModel:
         return out.logits, Prefix(out[CACHE], attended_BS)
 
     def check_numbers(self, values_B: Tensor, texts: Sequence[Sequence[int]]) -> None:
-        """Refuse what a model with NaN or infinity in its weights gives: it would be counted as an answer.
+        """Refuse logits that are NaN or infinite: they would be scored as an answer.
 
         Raises:
             InputError: a value is not finite; the model and the text of its row are named.
@@ -116,10 +116,10 @@ class EvalModel:
         if len(bad_N):
             text = self.tokenizer.decode(list(texts[int(bad_N[0, 0])]))
             shown = text if len(text) <= SHOWN_CHARS else f"..{text[-SHOWN_CHARS:]}"
-            raise self.no_numbers(f"after {shown!r}")
+            raise self.not_finite(f"after {shown!r}")
 
-    def no_numbers(self, where: str) -> InputError:
-        """The error that a model gives NaN or infinite logits, to be raised."""
+    def not_finite(self, where: str) -> InputError:
+        """The InputError for NaN or infinite logits, to be raised by the caller."""
         return InputError(f"{self.name} gives no probabilities (NaN or infinite logits) {where}; its training has diverged "
                           "or a weight is damaged: give another checkpoint")
 
@@ -131,7 +131,7 @@ class EvalModel:
 
     @cached_property
     def scorer(self) -> Any:
-        """The face of GPT that bits per byte are computed on: hidden, logits, vocab_size, device, config.block_size."""
+        """The model with GPT's interface for bits per byte: hidden, logits, vocab_size, device, config.block_size."""
         ours = isinstance(self.model, GlyphLMForCausalLM)
         return self.model.gpt if ours else _Foreign(self.model, self.block_size)
 
@@ -162,7 +162,7 @@ class EvalModel:
 
 
 class _Foreign:
-    """A model of another library with GPT's face: what it calls hidden are logits already."""
+    """A foreign model behind GPT's interface: its `hidden` returns logits already."""
 
     def __init__(self, model: transformers.PreTrainedModel, block_size: int):
         self._model, self.device = model, model.device
@@ -179,8 +179,8 @@ class _Foreign:
 def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> EvalModel:
     """The model called `name`: a run folder, another folder, or hf:NAME; in eval mode.
 
-    A text is scored after what stood before texts in the training of its model: after `</s>` in ours, whatever an old
-    config.json says of `<s>`; after the bos token of another model's tokenizer, or its eos token where it has no bos, as
+    A text is scored after the token that preceded texts in the training of its model: after `</s>` in ours, whatever an old
+    config.json says about `<s>`; after the bos token of another model's tokenizer, or its eos token where it has no bos, as
     lm-eval does.
 
     Raises:
@@ -188,7 +188,7 @@ def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> 
     """
     ours = is_run(name)
     if ours or not (name.startswith(HUB) or (Path(name) / CONFIG).is_file()):
-        model, tokenizer = load_run(name)  # also says what a folder lacks
+        model, tokenizer = load_run(name)  # also reports what a folder lacks
         start, first = (), tokenizer.end_id
     else:
         model, tokenizer, start = _load_foreign(name.removeprefix(HUB))
@@ -246,7 +246,7 @@ def _digest(name: str, model: transformers.PreTrainedModel, ours: bool) -> str:
     """sha256 of all files that decide what a folder's model computes; the commit of a model of the Hub."""
     if name.startswith(HUB):
         return str(model.config._commit_hash)
-    described = DESCRIBED if ours else (*DESCRIBED, TOKENIZER_CONFIG)  # where others name what stands before a text
+    described = DESCRIBED if ours else (*DESCRIBED, TOKENIZER_CONFIG)  # where foreign tokenizers name their bos token
     found = [path for folder in (Path(name), Path(name) / ADAPTER) if folder.is_dir() for path in sorted(folder.iterdir())
              if path.suffix in WEIGHT_SUFFIXES or path.name in described]
     return hashlib.sha256("".join(map(sha256_file, found)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The rows of results.jsonl and of comparisons, from the item log to the page: the only place that spells their keys."""
+"""The rows of results.jsonl and of comparisons, from the item log to the page: the only place that names their keys."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,32 +16,32 @@ from glyphlm.evaluation.stats import Interval
 BITS_PER_BYTE = "bits_per_byte"
 PERCENT = ("accuracy", "exact_match", "f1", "contains")  # metrics that are shares
 REQUIRED = ("task", "protocol", "scoring", "subject", "metric", "value")
-MANY_CUT = 0.05  # of the prompts of a task: with more of them cut it is another task
+MANY_CUT = 0.05  # share of truncated prompts above which a score is not comparable
 CURE = "delete that line and run glyphlm eval again"
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One value of one model, with its interval. In JSON, what is None is left out.
+    """One value of one model, with its interval. Fields that are None are left out of the JSON.
 
     Args:
         run: The model as the user named it, in files of several models.
-        protocol: likelihood or sampled; of `published` files published.
+        protocol: likelihood, sampled, or published (rows of files of published lines).
         scoring: letters, texts, greedy, first letter, or "".
         subject: Of MMLU; of SQuAD HasAns or NoAns; "" is the whole task.
         value: Accuracies, exact match, F1 and shares are 0 to 1, BLEU and chrF 0 to 100.
-        low: End of the 95% interval; `interval` says what it is, and over what. None in bits per byte of old versions.
-        signature: sacrebleu's.
+        low: Lower end of the 95% interval that `interval` names. None in bits per byte of old versions.
+        signature: sacrebleu's signature.
         runs: Decoding runs of the sampled protocol, `sigma` their standard deviation; the interval over items is then
             in `items_low`, `items_high` and `items_interval`.
         chance: Accuracy of uniform guessing.
         majority: Accuracy of the constant answer that is right most often.
         letter_mass: Mean probability that the first token begins with the letter of an option.
-        cut: Prompts that lost their left end to the context.
+        cut: Number of prompts truncated on the left to fit the context.
         unknown: `<unk>` tokens in the texts, where the vocabulary lacks characters.
         parameters: As a published file writes it, such as 0.5B.
-        made_from: Digest of the model, digests of the task files, settings. What was made from the same is not made again.
-        others: Keys of other versions, which stay in the file.
+        made_from: Digest of the model, digests of the task files, settings. Results with the same inputs are reused.
+        others: Unknown keys, written by other versions; they are preserved.
     """
 
     task: str
@@ -78,19 +78,19 @@ class ResultRow:
 
     @property
     def count(self) -> int | None:
-        """Items or documents; of published rows it is not known."""
+        """Number of items or documents; None for published rows."""
         return self.items if self.documents is None else self.documents
 
     @property
     def items_ends(self) -> tuple[float, float]:
-        """The interval over items or documents; the value itself where there is none."""
+        """The interval over items or documents; the value itself where no interval is known."""
         ends = (self.items_low, self.low), (self.items_high, self.high)
         low, high = (next((end for end in pair if end is not None), self.value) for pair in ends)
         return low, high
 
     @property
     def many_cut(self) -> bool:
-        """Whether so many prompts lost their beginning that the score is of another task."""
+        """Whether so many prompts were truncated that the score is not comparable."""
         return bool(self.cut and self.items and self.cut > MANY_CUT * self.items)
 
     @property
@@ -99,7 +99,7 @@ class ResultRow:
         return self.run, self.task, self.protocol, self.source
 
     def to_json(self) -> dict[str, Any]:
-        """The row as it stands in a file."""
+        """The row as written to a file."""
         known = {name: getattr(self, name) for name in _types()}
         return {name: value for name, value in known.items() if value is not None} | dict(self.others)
 
@@ -126,7 +126,7 @@ class ResultRow:
 
 @cache
 def _types() -> dict[str, tuple[type, ...]]:
-    """What JSON may hold in each key, in the order of a file."""
+    """The types of each key in JSON, in the order of a file."""
     hints = get_type_hints(ResultRow)
     names = ["run", *(name for name in hints if name not in ("run", "others"))]
     return {name: _kinds(hints[name]) for name in names}
@@ -138,10 +138,10 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 
 
 def read_results(path: Path) -> list[ResultRow]:
-    """The rows of a results file; no file, no rows.
+    """The rows of a results file; empty where the file is missing.
 
     Raises:
-        InputError: a line is damaged or no result; file and line are named.
+        InputError: a line is damaged or not a result; file and line are named.
     """
     rows = read_json_lines(path)
     return [ResultRow.from_json(row, f"{path} line {number}") for number, row in enumerate(rows, start=1)]
@@ -159,7 +159,7 @@ class ComparisonRow:
     """Two models on the same items: b minus a in one metric.
 
     Args:
-        mde: The smallest difference that would be found with probability 0.8; None where it is not known.
+        mde: The smallest difference that would be found with probability 0.8; None where it is unknown.
         p_holm: `p` corrected over the subjects of a metric; the whole task stands alone.
         a: The first model as the user named it, `b` the second; in reports the label of the second.
     """
@@ -183,5 +183,5 @@ class ComparisonRow:
     source: str = ""
 
     def named(self, a: str, b: str, source: str) -> "ComparisonRow":
-        """The same with the names of the models and the source of the items."""
+        """A copy with the names of the models and the source of the items."""
         return replace(self, a=a, b=b, source=source)

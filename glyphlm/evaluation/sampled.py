@@ -1,14 +1,14 @@
-"""The protocol of the published benchmark lines, to the letter, so that they can be reproduced. Not the one to believe.
+"""The exact protocol of the published benchmark lines, to reproduce them. Not recommended for conclusions.
 
-A prompt is continued by tokens drawn at random, n times; MMLU by 1 token, ARC and CommonsenseQA by 2; right is whose first
+A prompt is continued by tokens drawn at random, n times; MMLU by 1 token, ARC and CommonsenseQA by 2; correct if the first
 letter, upper-cased, is the key. SQuAD: 256 answerable questions whose first answer has at most 8 characters, as many tokens
-as it has characters; right is what holds it. BLEU: 128 pairs a direction, min(characters of the reference, 100) tokens, the
+as it has characters; correct if contained. BLEU: 128 pairs a direction, min(characters of the reference, 100) tokens, the
 mean of upper-cased sentences' BLEU. The result is the mean of n runs, ± 1.96 σ/√n.
 
 Its known defects:
-- The ± is decoding noise of one model on the same questions: it says nothing of other questions or another training.
-- A model that puts little probability on option letters scores below chance, whatever it knows: see the letter mass.
-- The length of an answer is taken from the right one; a substring counts (the answer "no" in "cannot").
+- The ± is decoding noise of one model on the same questions: it does not cover other questions or another training run.
+- A model that puts little probability on option letters scores below chance whatever it knows: see the letter mass.
+- The length of the output leaks from the reference; a substring counts (the answer "no" in "cannot").
 - BLEU of single sentences, upper-cased, and with Chinese cut at spaces, is not comparable with corpus BLEU.
 
 Not published, and therefore our choice: temperature 0.8, top_k 50, top_p 0.95 (of the model cards); which questions are
@@ -33,14 +33,14 @@ PAIRS, PAIR_TOKENS = 128, 100
 
 
 def subsample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
-    """`count` items drawn by the seed, in their order; all where there are no more, or without a count."""
+    """`count` items drawn by the seed, in their order; all items where there are fewer or `count` is None."""
     if count is None or len(items) <= count:
         return list(items)
     return [items[number] for number in sorted(random.Random(seed).sample(range(len(items)), count))]
 
 
 def protocol_items(items: Sequence[Item], seed: int) -> list[Item]:
-    """The items of one task that the protocol asks."""
+    """The items of one task that the protocol uses."""
     if items[0].labels:
         return list(items)
     if "-" in items[0].task:
@@ -49,14 +49,14 @@ def protocol_items(items: Sequence[Item], seed: int) -> list[Item]:
 
 
 def answer_tokens(item: Item) -> int:
-    """New tokens of each answer."""
+    """Number of new tokens of each answer."""
     if item.labels:
         return 1 if item.task == "mmlu" else 2
     return min(len(item.answers[0]), PAIR_TOKENS)
 
 
 def score_answer(item: Item, output: str) -> float:
-    """1 or 0; of a translation its BLEU, 0 to 100."""
+    """1 or 0; for a translation its sentence BLEU, 0 to 100."""
     if item.labels:
         return float(first_letter(output) == first_letter(item.answers[0]))
     return sentence_bleu(output, item.answers[0]) if "-" in item.task else float(item.answers[0] in output)

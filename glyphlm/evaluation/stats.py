@@ -1,4 +1,4 @@
-"""Intervals, paired tests, and what they can detect. Every interval is named by what it is over; no two kinds are mixed.
+"""Intervals, paired tests and detectable effects. Every interval names what it is over; kinds are never mixed.
 
 Over items: would other questions give another score? Over decoding runs: would other draws? Over training seeds: would
 another training? The published ± is of the second kind only.
@@ -17,15 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 1000
-EXCHANGES, CHUNK = 9999, 500  # of the permutation test, and how many are computed at once
-SEED = 1  # of resamples: the same items give the same interval
+EXCHANGES, CHUNK = 9999, 500  # permutations of the test, and how many are computed at once
+SEED = 1  # of resampling: the same items give the same interval
 Z_95, Z_POWER_80 = 1.959964, 0.841621
 FEWEST_DISCORDANT = 6  # with fewer items on which two models differ McNemar's p cannot be below 0.05 (2 / 2^6 = 0.03)
 Statistic = Callable[[NDArray], NDArray]  # sums [..., S] -> values [...]
 
 
 class Interval(NamedTuple):
-    """Ends of a 95% interval, and what it is and over what."""
+    """Ends of a 95% interval, and the name of its method and of what it is over."""
 
     low: float
     high: float
@@ -86,7 +86,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike) -> float:
-    """The exact p that two models are right equally often (McNemar 1947): a binomial test of where they differ."""
+    """Exact p-value of equal accuracy (McNemar 1947): a binomial test on the discordant items."""
     a_N, b_N = np.asarray(right_a_N, bool), np.asarray(right_b_N, bool)
     only_a, only_b = int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum())
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
@@ -119,7 +119,7 @@ def paired(
 
 
 def permutation(a_NS: NDArray, b_NS: NDArray, statistic: Statistic = ratio) -> float:
-    """The two-sided p that it does not matter which model an item's sums are from.
+    """Two-sided p-value of the permutation test that exchanges the two models' sums of each item.
 
     Exact where the items have at most EXCHANGES exchanges (13 items), else from so many drawn ones, which go down to
     0.0001: Holm's correction over the 57 subjects of MMLU can reject.
@@ -141,7 +141,7 @@ def permutation(a_NS: NDArray, b_NS: NDArray, statistic: Statistic = ratio) -> f
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values of several tests, raised so that all of them together err with the level of one (Holm 1979)."""
+    """p-values of several tests, adjusted to control the family-wise error rate (Holm 1979)."""
     raised, highest = [0.0] * len(ps), 0.0
     for rank, number in enumerate(sorted(range(len(ps)), key=lambda number: ps[number])):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[number]))
@@ -150,7 +150,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def against_chance(right: int, items: int, chance: float) -> float:
-    """The exact two-sided p of so many right answers under uniform guessing."""
+    """Exact two-sided p-value of this number of correct answers under uniform guessing."""
     return float(stats.binomtest(right, items, chance).pvalue)
 
 
@@ -165,7 +165,7 @@ def majority_level(answers_N: Sequence[Hashable]) -> float:
 
 
 def _resampled(sums_NS: NDArray) -> NDArray:
-    """The sums of RESAMPLES draws of N items [R, S]; equal for all that have equally many items."""
+    """The sums of RESAMPLES bootstrap resamples of N items [R, S]; the draws depend only on N."""
     random, count = np.random.default_rng(SEED), len(sums_NS)
     drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
     return np.stack([times_N @ sums_NS for times_N in drawn])

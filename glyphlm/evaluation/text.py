@@ -8,14 +8,14 @@ from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, Resul
 
 
 def result_line(row: ResultRow) -> str:
-    """One result: value, interval and what to compare it with; of the sampled protocol the published line."""
+    """One result: value, interval and reference levels; for the sampled protocol the published line."""
     if row.protocol == "sampled":
         return published_line(_name(row), row)
     return f"{_name(row)} {_title(row)}: {_values(row, row.low, row.high)} ({row.interval}), {_beside(row)}"
 
 
 def beside_line(row: ResultRow) -> str:
-    """What the published form has no place for."""
+    """Details of a result that the published format does not have."""
     interval = _values(row, row.items_low, row.items_high)
     return f"{_name(row)} {_title(row)}: {interval} ({row.items_interval}), {_beside(row)}"
 
@@ -26,7 +26,7 @@ def _values(row: ResultRow, low: float | None, high: float | None) -> str:
 
 
 def comparison_line(row: ComparisonRow) -> str:
-    """The difference of two models on the same items, its interval, p, and the smallest that would be found."""
+    """The difference of two models on the same items, its interval, p-value and minimum detectable effect."""
     difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
     corrected = f", Holm {row.p_holm:.2g}" if row.subject else ""
     return (f"{Path(row.b).name} - {Path(row.a).name} {_title(row)}: {difference} [{low}, {high}] ({row.interval.name}), "
@@ -41,7 +41,7 @@ def _detectable(row: ComparisonRow) -> str:
 
 
 def shown(metric: str, value: float | None, sign: str = "") -> str:
-    """Shares in percent, BLEU and chrF as they are, bits per byte with four digits; ? for what is not known."""
+    """Shares in percent, BLEU and chrF as they are, bits per byte with four digits; ? for unknown values."""
     if value is None or not math.isfinite(value):
         return "?"
     if metric in PERCENT:

@@ -1,1 +1,1 @@
-"""Fonts, glyph pictures, and the code of every token: what input embeddings are made of."""
+"""Fonts, glyph pictures, and the code of every token, from which input embeddings are made."""

@@ -43,14 +43,14 @@ from glyphlm.tokenizer.layouts import BYTES
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 TABLE, TOKENS, SHEET = "substrate.safetensors", "tokens.json", "glyphs.png"
-TENSORS = ("table_VE", "shuffled_V", "affine_NE", "offset_E")  # that codes are stored as
+TENSORS = ("table_VE", "shuffled_V", "affine_NE", "offset_E")  # names of the stored tensors
 SHEET_ROWS = 256  # pictures on the sheet: 16 x 16 are legible on one screen
 FLOAT_BITS = 1024  # width of the random bits that random_float is projected from
 
 
 @dataclass
 class SubstrateSettings:
-    """Which substrate.
+    """Settings of a substrate.
 
     Args:
         path: Folder of a substrate, or a run whose substrate it is; without it one is built.
@@ -60,10 +60,10 @@ class SubstrateSettings:
         scale: Norm of a code: 1 (l2, as published), sqrt(n_embed) (unit_rms), or as it comes (none).
         lift: How a code narrower than d_model is widened: each value repeated (papers 1, 2), the whole code repeated
             (paper 3), a random matrix with orthonormal rows, or not at all.
-        lift_seed: Of that matrix.
-        trainable: Whether training changes the table; the codes are then only its start.
+        lift_seed: Seed of that matrix.
+        trainable: Whether training changes the table; the codes are then its initial values.
         unique: Put the bits of the id into the last columns of kinds glyph and given, where tokens can share a code.
-        seed: Of the kinds random_bits, random_float, affine_bits and learned.
+        seed: Seed of the kinds random_bits, random_float, affine_bits and learned.
         shuffle_seed: Permute the ids before token_bits or affine_bits are taken: removes the order of code points.
         file: The table of kind given: .pt, .safetensors or .npy.
         side: Canvas of a glyph in pixels, 32 or 64.
@@ -110,7 +110,7 @@ OPTIONS = {
 
 
 def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path) -> SubstrateConfig:
-    """Make the codes of every token and write the substrate folder `out`; found done, it is only read.
+    """Make the codes of every token and write the substrate folder `out`; a finished one is only read.
 
     Raises:
         InputError: options contradict each other, codes do not fit the vocabulary or the canvas, a font or file is
@@ -169,7 +169,7 @@ def load_substrate(folder: str | Path, d_model: int, tokenizer_fingerprint: str 
 
 
 def read_substrate(folder: str | Path) -> tuple[Build, SubstrateConfig, dict[str, Tensor]]:
-    """What a substrate folder records, and its stored tensors (of a rule without parameters: none).
+    """The config of a substrate folder, and its stored tensors (none for a rule without parameters).
 
     Raises:
         InputError: the folder is missing, something else, or damaged.
@@ -203,14 +203,14 @@ def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
     """The fingerprint of a run's tokenizer, and its codes as they are after training.
 
     Raises:
-        InputError: the folder is damaged, or its model looks at more than one substrate.
+        InputError: the folder is damaged, or its model reads more than one substrate.
     """
     try:
         recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
         made_for, config = recorded["tokenizer_fingerprint"], SubstrateConfig(**recorded["substrate"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run}/config.json tells of no single substrate ({error}); give a run of glyphlm train, or a "
-                         "substrate folder") from None
+        raise InputError(f"{run}/config.json does not describe a single substrate ({error}); give a trained run or "
+                         "a substrate folder") from None
     found = load_ending(run / WEIGHTS, [f"substrate.{name}" for name in TENSORS])
     tensors = {name.rpartition(".")[2]: tensor for name, tensor in found.items()}
     if len(tensors) < len(found):
@@ -256,10 +256,10 @@ def _check_width(settings: SubstrateSettings, config: SubstrateConfig) -> None:
     if settings.kind == "random_float" and width > ids:
         raise InputError(f"n_embed {width} is more than random codes of {ids} tokens have components; at most {ids}")
     if settings.kind.endswith("_bits") and width < config.places:
-        raise InputError(f"n_embed {width} bits cannot tell {ids} ids apart; at least {config.places}")
+        raise InputError(f"n_embed {width} bits cannot distinguish {ids} ids; give at least {config.places}")
     if settings.unique and width <= config.places:
-        raise InputError(f"n_embed {width} leaves no room beside the {config.places} bits that tell {ids} ids apart; "
-                         f"at least {config.places + 1}")
+        raise InputError(f"n_embed {width} leaves no columns besides the {config.places} bits that distinguish {ids} ids; "
+                         f"give at least {config.places + 1}")
 
 
 def make_values(
@@ -316,7 +316,7 @@ def draw_vocabulary(pictured: Sequence[str], fonts: FontChain, settings: Substra
 
 
 def check_drawn(missing: Sequence[int], settings: SubstrateSettings) -> None:
-    """Say which code points are in no font.
+    """Report code points that are in no font.
 
     Raises:
         InputError: there are some, and the settings are strict.
@@ -332,7 +332,7 @@ def check_drawn(missing: Sequence[int], settings: SubstrateSettings) -> None:
 
 
 def blank_ids(drawing: Drawing, pictured: Sequence[str], fonts: FontChain | None) -> list[int]:
-    """Ids of tokens without ink of their own; the published noise, at most 4% of a picture, is none."""
+    """Ids of tokens whose picture is blank; the published noise, at most 4% of a picture, does not count as ink."""
     sparse = np.flatnonzero(drawing.bits_VP.mean(1) < 0.05)
     if not len(sparse) or not fonts:
         return []

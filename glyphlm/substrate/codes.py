@@ -1,6 +1,6 @@
-"""What codes hold: pictures -> components, random bits, rules over the bits of an id, tables of others.
+"""Values of codes: principal components of pictures, random bits, rules over the bits of an id, given tables.
 
-Shapes: V tokens, P bits of a picture or of a random code, E n_embed, D d_model, N binary places that tell all ids apart,
+Shapes: V tokens, P bits of a picture or of a random code, E n_embed, D d_model, N binary places that distinguish all ids,
 U distinct rows.
 """
 
@@ -81,7 +81,7 @@ def principal_axes(bits_VP: np.ndarray, n_embed: int) -> tuple[np.ndarray, np.nd
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What LAPACK gives depends on the number of threads; more of them hardly help it."""
+    """Run LAPACK on one thread: its results depend on the number of threads, and more hardly speed it up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -150,7 +150,7 @@ def orthonormal_rows(n_embed: int, d_model: int, seed: int) -> Tensor:
 
 
 def read_table(path: Path, vocab_size: int, n_embed: int) -> Tensor:
-    """The table that others made, float32 [V, E].
+    """A given table, float32 [V, E].
 
     Raises:
         InputError: the file cannot be read, holds another shape, or a number that is not finite.
@@ -208,7 +208,7 @@ def all_codes(config: SubstrateConfig, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def unlifted(config: SubstrateConfig) -> Substrate:
-    """The module without a lift, as wide as a code."""
+    """The module without a lift, of width n_embed."""
     return Substrate(replace(config, lift="none"), config.n_embed)
 
 
@@ -232,8 +232,8 @@ def check_tensors(path: Path, config: SubstrateConfig, tensors: Mapping[str, Ten
 def fingerprint(config: SubstrateConfig, tokenizer_fingerprint: str, tensors: Mapping[str, Tensor]) -> str:
     """sha256 of kind, vocabulary, how codes are scaled and lifted, seeds, and the bytes of the table or of the rule."""
     left_out = ("trainable", "fingerprint")
-    told = {name: value for name, value in asdict(config).items() if name not in left_out}
-    digest = hashlib.sha256(to_json({"tokenizer": tokenizer_fingerprint, **told}).encode())
+    described = {name: value for name, value in asdict(config).items() if name not in left_out}
+    digest = hashlib.sha256(to_json({"tokenizer": tokenizer_fingerprint, **described}).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().reshape(-1).view(np.uint8).data)  # no copy: a table may fill the memory

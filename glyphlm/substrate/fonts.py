@@ -62,7 +62,7 @@ def load_fonts(paths: Sequence[str | Path] | None, side: int) -> FontChain:
     `paths` None means the files in the environment variable GLYPHLM_FONT, or else the GNU Unifont of the system.
 
     Raises:
-        InputError: the side is not 32 or 64, a file is missing or is no font, or there is no Unifont.
+        InputError: the side is not 32 or 64, a file is missing or is not a font, or Unifont is not installed.
     """
     check_side(side)
     found = [Path(path) for path in paths or _named_by_environment() or _system_unifont()]
@@ -77,7 +77,7 @@ def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list
     DejaVu, which comes with matplotlib, is the last resort.
 
     Raises:
-        InputError: there is no font at all.
+        InputError: no font is installed.
     """
     try:
         chain = load_fonts(None, side)

@@ -105,7 +105,7 @@ def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, columns:
     """Write a PNG of the pictures as the model sees them, each with its label below; other scripts appear as hex codes.
 
     Raises:
-        InputError: the pictures are not square, their number is not that of the labels, or there is none.
+        InputError: the pictures are not square, their number differs from that of the labels, or is 0.
     """
     side = math.isqrt(bits_VP.shape[-1])
     if bits_VP.shape != (len(labels), side * side) or not len(labels) or columns < 1:
@@ -178,7 +178,7 @@ def _augmentation(augment: str, easy: bool) -> Augmentation:
 
 
 def _strips(cells: _Cells, tokens: Sequence[str]) -> np.ndarray:
-    """G strips of N cells, cell by cell, with the ink that neighbours lend to each other, and a white pixel at the end.
+    """G strips of N cells, cell by cell, with the ink that overlaps from neighbouring cells, and a white pixel at the end.
 
     Shape (G, N * S * S + 1).
     """
@@ -192,7 +192,7 @@ def _strips(cells: _Cells, tokens: Sequence[str]) -> np.ndarray:
 def _gather(length: int, side: int, augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
     """Where each of the P pixels comes from in a strip of `length` cells (-1: its end, white), and the noise.
 
-    An image of pixel numbers takes the way of the published pictures. That way is rotation about the centre, then shift
+    An image of pixel numbers is transformed as the published pictures are: rotation about the centre, then shift
     (what was rotated out of the strip is lost before it could be shifted back in), then noise on the whole strip, then
     the squeeze. The published blur changes no pixel after the threshold, so it is left out.
     """

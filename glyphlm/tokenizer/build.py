@@ -33,7 +33,7 @@ LayoutName = Literal["compact", "bvv241-2-3", "bvv241-max", "bvv241-abs", "bvv24
 
 @dataclass
 class TokenizerSettings:
-    """Which tokenizer.
+    """Settings of a tokenizer.
 
     Args:
         path: Folder of a tokenizer that exists; without it one is built.
@@ -64,7 +64,7 @@ class TokenizerSettings:
 
 
 PUBLISHED_ONLY = ("ngrams", "shared_strings", "top_ngrams", "special_names", "lossless")
-TAKEN = {  # the settings that each layout takes, and what it is made from
+TAKEN = {  # the settings that apply to each layout, and the inputs that it needs
     "compact": (("vocab_size",), "text"),
     **{name: (PUBLISHED_ONLY, "ngrams") for name in LAYOUTS},
     "bvv241-nemo": (("base",), "base"),
@@ -74,7 +74,7 @@ TAKEN = {  # the settings that each layout takes, and what it is made from
 def build_tokenizer(
     texts: Sequence[str], settings: TokenizerSettings, out: Path, reading: Reading = STRICT
 ) -> Tokenizer:
-    """Lay out the vocabulary and write the tokenizer folder `out`; found done, it is only loaded.
+    """Lay out the vocabulary and write the tokenizer folder `out`; a finished one is only loaded.
 
     Raises:
         InputError: the settings do not belong to the layout, its inputs are missing or do not fit, or `out` holds
@@ -99,7 +99,7 @@ def build_tokenizer(
 
 
 def check_settings(texts: Sequence[str], settings: TokenizerSettings) -> None:
-    """Refuse settings that the layout does not take, and a layout without what it is made from.
+    """Refuse settings that do not apply to the layout, and a layout whose inputs are missing.
 
     Raises:
         InputError: the value, what belongs to the layout, and the cure are named.
@@ -149,7 +149,7 @@ def _make(texts: Sequence[str], settings: TokenizerSettings, reading: Reading) -
 
 
 def _checked(folder: str) -> Tokenizer:
-    """A foreign tokenizer, which must have a token that ends a text and tokens that stand for known bytes.
+    """A foreign tokenizer, which must have an end-of-text token and tokens whose bytes are known.
 
     Raises:
         InputError: it does not, or is damaged.

@@ -177,7 +177,7 @@ def _own_name(number: int) -> str:
 
 
 def is_reserved(number: int, token: str) -> bool:
-    """Whether the id stands for nothing: a special slot without a name, or an id that no n-gram took."""
+    """Whether the id is unused: a special slot without a name, or an id without an n-gram."""
     return token in (f"<special_token_{number}>", f"<unused_{number}>")
 
 

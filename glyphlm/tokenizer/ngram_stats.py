@@ -35,7 +35,7 @@ from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
 from glyphlm.corpus.sources import find_sources, is_data_set, size_of, suffix_of
 from glyphlm.tokenizer.ngrams import NgramCounts, NgramTable
 
-# The shape as `repr` writes it. Possessive repeats (*+) never go back: a file of another shape is told at once.
+# The shape as `repr` writes it. Possessive repeats (*+) never backtrack: a file of another shape is refused at once.
 STRING = r"""(?:'(?:[^'\\\n\r\0]|\\[^\n\r\0])*+'|"(?:[^"\\\n\r\0]|\\[^\n\r\0])*+")"""
 NUMBER = r"(?:0|[1-9][0-9]{0,17})"
 NEXT = r"(?:, |(?=[\]}]))"
@@ -64,7 +64,7 @@ def read_ngrams(path: Path) -> list[LanguageNgrams]:
     """The languages of a file of n-gram statistics, in its order.
 
     Raises:
-        InputError: the file does not exist, is no Python literal, or has another shape; the place is named.
+        InputError: the file does not exist, is not a Python literal, or has another shape; the place is named.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,7 +75,7 @@ def read_ngrams(path: Path) -> list[LanguageNgrams]:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}; give a file of n-gram statistics") from None
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         reason = str(error) or "nested too deeply"
-        raise InputError(f"{path} is no Python literal ({reason}); give a file of n-gram statistics") from None
+        raise InputError(f"{path} is not a Python literal ({reason}); give a file of n-gram statistics") from None
     fault = _fault(rows)
     if fault:
         raise InputError(f"{path}: {fault}; make it again with glyphlm tokenizer ngrams")
@@ -142,14 +142,14 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 @dataclass
 class NgramSettings:
-    """What is counted.
+    """Settings of counting n-grams.
 
     Args:
         sizes: Lengths of the n-grams in characters, each from 1 to 12.
         top: How many of each size are written, most frequent first.
         scripts: Words of all scripts, or as in the published statistics, which only know Latin, Cyrillic and CJK.
         sample: Share of the documents that is counted, chosen by a hash of their text; a .txt file is one document.
-        seed: Of that choice.
+        seed: Seed of that choice.
     """
 
     sizes: tuple[int, ...] = (2, 3, 4, 5)
@@ -204,7 +204,7 @@ def _count_ngrams(
     parts = {source: folder / _part_name(source, digest, settings, reading) for source, digest in digests.items()}
     missing = {part: source for source, part in parts.items() if not part.exists()}
     if out.exists() and missing:
-        raise InputError(f"{out} is there, but not all of these texts are counted; choose another --out or remove it")
+        raise InputError(f"{out} exists, but not all of these texts are counted; choose another --out or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     if engine and missing:
         engine(partial(_count_source, settings=settings, reading=reading), [*missing.items()])
@@ -218,7 +218,7 @@ def _count_ngrams(
 
 
 def _digests(sources: Iterable[str]) -> dict[str, str]:
-    """What identifies each source: the sha256 of a file; a data set of the Hub stands for itself."""
+    """What identifies each source: the sha256 of a file; a data set of the Hub is identified by its name."""
     sizes = {source: size_of(source) for source in sources}
     digests = {}
     with meter("looking at the texts", sum(sizes.values()) or None) as bar:
@@ -261,7 +261,7 @@ def _count_source(part: Path, source: str, settings: NgramSettings, reading: Rea
 
 
 def _sampled(stream: Iterable[Passage], settings: NgramSettings) -> Iterator[str]:
-    """The texts of the documents that are taken; a document is judged by its first passage."""
+    """The texts of the sampled documents; the first passage of a document decides."""
     taken = begins = True
     for text, last in stream:
         if begins:

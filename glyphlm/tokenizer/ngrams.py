@@ -19,7 +19,7 @@ MAX_WORDS = 2_000_000  # about 300 MB as a dictionary
 
 # The rule `all`: letters with their marks, joined by apostrophes, Hebrew geresh and the joiners of Persian and Indic.
 ANY_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*+(?:['\u2019\u05f3\u05f4\u200c\u200d]\p{L}[\p{L}\p{M}]*+)*+")
-# The rule `published`, as far as its statistics tell: CJK means Han, kana or hangul; other words are Latin (Basic,
+# The rule `published`, as far as its statistics show: CJK means Han, kana or hangul; other words are Latin (Basic,
 # Latin-1, Extended-A) or Cyrillic between word borders, so that "Việt" has none and "dogs'" ends in s.
 PUBLISHED_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 PUBLISHED_WORD = re.compile(r"\b[A-Za-zÀ-ÖØ-öø-ÿĀ-ſЀ-ӿ']+\b")
@@ -85,7 +85,7 @@ class NgramTable:
     Args:
         keys_KG: An n-gram is a column: three code points in each of its K = n / 3, rounded up, words of 64 bits.
         counts_G: How often each occurs.
-        lost: The largest count of an n-gram that was dropped for want of memory, summed over all such moments.
+        lost: The largest count of an n-gram that was dropped to bound memory, summed over all such prunings.
     """
 
     keys_KG: list[np.ndarray]
@@ -103,7 +103,7 @@ class NgramTable:
         return cls([key_P[first_G] for key_P in keys_KP], counts_G, lost)
 
     def merge(self, other: "NgramTable") -> "NgramTable":
-        """Both counts together; of more than MAX_NGRAMS the rare half goes."""
+        """The sum of both tables; of more than MAX_NGRAMS n-grams the rare half is dropped."""
         keys_KP = [np.concatenate(pair) for pair in zip(self.keys_KG, other.keys_KG)]
         counts_P = np.concatenate([self.counts_G, other.counts_G])
         order_P = np.lexsort(keys_KP[::-1])
@@ -123,9 +123,9 @@ class NgramTable:
 
 
 class NgramCounts:
-    """Counts the n-grams inside words: first how often each word occurs, then the n-grams of the distinct words.
+    """Counts the n-grams inside words: first the words, then the n-grams of the distinct words, weighted by their counts.
 
-    Exact until a table outgrows MAX_NGRAMS; `NgramTable.lost` says how much may then be missing. A word cut by a
+    Exact until a table outgrows MAX_NGRAMS; `NgramTable.lost` bounds the error from then on. A word cut by a
     passage's border counts as two.
     """
 

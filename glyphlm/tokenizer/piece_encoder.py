@@ -94,7 +94,7 @@ class PieceEncoder:
 
 
 class _Numbers(dict[str, int]):
-    """Gives every new key the next number."""
+    """Numbers keys in the order of their first lookup."""
 
     def __missing__(self, piece: str) -> int:
         self[piece] = number = len(self)

@@ -36,7 +36,7 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
     """The function token -> UTF-8 bytes of this vocabulary.
 
     Raises:
-        InputError: its decoder is of a kind (such as WordPiece) that does not say which bytes a token stands for.
+        InputError: its decoder is of a kind (such as WordPiece) that does not determine the bytes of a token.
     """
     decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {"type": "none"}
     parts: list[dict[str, Any]] = decoder.get("decoders", [decoder])
@@ -47,7 +47,7 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
         return lambda token: spell_plain(token.replace("\u2581", " "))
     if kinds <= {"ByteFallback", "Fuse"}:
         return spell_plain
-    raise InputError(f"a tokenizer with the decoder {', '.join(sorted(kinds))} does not tell the bytes of its tokens; "
+    raise InputError(f"a tokenizer with the decoder {', '.join(sorted(kinds))} does not determine the bytes of its tokens; "
                      "use a byte-level or SentencePiece-like one")
 
 
@@ -117,7 +117,7 @@ class Tokenizer:
         self._backend.encode_special_tokens = specials_in_text == "literal"
 
     def __reduce__(self):
-        """To another process go the constructor's arguments; what is derived is made there again."""
+        """Pickle the constructor's arguments only; derived values are recomputed in the other process."""
         return type(self), (self._backend, self.config, self.specials_in_text)
 
     @classmethod
@@ -138,7 +138,7 @@ class Tokenizer:
         return tokenizer
 
     def as_trained(self) -> "Tokenizer":
-        """The same where bos is eos, for the files of a model: in training a text stands after what ended the one before."""
+        """This tokenizer with bos = eos, for the files of a model: in training each text follows an end-of-text token."""
         config = self.config | {"bos_token": self.config.get("eos_token")}
         return type(self)(self._backend, config, self.specials_in_text)
 
@@ -155,14 +155,14 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text: special tokens and reserved ids."""
+        """Ids without text: special tokens and reserved ids."""
         added = self._backend.get_added_tokens_decoder()
         reserved = (number for number, token in enumerate(self.tokens) if is_reserved(number, token))
         return frozenset({*(number for number, token in added.items() if token.special), *reserved})
 
     @property
     def pad_id(self) -> int:
-        """Id that fills up shorter rows of a batch: `<pad>`, or what ends a text where a vocabulary has none."""
+        """Padding id: `<pad>`, or the end-of-text id where a vocabulary has none."""
         return self._special_id("pad_token") if self.config.get("pad_token") else self.end_id
 
     @property
@@ -177,7 +177,7 @@ class Tokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """Id of what has no id; None where everything has one."""
+        """Id of characters outside the vocabulary; None where every character has an id."""
         name = self.config.get("unk_token")
         return self._backend.token_to_id(name) if isinstance(name, str) else None
 
@@ -197,7 +197,7 @@ class Tokenizer:
         return spelling_of(self._backend)
 
     def pictured(self, spelling: Literal["decoded", "raw"] = "decoded") -> list[str]:
-        """What is drawn for each id: its text, hexadecimal digits for bytes that are none, the name of a special token.
+        """What is drawn for each id: its text, hexadecimal digits of bytes that are not text, the name of a special token.
 
         `raw` takes the spelling in the vocabulary instead, which in byte-level vocabularies is not the text (so the
         pictures of the published bvv241-nemo were drawn).
@@ -220,7 +220,7 @@ class Tokenizer:
         """Ids of `text`.
 
         Raises:
-            InputError: `text` holds a lone surrogate, which is no Unicode character; the position is named.
+            InputError: `text` contains a lone surrogate, which is not valid Unicode; the position is named.
         """
         try:
             text.encode()
@@ -255,7 +255,7 @@ class Tokenizer:
     def encode_passages(self, stream: Iterable[Passage]) -> Iterator[Piece]:
         """Ids of a stream of passages, equal to encoding each document at once.
 
-        Memory stays bounded with a vocabulary of ours. Foreign ones can be cut nowhere for sure: each document is held.
+        Memory stays bounded with a vocabulary of ours. Foreign ones have no safe cuts: each document is held in memory.
 
         Raises:
             InputError: a document is too long for a foreign vocabulary.
@@ -321,7 +321,7 @@ def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Ours where there is none; of a foreign one the names of the special tokens and the chat template."""
+    """Our default where the file is missing; of a foreign file the names of the special tokens and the chat template."""
     template = path.with_name("chat_template.jinja")  # where transformers write it
     written = {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {}
     if not path.exists():
@@ -339,7 +339,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _rust_errors(what: str, cure: str) -> Iterator[None]:
-    """An error of the library as InputError; it raises bare Exceptions, and its panics are none."""
+    """Convert errors of the library to InputError; it raises bare Exceptions, and its panics are BaseExceptions."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, InputError):
@@ -360,7 +360,7 @@ def _check_numbers(path: Path, ids: Mapping[str, int]) -> None:
 
 
 def _legible(text: bytes, token: str) -> str:
-    """The text; hexadecimal digits of bytes that are none or only stand in for characters; the name of what has no text."""
+    """The text; hexadecimal digits of bytes that are not characters; the name of tokens without text."""
     try:
         return text.hex().upper() if BYTE.fullmatch(token) else text.decode() or token
     except UnicodeDecodeError:

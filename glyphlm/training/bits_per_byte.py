@@ -17,7 +17,7 @@ from glyphlm.training.loss import target_nats
 
 
 class NotFinite(InputError):
-    """A model gave a loss that is NaN or infinite."""
+    """The loss of a model is NaN or infinite."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits a byte of text; tokens that stand for no text cost bits and bring no bytes."""
+        """Bits a byte of text; special tokens add nats but no bytes."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def __add__(self, other: "Score") -> "Score":
@@ -76,7 +76,7 @@ def score_batches(
 
 
 def score_documents(model: LanguageModel, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray) -> Score:
-    """The sum of `document_scores`: whatever the files in which the documents come, and their order."""
+    """The sum of `document_scores`: independent of the files and the order of the documents."""
     return sum(document_scores(model, pieces, end_id, bytes_per_id_V), Score())
 
 
@@ -90,7 +90,7 @@ def document_scores(
     token but the first ones sees at least block_size / 2 tokens before it. Windows of one or several documents are
     computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
     """
-    score = Score()  # of no document yet
+    score = Score()  # empty
     for batch in _batched(_windows(pieces, end_id, model.config.block_size), batch_tokens):
         for window, nats_N, y_N in zip(batch, *_window_nats(model, batch)):
             if window.begins:
@@ -103,7 +103,7 @@ def document_scores(
 
 
 def _window_nats(model: LanguageModel, batch: list[Window]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Nats and ids of the fresh targets of each window. Padding on the right changes nothing that stands before it."""
+    """Nats and ids of the fresh targets of each window. Attention is causal, so padding on the right has no effect."""
     longest, fresh = max(len(window.ids_T) for window in batch) - 1, [window.fresh for window in batch]
     x_BT = np.stack([np.pad(w.ids_T[:-1].astype(np.int64), (0, longest + 1 - len(w.ids_T))) for w in batch])
     x_BTD = model.hidden(torch.from_numpy(x_BT).to(model.device))

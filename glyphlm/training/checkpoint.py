@@ -2,7 +2,7 @@
 
 RUN/state/step-00000100/ holds model.safetensors, optimizer.safetensors and state.json; where each process has a part of
 the weights only (FSDP2), it holds one file of all of them a process instead. Either is read by any number of processes.
-It is written under a temporary name and renamed; what a kill left half-written is removed and named at the next start.
+It is written under a temporary name and renamed; the next start removes what a kill left half-written, and prints it.
 state.json also has the digest of every other file, which is checked before a file is read. A folder of another name, such
 as a copy, is neither read nor deleted.
 """
@@ -39,7 +39,7 @@ PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
 
 @dataclass
 class TrainState:
-    """What a resume needs beside tensors: steps and tokens done, seconds spent, steps skipped because their loss was not
+    """Scalars that resuming needs: steps and tokens done, seconds spent, steps skipped because their loss was not
     finite, tokens served from the frozen-activation cache (`cached`), the best validation in bits per byte and how many
     came after it (`flat`), position of the batches, and the sums since the last logged row (`window`)."""
 
@@ -122,7 +122,7 @@ def _digests(folder: Path, device: torch.device, alone: bool = False) -> dict[st
 
 
 def _read_record(folder: Path, device: torch.device, alone: bool) -> TrainState:
-    """The state, after every file of the checkpoint was compared with its digest (older checkpoints have none)."""
+    """The state, after checking every file of the checkpoint against its digest (older checkpoints have none)."""
     record = json.loads((folder / STATE).read_text(encoding="utf-8"))
     digests = record.pop("files", None)
     state = TrainState(**record)
@@ -180,7 +180,7 @@ def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def _read_sharded(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Read the parts that this process needs, from whatever files hold them, into the tensors that are there.
+    """Read the shards that this process needs, from any number of files, into the existing tensors.
 
     Raises:
         InputError: a tensor is missing or of another shape.
@@ -204,7 +204,7 @@ def _read_sharded(model: nn.Module, optimizer: torch.optim.Optimizer | None, fol
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let a new optimizer create its state, by a step of learning rate 0 that changes no weight."""
+    """Create the state of a new optimizer by a step with learning rate 0, which changes no weight."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:

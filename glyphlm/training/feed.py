@@ -22,8 +22,8 @@ class Fed:
 
     Args:
         parts: (x_BT, y_BT) of each micro-batch, on the CPU.
-        targets: Targets of the global batch.
-        bytes: Bytes of text that they stand for.
+        targets: Number of targets in the global batch.
+        bytes: Bytes of text of these targets.
         position: State of the batches after this one.
     """
 
@@ -65,7 +65,7 @@ class Feed:
         self._ended.set()
         while self._thread.is_alive():
             try:
-                self._made.get(timeout=0.01)  # makes room for what the thread still has in hand
+                self._made.get(timeout=0.01)  # makes room in the queue, so that the thread can finish its item
             except queue.Empty:
                 pass
         self._batches.restore(self.position)
@@ -74,7 +74,7 @@ class Feed:
         while not self._ended.is_set():
             try:
                 self._made.put(self._make())
-            except BaseException as error:  # is raised where the batch is taken
+            except BaseException as error:  # re-raised in the consumer
                 self._made.put(error)
                 return
 

@@ -1,8 +1,8 @@
-"""What a model costs, part by part: its parameters, and the floating-point operations of one token.
+"""Cost of a model by part: parameters, and floating-point operations per token.
 
 A multiplication and an addition count as two. Only matrix products are counted; norms, GELU and softmax are not.
 Attention scores are counted causal, T / 2 positions a token on average; torch's FlopCounterMode counts all T. A backward
-pass costs twice the forward pass, less what frozen weights spare.
+pass costs twice the forward pass, less the gradients of frozen weights.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ class Flops:
 
 
 def part_of(name: str) -> str:
-    """The part of PARTS that a parameter, buffer or module belongs to, by its name; a gate or adapter is of mixing."""
+    """The part of PARTS that a parameter, buffer or module belongs to, by its name; gates and adapters count as mixing."""
     if "norm" in name:
         return "norms"
     return next((part for part in ("substrate", "attention", "mlp", "head") if part in name), "mixing")
@@ -56,7 +56,7 @@ def parameters_in_copies(model: Fusion) -> int:
 
 
 def flops_per_token(model: GPT | Fusion, *, causal: bool = True, recompute: bool = False) -> dict[str, Flops]:
-    """Operations that training on one token takes, by part, in a context of `block_size` tokens.
+    """Operations per token of training, by part, in a context of `block_size` tokens.
 
     A weight that is frozen gets no gradient, and no gradient goes further down than the lowest value that trains. The part
     `frozen` is the forward pass of the blocks below it.
@@ -74,7 +74,7 @@ def flops_per_token(model: GPT | Fusion, *, causal: bool = True, recompute: bool
 
 def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]]:
     forward, backward = Counter(), Counter()
-    below = False  # whether anything trains here or below: its gradient has to come through
+    below = False  # whether anything trains here or below, so that the gradient is propagated this far
     frozen = {module for block in model.blocks[: model.frozen_depth] for module in block.modules()}
     for name, module in model.named_modules():  # in the order of the data
         if name.endswith("attention.out"):
@@ -84,7 +84,7 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
         if isinstance(module, nn.Linear):
             part, products = "frozen" if module in frozen else part_of(name), 2 * module.weight.numel()
             forward[part] += products
-            # A gate reads the state of a frozen expert, not what the gate before it gave.
+            # A gate reads the state of a frozen expert, not the output of the previous gate.
             backward[part] += products * ((below and not name.startswith("gates.")) + _is_trained(module, name))
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
@@ -96,10 +96,10 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
 
 
 def _readers(model: GPT | Fusion, substrate: Substrate) -> int:
-    """How often a token is looked up in it: experts that share it do so one after the other."""
+    """Number of lookups per token: experts that share a table look up one after the other."""
     return sum(model.substrates[read] is substrate for read in model.reads) if isinstance(model, Fusion) else 1
 
 
 def _is_trained(matrix: nn.Linear, name: str) -> bool:
-    """A head with an adapter is made whole before each step: its gradient is computed, and then that of the adapter."""
+    """Whether the gradient of a matrix is computed; a head with an adapter is merged before each step, so it is."""
     return matrix.weight.requires_grad or name == "head.base_layer"

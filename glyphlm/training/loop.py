@@ -1,7 +1,7 @@
 """train(): the one loop, for scratch runs, twins and whatever else trains a model on batches.
 
-On a GPU nobody waits for a step before the next one is launched: its loss and gradient norm are read one step later, and
-the device itself leaves out an update that is no number. What is logged and saved is the same.
+On a GPU the next step is launched before the last one has finished: its loss and gradient norm are read a step later, and
+updates that are not finite are skipped on the device. What is logged and saved does not depend on it.
 """
 
 import json
@@ -37,7 +37,7 @@ from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_ro
 from glyphlm.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
-STEPS_IN_FLIGHT = {"cuda": 1}  # launched, but not read yet, when the next step is launched; none on other devices
+STEPS_IN_FLIGHT = {"cuda": 1}  # steps launched but not yet read when the next one is launched; 0 on other devices
 
 
 def train(
@@ -48,16 +48,16 @@ def train(
     validation: Callable[[], Iterator[Batch]] | None = None,
     on_step: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
-    """Train `model` on `batches` and keep metrics and checkpoints in the folder `out`; goes on where it was stopped.
+    """Train `model` on `batches`, with metrics and checkpoints in the folder `out`; a stopped run is resumed.
 
     In a world of several processes (`glyphlm.training.parallel.joined`) all of them call this with the same arguments.
 
     Args:
         validation: gives a fresh pass over held-out batches each time it is called.
-        on_step: called after every step, for whoever wants to watch.
+        on_step: callback after every step.
 
     Raises:
-        InputError: settings contradict each other, a checkpoint is damaged, or the loss is no number any more.
+        InputError: settings contradict each other, a checkpoint is damaged, or the loss is not finite (NaN or infinite).
     """
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
     state = trainer.resume()
@@ -76,14 +76,14 @@ def train(
                 trainer.settle(bar)
                 trainer.save()
     if not trainer.is_done:
-        say(f"stopped and saved at step {state.step} of {steps}; the same command goes on from there")
+        say(f"stopped and saved at step {state.step} of {steps}; the same command resumes from there")
         raise KeyboardInterrupt if trainer.stop_signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     return state
 
 
 @dataclass
 class _Launched:
-    """A step whose numbers may still be on their way: the state after it, and [loss, gradient norm, stop signals]."""
+    """A launched step whose results may not be there yet: the state after it, and [loss, gradient norm, stop signals]."""
 
     step: int
     tokens: int
@@ -93,7 +93,7 @@ class _Launched:
     arrived: "torch.cuda.Event | None"
 
     def read(self) -> tuple[float, float, float]:
-        """The numbers, once they are there."""
+        """Wait for the results and return them."""
         if self.arrived is not None:
             self.arrived.synchronize()
         loss, norm, heard = self.numbers_3.tolist()
@@ -101,14 +101,14 @@ class _Launched:
 
 
 class _Trainer:
-    """One run's model, optimizer and state, and the acts of the loop on them."""
+    """Model, optimizer and state of one run, and the operations of the training loop."""
 
     def __init__(self, model: GPT | Fusion, batches: BatchSource, settings: TrainSettings, out: Path):
         self._model, self._batches, self._settings, self._out = model, batches, settings, out
         self._world, self._device = world(), model.device
         flops = flops_per_token(model, recompute=settings.recompute)
         rate = peak_rate(settings.precision, str(self._device))
-        # Seconds of a token, if there were nothing but products; unknown on a CPU.
+        # Seconds per token at the peak rate of matrix products; unknown on a CPU.
         self._use_of_token = sum(part.total for part in flops.values()) / rate / self._world.size if rate else None
         self._is_compiled = resolve_compile(settings.compile, self._device.type)
         self._objective = self._spread_objective()
@@ -122,7 +122,7 @@ class _Trainer:
         self._trackers = Trackers(settings.trackers, out) if self._world.is_main else Trackers([], out)
         self._state, self._window, self._started, self._saved = TrainState(), Score(), 0.0, 0
         self.signals: list[int] = []  # received by this process
-        self._agreed = 0  # what all processes have heard of
+        self._agreed = 0  # number of signals that all processes know of
 
     @property
     def is_done(self) -> bool:
@@ -155,7 +155,7 @@ class _Trainer:
         if found is not None:
             self._state, self._window, self._saved = found, Score(**cast(dict[str, Any], found.window)), found.step
             self._batches.restore(found.batches)
-            say(f"{self._out}: going on from step {found.step}")
+            say(f"{self._out}: resuming from step {found.step}")
         if self._world.is_main:
             _keep_metrics(self._out / METRICS, self._state.step if found else -1)
         self._started = time.monotonic() - self._state.seconds
@@ -163,7 +163,7 @@ class _Trainer:
 
     @contextmanager
     def fed(self) -> Iterator[None]:
-        """Batches are at hand; at the end they stand where training stopped, whatever was made ahead."""
+        """Provide batches while the block runs; at the end their position is that of training, whatever was prefetched."""
         rows = micro_batch_rows(self._settings, self._model.config.block_size)
         ahead = self._in_flight > 0
         self._feed = Feed(self._batches, self._world.rank, self._world.size, rows, ahead)
@@ -173,7 +173,7 @@ class _Trainer:
             self._feed.close()
 
     def step(self, bar: Meter) -> None:
-        """Launch one optimizer step: gradients over the micro-batches, clip, update. Then log what has arrived."""
+        """Launch one optimizer step: gradients over the micro-batches, clip, update. Then log the steps that finished."""
         lr = self._schedule(self._state.step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -242,7 +242,7 @@ class _Trainer:
         self._started += time.monotonic() - paused
 
     def _gradients(self, fed: Fed) -> tuple[Tensor, Tensor]:
-        """The mean loss of the global batch, its gradient in the parameters; and how many ranks are to stop."""
+        """Compute gradients; returns the mean loss of the global batch and the number of ranks with a stop signal."""
         size, targets = self._world.size, max(1, fed.targets)
         total = torch.zeros((), device=self._device)
         for number, (x_BT, y_BT) in enumerate(fed.parts, 1):
@@ -254,7 +254,7 @@ class _Trainer:
         return loss, heard
 
     def _update(self, loss: Tensor) -> Tensor:
-        """Clip the gradient and take a step, unless loss or gradient are no numbers; the norm before it was clipped."""
+        """Clip the gradient and update, unless loss or gradient are not finite; returns the norm before clipping."""
         limit, optimizer = self._settings.clip, cast(Any, self._optimizer)
         if not self._in_flight:
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
@@ -263,7 +263,7 @@ class _Trainer:
                 optimizer.step()
             return norm
         norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
-        # The kernel of the optimizer divides by the one, and leaves everything as it is where the other is 1.
+        # The fused optimizer divides gradients by grad_scale, and skips the update where found_inf is 1.
         optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)
         optimizer.found_inf = 1.0 - (loss.isfinite() & norm.isfinite()).float()
         optimizer.step()
@@ -274,7 +274,7 @@ class _Trainer:
             return True
         where = f"loss {loss} and gradient norm {norm} at step {done.step - 1} (batch position {done.fed.position['taken']})"
         if self._settings.not_finite == "stop":
-            raise InputError(f"{where}; {self._last_saved()}; lower train.lr, or go on with train.not_finite skip")
+            raise InputError(f"{where}; {self._last_saved()}; lower train.lr, or set train.not_finite to skip")
         self._state.skipped += 1
         say(f"{where}: skipped, {self._state.skipped} so far")
         return False
@@ -287,16 +287,16 @@ class _Trainer:
         self._state.seconds = time.monotonic() - self._started
         speed = done.tokens / max(self._state.seconds, 1e-9)
         use = speed * self._use_of_token if self._use_of_token else None
-        mfu = use if use and use <= 1 else None  # above, something else had the GPU while its rate was measured
-        told = "" if mfu is None else f"  {mfu:.0%} MFU"
-        bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{told}")
+        mfu = use if use and use <= 1 else None  # above 1 the peak rate was measured under other load
+        shown_mfu = "" if mfu is None else f"  {mfu:.0%} MFU"
+        bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{shown_mfu}")
         if done.step % self._settings.log_every == 0:
             self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte, "lr": done.lr,
                        "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu}, done.step, done.tokens)
             self._window = Score()
 
     def _hits(self) -> int:
-        """Tokens of the last step whose way through the frozen blocks was kept, if all ranks find as many as this one."""
+        """Tokens of the last step served from the frozen-activation cache, assuming all ranks have as many as this one."""
         kept = self._model.kept
         return kept.take_hits() * self._model.config.block_size * self._world.size if kept else 0
 
@@ -311,7 +311,7 @@ class _Trainer:
 
 
 def _on_its_way(numbers: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
-    """The numbers on the CPU, and what happens when they have arrived there."""
+    """The numbers copied to the CPU, and the CUDA event of the copy."""
     if numbers.device.type != "cuda":
         return numbers, None
     copied, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -320,7 +320,7 @@ def _on_its_way(numbers: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
 
 
 def _keep_metrics(path: Path, step: int) -> None:
-    """Drop rows after `step`: they are logged again, so the file has neither gaps nor doubles; and the line that a kill cut.
+    """Drop a truncated last line and rows after `step`, which are logged again: no gaps, no duplicates.
 
     Raises:
         InputError: another line is damaged.

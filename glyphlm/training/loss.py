@@ -28,7 +28,7 @@ Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # summed nat
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Gradients are computed with the loss, chunk by chunk, because the logits are gone when backward comes."""
+    """Gradients are computed with the loss, chunk by chunk, because the logits no longer exist in the backward pass."""
 
     @staticmethod
     def forward(
@@ -88,7 +88,7 @@ def _softmax(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, 
 
 
 def _softmax_to_fuse(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
-    """The same without indexing, so that a compiler fuses it: logits are read twice and their gradient replaces them."""
+    """As `_softmax`, without indexing, so that the compiler fuses it: two passes over the logits, in place."""
     logits_nV = (x_nD @ head_VD.T).float()
     logp_nV = (logits_nV if bias_V is None else logits_nV + bias_V.float()).log_softmax(-1)
     is_target_nV = torch.arange(len(head_VD), device=y_n.device) == y_n[:, None]
@@ -116,9 +116,9 @@ def has_liger(device: torch.device) -> bool:
 
 
 def _by_liger(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype, needs: Needs) -> Parts:
-    """The same by liger-kernel, which turns a chunk's logits into their gradient in place, by one kernel.
+    """As `_HeadLoss` by liger-kernel, which overwrites a chunk's logits with their gradient in one kernel.
 
-    This is the layer below its autograd.Function: that one scales the gradient of x in `dtype`, and gives none to the
+    This is the layer below its autograd.Function, which scales the gradient of x in `dtype` and computes none for the
     head where x is frozen. (cut-cross-entropy 25.1.1 sums the head's gradient in bfloat16.)
     """
     from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward  # pyright: ignore[reportMissingImports]
@@ -144,7 +144,7 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy in nats of the targets `y_N` under softmax(x W^T + b), summed and divided by `targets`; float32 scalar.
 
-    `targets` is by default N, which gives the mean; a batch that comes in parts gives the number in all of them.
+    `targets` is by default N, which gives the mean; for a batch split into parts, pass the number over all of them.
     `dtype` is that of the matrix products; loss and softmax are float32 whatever it is.
     """
     return _HeadLoss.apply(x_ND, weight_VD, bias_V, y_N, dtype, len(y_N) if targets is None else targets)
@@ -171,11 +171,11 @@ def _at_once(device: torch.device) -> int:
 
 
 class Objective(nn.Module):
-    """Next-token cross-entropy of a language model as one module, because DDP and FSDP2 act where a module begins and ends.
+    """Next-token cross-entropy of a language model as one module, because DDP and FSDP2 hook into a module's forward pass.
 
     Args:
-        dtype: Of matrix products.
-        end_id: With it a position sees only its own document, which begins at the id that ends the one before.
+        dtype: Type of matrix products.
+        end_id: If given, a position attends only to its own document, which starts at the end_id of the previous one.
     """
 
     def __init__(self, model: GPT | Fusion, dtype: torch.dtype, end_id: int | None = None):
@@ -185,7 +185,7 @@ class Objective(nn.Module):
     def forward(self, x_BT: Tensor, y_BT: Tensor, targets: int | None = None) -> Tensor:
         """The summed loss in nats over `targets` (float32 scalar); without it the nats of each target [N], in order.
 
-        Targets that are IGNORED take no part. `y_BT` may be on the CPU: then nobody waits for the device to find them.
+        Targets that are IGNORED are excluded. `y_BT` may be on the CPU: finding them then needs no synchronization.
         """
         kept_N = (y_BT != IGNORED).flatten()
         with torch.autocast(x_BT.device.type, self._dtype, enabled=self._dtype != torch.float32):
@@ -203,14 +203,14 @@ class Objective(nn.Module):
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; a copy to a GPU is from pinned memory, which does not wait for the work before it."""
+    """`values` on `device`; a copy to a GPU is asynchronous, from pinned memory."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def document_blocks(documents_BT: Tensor) -> Any:
-    """A mask for FlexAttention under which a position sees its own document, up to itself."""
+    """A FlexAttention mask: causal attention within each document."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(row: Tensor, head: Tensor, position: Tensor, other: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def document_blocks(documents_BT: Tensor) -> Any:
 
 
 def _whole(head: Any) -> Tensor:
-    """The head's matrix [V, D], with its low-rank change where it has a peft adapter."""
+    """The head's matrix [V, D], with the low-rank update of a peft adapter merged."""
     if not hasattr(head, "get_delta_weight"):
         return head.weight
     return head.weight + head.get_delta_weight(head.active_adapters[0])

@@ -39,7 +39,7 @@ def make_schedule(
 
 
 def make_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over what trains; matrices decay, vectors (norms, biases) do not. Frozen values get no state."""
+    """AdamW over the trainable parameters; weight decay for matrices, not for vectors (norms, biases)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},

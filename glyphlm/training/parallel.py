@@ -1,4 +1,4 @@
-"""One process or many: what torchrun started, and how a model is spread over it (DDP or FSDP2).
+"""Distributed training: the processes that torchrun started, and a model over them (DDP or FSDP2).
 
 Every rank computes the same global batch from the seed and takes its share of the rows, so the number of ranks changes
 neither data nor, up to rounding, the loss.
@@ -25,23 +25,23 @@ PATIENCE = timedelta(hours=12)  # the other ranks wait while the first one prepa
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among all of them."""
+    """Rank of this process and number of processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process (rank 0) writes files and prints."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Barrier: wait until every process has reached this call."""
         if self.size > 1:
             dist.barrier()
 
     def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The sum of each scalar over all processes, on their device and without waiting for it."""
+        """The sum of each scalar over all processes, on its device, without synchronizing."""
         if self.size == 1:
             return values
         sums = torch.stack([value.double() for value in values])
@@ -58,7 +58,7 @@ class World:
 
 
 def world() -> World:
-    """The world that this process has joined, or a world of its own."""
+    """The process group that this process has joined, or a single-process one."""
     return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
 
 
@@ -86,7 +86,7 @@ def joined(device: str) -> Iterator[World]:
 
 
 def spread(module: nn.Module, blocks: Iterable[nn.Module], how: str) -> nn.Module:
-    """`module` over all processes; alone it stays as it is. Frozen buffers are on every rank and never communicated."""
+    """`module` wrapped for all processes; unchanged for one. Frozen buffers are replicated and never communicated."""
     if world().size == 1:
         return module
     if how == "fsdp2":
@@ -99,8 +99,8 @@ def spread(module: nn.Module, blocks: Iterable[nn.Module], how: str) -> nn.Modul
 
 
 def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients of all but the last micro-batch stay on their rank."""
-    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    """Skip gradient synchronization for all but the last micro-batch."""
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # exists in FSDP2
     if set_sync is not None:
         set_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
@@ -109,6 +109,6 @@ def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether each process holds a part of the weights only."""
+    """Whether each process holds only a shard of the weights."""
     tensors = sys.modules.get("torch.distributed.tensor")  # takes a second to load, and without it nothing is sharded
     return tensors is not None and any(isinstance(parameter, tensors.DTensor) for parameter in module.parameters())

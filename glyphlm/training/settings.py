@@ -1,4 +1,4 @@
-"""How to train: typed settings, and what they come to in steps, rows and learning rates."""
+"""Training settings, and the steps, batch rows and learning rates that follow from them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,13 +7,13 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.training.optim import Schedule, make_schedule
 
-MOST = 10**12  # of steps, and of steps between two events
+MOST = 10**12  # upper limit of steps and of intervals in steps
 RANGES = {
     "steps": Range(1, MOST, whole=True),
     "tokens": Range(1, 1e18),
     "batch_tokens": Range(1, 2**40, whole=True),
     "micro_batch_tokens": Range(1, 2**40, whole=True),
-    "lr": Range(0, 10),  # of AdamW: about the distance that a value moves in a step
+    "lr": Range(0, 10),  # of AdamW: about the distance that a value moves per step
     "lr_floor": Range(0, 1),
     "warmup": Range(0, 1),
     "weight_decay": Range(0, 10),
@@ -41,21 +41,21 @@ class TrainSettings:
         batch_tokens: Tokens of one optimizer step.
         micro_batch_tokens: Tokens of one forward and backward pass; gradients add up to a step.
         lr: Peak learning rate of AdamW.
-        lr_floor: Share of lr at the end of the schedule.
-        schedule: Cosine, warm-up-stable-decay, or constant after the warm-up.
-        warmup: Share of all steps in which the learning rate rises.
-        weight_decay: Of matrices; norms and biases do not decay.
-        beta1: Of AdamW.
-        beta2: Of AdamW.
-        clip: Largest norm of the gradient.
-        precision: Of matrix products; auto is bf16 where a probe of this machine finds it faster.
+        lr_floor: Final learning rate as a share of lr.
+        schedule: Cosine, warm-up-stable-decay (wsd), or constant after the warm-up.
+        warmup: Warm-up as a share of all steps.
+        weight_decay: Weight decay of matrices; none for norms and biases.
+        beta1: First-moment decay of AdamW.
+        beta2: Second-moment decay of AdamW.
+        clip: Maximum gradient norm.
+        precision: Precision of matrix products; auto is bf16 where a probe of this machine finds it faster.
         device: auto, cpu or cuda.
-        parallel: How several processes share the work: each has the whole model (ddp), or a part of it (fsdp2).
+        parallel: How several processes share the work: each holds the whole model (ddp) or a shard of it (fsdp2).
         recompute: Whether activations inside blocks are computed again in the backward pass instead of kept.
         compile: Whether torch.compile fuses the blocks into kernels of their own; auto does on a GPU that has Triton.
-        attention: Whether a position sees all text before it in its sequence, or only its own document.
+        attention: Whether a position attends to all earlier text in its sequence, or only to its own document.
         not_finite: What happens when a loss or gradient is not finite: stop, or skip that step and count it.
-        seed: Of the initial weights and the order of the data.
+        seed: Seed of the initial weights and the order of the data.
         log_every: Steps between rows of metrics.jsonl.
         validate_every: Steps between validations.
         validation_tokens: Held-out tokens scored each time.
@@ -65,10 +65,10 @@ class TrainSettings:
         flat_below: Bits per byte that count as an improvement.
         save_every: Steps between checkpoints.
         keep: Checkpoints kept.
-        trackers: Where rows of metrics.jsonl also go.
+        trackers: Experiment trackers that also receive the rows of metrics.jsonl.
 
     Raises:
-        InputError: a value is outside of RANGES, or no word of its choice.
+        InputError: a value is outside RANGES, or not one of its choices.
     """
 
     steps: int | None = None
@@ -123,7 +123,7 @@ def count_steps(settings: TrainSettings) -> int:
 
 
 def batch_rows(settings: TrainSettings, block_size: int) -> int:
-    """Sequences a step.
+    """Sequences per step.
 
     Raises:
         InputError: batch_tokens is not a multiple of block_size, or of micro_batch_tokens.

@@ -1,4 +1,4 @@
-"""Rows of metrics for the trackers that people use, beside the plain file that every run has."""
+"""Experiment trackers, in addition to the metrics file that every run has."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from glyphlm.base.errors import InputError
 
 
 class Trackers:
-    """Sends each row to every tracker of `names` (tensorboard, wandb, trackio); the run is called as its folder.
+    """Sends each row to every tracker of `names` (tensorboard, wandb, trackio); the run has the name of its folder.
 
     Raises:
         InputError: a name is unknown, or the library of a tracker is not installed.
@@ -53,7 +53,7 @@ def _start_trackio(out: Path) -> Any:
 
 
 def _identity(out: Path) -> str:
-    """The same for a run that goes on, another for another folder."""
+    """Run identifier: stable when a run is resumed, different for different folders."""
     return "-".join(out.resolve().parts[-3:]).strip("/-").replace("/", "-")
 
 
