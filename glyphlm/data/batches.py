@@ -364,7 +364,7 @@ def open_validation(folders: Iterable[str], tokenizer: Tokenizer) -> list[TokenT
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
     """Windows over the validation texts in turn; the last of a text may be shorter.
 
-    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be in in
+    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be in
     a different language from its end.
     """
     for text in texts:
