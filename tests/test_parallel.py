@@ -54,7 +54,7 @@ def command(recipe, out, processes, *options, verb="train"):
 def run(recipe, out, processes, *options, verb="train"):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     asked = command(recipe, out, processes, *options, verb=verb)
-    ended = subprocess.run(asked, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=400)  # a deadlock is no end
     assert ended.returncode == 0, ended.stderr[-2000:]
     return out
 
