@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import yaml
 
 from glyphlm.base.records import to_json
 from glyphlm.cli.main import VERBS, main
+from glyphlm.substrate.build import SubstrateSettings, build_substrate
 
 RECIPE = """
 tokenizer: {path: TOKENIZER}
@@ -235,14 +235,14 @@ def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, t
     assert "is done already" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_with_a_substrate_that_was_made_anew(recipe, substrates, tmp_path, capsys):
+def test_a_run_does_not_go_on_with_a_substrate_that_was_made_anew(recipe, substrates, tokenizer, tmp_path, capsys):
     sub, out = tmp_path / "sub", tmp_path / "run"
     shutil.copytree(substrates["learned"], sub)
     arguments = ["train", recipe, "--substrate.path", str(sub), "--out", str(out)]
     assert main(arguments) == 0
     (out / "summary.json").unlink()  # as if it had been stopped before its end
-    record = (sub / "build.json").read_text()
-    (sub / "build.json").write_text(re.sub('"fingerprint": "......', '"fingerprint": "anew00', record))
+    shutil.rmtree(sub)
+    build_substrate(tokenizer, SubstrateSettings(kind="learned", n_embed=32, trainable=True, seed=2), sub)
     assert "begun with other inputs: substrate was" in refusal(capsys, *arguments)
 
 
@@ -275,9 +275,9 @@ def test_a_file_that_is_not_ours_is_not_overwritten(recipe, finished, tmp_path, 
     notes.write_text("my only copy")
     assert f"{notes} exists" in refusal(capsys, *options, "--out", notes) and notes.read_text() == "my only copy"
     assert f"{tmp_path} is a folder" in refusal(capsys, *options, "--out", tmp_path)
-    assert "does not exist" in refusal(capsys, *options, "--out", tmp_path / "nowhere" / "x")
+    assert f"{notes} is a file" in refusal(capsys, *options, "--out", notes / "x")
     for _ in range(2):  # what the verb made itself it makes again
-        assert main([*options, "--out", str(tmp_path / "made")]) == 0
+        assert main([*options, "--out", str(tmp_path / "new" / "made")]) == 0
 
 
 def test_json_is_stable():

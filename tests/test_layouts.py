@@ -144,7 +144,8 @@ def test_ngrams_take_the_free_ids_longest_first_then_by_code_point(small):
 def test_special_slots_have_the_published_names(small):
     assert small.tokens[0xE000:0xE006] == ["<pad>", "<s>", "</s>", "<unk>", "<think>", "</think>"]
     assert small.tokens[0xE016:0xE018] == ["[FILE_SEP]", f"<special_token_{0xE017}>"]
-    assert (small.pad_id, small.start_id, small.end_id, small.unknown_id) == (0xE000, 0xE001, 0xE002, 0xE003)
+    assert (small.pad_id, small.end_id, small.unknown_id) == (0xE000, 0xE002, 0xE003)
+    assert small.start_id == small.end_id  # in training a document stands after the end of another
 
 
 def test_ids_without_text_count_no_bytes(small):

@@ -409,8 +409,9 @@ def test_the_verb_counts_and_tells_mistakes(shelf, tmp_path, capsys):
     assert [(language.lang, [*language.top_ngrams]) for language in found] == [("en", [2, 4]), ("ru", [2, 4])]
     capsys.readouterr()
     (shelf / "digits.txt").write_text("1 2 3", encoding="utf-8")
-    for lang, place in (("en", "no CODE=TEXT"), ("=x", "no CODE=TEXT"), (f"en={shelf}/digits.txt", "en: no word of 2")):
+    wrong = {"en": "'en' .*CODE=TEXT", "=x": "'=x' .*CODE=TEXT", f"en={shelf}/digits.txt": "en: no word of 2"}
+    for lang, place in wrong.items():
         assert main(["tokenizer", "ngrams", "--lang", lang, "--out", f"{tmp_path}/other.txt"]) == 2
-        assert place in capsys.readouterr().err
+        assert re.search(place, capsys.readouterr().err)
     assert main(["tokenizer", "ngrams", "--lang", f"en={a}", "--out", out, "--jobs", "0"]) == 2
-    assert "jobs 0 is less than 1" in capsys.readouterr().err
+    assert "jobs 0" in capsys.readouterr().err

@@ -195,8 +195,8 @@ def check_file(out: Path, marks: Sequence[str], what: str) -> None:
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the file to write, such as {out / what}")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} does not exist; make that folder, or choose another --out")
+    if not (above := next(folder for folder in out.absolute().parents if folder.exists())).is_dir():
+        raise InputError(f"{above} is a file, so {out} cannot be written; choose another --out")
     if out.exists():
         text = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
         if not all(mark in text for mark in marks):

@@ -124,6 +124,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     plans = make_plans(recipe, settings_from(options, PlanSettings))
     print("\n".join(map(plan_text, plans)), end="")
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))
 
 
