@@ -83,7 +83,7 @@ def rates(runs: dict[str, Callable[[], Any]], tokens: int, rounds: int) -> dict[
     return {name: tokens / statistics.median(found) for name, found in seconds.items()}
 
 
-def tell(title: str, found: dict[str, float], aim: str) -> None:
+def report(title: str, found: dict[str, float], aim: str) -> None:
     """A line for each contender, with its ratio to one expert."""
     print(f"  {title} (aim: {aim})")
     for name, rate in found.items():
@@ -135,14 +135,14 @@ def main() -> None:
     wrapped = {name: wrap(model) for name, model in models.items()}
     given = {"attention_mask": torch.ones_like(prompt_BT), "max_new_tokens": options.new, **GREEDY}
     hf = {name: partial(model.generate, prompt_BT, **given) for name, model in wrapped.items()}
-    tell("generation by generate()", rates(hf, options.new, options.rounds), "0.45x")
+    report("generation by generate()", rates(hf, options.new, options.rounds), "0.45x")
     bare = {name: partial(loop, model, prompt_BT, options.new) for name, model in models.items()}
-    tell("generation by a bare loop", rates(bare, options.new, options.rounds), "0.45x")
+    report("generation by a bare loop", rates(bare, options.new, options.rounds), "0.45x")
     many = {name: partial(loop, model, text_BT[:, : options.prompt], options.new) for name, model in models.items()}
-    tell(f"the same, {options.rows} texts", rates(many, options.rows * options.new, options.rounds), "0.45x")
+    report(f"the same, {options.rows} texts", rates(many, options.rows * options.new, options.rounds), "0.45x")
     scores = {name: partial(score, models[name], text_BT) for name in ("one", "fused")}
     scores["as one"] = partial(score, models["fused"], text_BT, cached=True)
-    tell("scoring", rates(scores, text_BT.numel(), options.rounds), "0.48x")
+    report("scoring", rates(scores, text_BT.numel(), options.rounds), "0.48x")
     memory = {name: memory_of(name) for name in ("one", "fused", "shared")}
     print("  peak memory (aim: at most 2.05x)")
     for name, size in memory.items():

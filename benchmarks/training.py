@@ -84,7 +84,7 @@ def ours(shape: argparse.Namespace, precision: str, trainable: bool = True, comp
 
 @contextlib.contextmanager
 def unsaved() -> Iterator[None]:
-    """train() ends with a checkpoint; it is no part of a step."""
+    """train() ends with a checkpoint; it is not part of a step."""
     saved, loop.save_state = loop.save_state, lambda *given: None
     try:
         yield

@@ -224,7 +224,7 @@ def test_a_limit_that_takes_nothing_is_refused(lossy_folder, limit):
 
 @pytest.mark.parametrize("name", ["=a.txt", "en="])
 def test_half_a_name_is_refused(lossy_folder, name):
-    assert f"{name!r} is no LANGUAGE=TEXT" in refusal(lossy_folder, name)
+    assert f"{name!r} is not LANGUAGE=TEXT" in refusal(lossy_folder, name)
 
 
 def test_a_missing_text_is_refused_before_anything_is_measured(lossy_folder, tmp_path):

@@ -478,7 +478,7 @@ CHANGES = {
     "other norm": (lambda t: t.update({"model.norm.weight": torch.ones(D + 1)}), "one final norm"),
     "other head bias": (lambda t: t.update({"lm_head.bias": torch.ones(V + 1)}), "another shape than config.json"),
     "other frequencies": (lambda t: t.update({"rope.inv_freq": frequencies(500.0)}), "give --rope-base 500"),
-    "same words": (lambda t: t.update({"model_norm.weight": torch.ones(D)}), "cannot be told apart"),
+    "same words": (lambda t: t.update({"model_norm.weight": torch.ones(D)}), "cannot be distinguished"),
     "integers": (lambda t: t.update({"model.norm.weight": torch.ones(D).int()}), "norm.weight is stored as torch.int32"),
     "three norms": (lambda t: t.update({"model.layers.0.other_norm.weight": torch.ones(D)}), "not clear which is the norm"),
 }

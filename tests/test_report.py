@@ -256,7 +256,7 @@ def test_paths_without_a_run_are_passed_over(runs: list[Path], tmp_path: Path, m
     said: list[str] = []
     monkeypatch.setattr(rundata, "say", said.append)
     write_report([tmp_path / "nothing", runs[0]], tmp_path / "report.html")
-    assert len(said) == 1 and "nothing is passed over" in said[0]
+    assert len(said) == 1 and "nothing is skipped" in said[0]
     with pytest.raises(InputError, match="no finished run among 1 paths; give folders"):
         write_report([tmp_path], tmp_path / "report.html")
 

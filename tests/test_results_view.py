@@ -225,5 +225,5 @@ def test_logs_of_another_model_do_not_answer(folder, runs, tokenizer, tmp_path):
 
 def test_without_logs_there_is_nothing_to_compare(folder, runs, tmp_path):
     assert differences(runs, tmp_path) == [] and differences(runs[:1], folder / "logs") == []
-    with pytest.raises(InputError, match="is no folder; give the one that glyphlm eval --log-items has filled"):
+    with pytest.raises(InputError, match="is not a folder; give the one that glyphlm eval --log-items has filled"):
         differences(runs, tmp_path / "nothing")

@@ -100,7 +100,7 @@ def find_token(codes: Codes, name: str) -> int:
         return codes.tokens.index(name)
     if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(codes.tokens):
         return int(name[1:])
-    raise InputError(f"{name!r} is no token of {codes.folder}; spell one of its {len(codes.tokens):,} tokens, or give an id "
+    raise InputError(f"{name!r} is not a token of {codes.folder}; spell one of its {len(codes.tokens):,} tokens, or an id "
                      f"as #0 to #{len(codes.tokens) - 1}")
 
 
@@ -196,7 +196,7 @@ def _entry(codes: Codes, number: int) -> dict[str, Any]:
 
 
 def findings_text(codes: Codes, findings: dict[str, Any]) -> str:
-    """The findings as lines for the eye."""
+    """The findings as lines of text."""
     config, shares = codes.config, findings["components"].items()
     lines = [
         f"{codes.folder}: {config.kind}, {'trainable' if config.trainable else 'frozen'}, scale {config.scale}, "

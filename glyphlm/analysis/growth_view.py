@@ -1,4 +1,4 @@
-"""Grown runs as the report shows them: what each stage cost and gave, the loss at every border, depth by depth."""
+"""Grown runs for the report: cost and result of each stage, the loss at every stage border, results by depth."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class StageRow:
 
     @property
     def border(self) -> float | None:
-        """What adding the blocks changed at once: above 0 it is a spike of the loss."""
+        """Change of bits per byte caused by adding the blocks: a positive value is a loss spike."""
         return None if self.before is None or self.after is None else self.after - self.before
 
 
@@ -81,7 +81,7 @@ def controls(chain: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
 
 
 def whole(chain: Sequence[Run]) -> Run:
-    """The last run of a chain, with what all of them took and logged as if it had been one training."""
+    """The last run of a chain, with the costs and logs of the whole chain as if it had been one training."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     so_far = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
     for run in chain:
@@ -102,7 +102,7 @@ def _since(row: dict[str, Any], so_far: Mapping[str, float], spent: Mapping[str,
 
 
 def manner(chain: Sequence[Run]) -> str:
-    """How a chain was grown, in words."""
+    """Description of how a chain was grown."""
     growth = chain[-1].get("growth")
     words = [f"{growth['start']} start"]
     if growth["blocks"] == "all":

@@ -310,7 +310,7 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
 
 
 def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[str, int]) -> str:
-    """Differences with their intervals around 0, as SVG; grey is what would not be found reliably.
+    """Differences with their intervals around 0, as SVG; grey marks differences below the detectable effect.
 
     Args:
         rows: `name` of the metric, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit`, a key of
@@ -348,7 +348,7 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: f
 
 
 def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
-    """What layers hold, as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
+    """Probe results by layer, as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
 
     A line a run in a band from low to high, dashed its control, dotted chance.
     """

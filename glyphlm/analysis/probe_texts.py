@@ -1,4 +1,4 @@
-"""The texts that probes look at: classes of tokens, translations, words to list neighbours of."""
+"""Inputs of probes: classes of tokens, translations, words to list neighbours of."""
 
 import random
 import unicodedata
@@ -25,15 +25,15 @@ RANGES = {"per_class": Range(FEWEST, 2**20, whole=True), "seed": Range(0, 2**63 
 
 @dataclass
 class ProbeSettings:
-    """What is looked at.
+    """Settings of probes.
 
     Args:
         words: Texts whose nearest neighbours are listed; by default five of the names that are translated.
         pairs: TSV file of translations: a first line that names the languages, then one meaning a line; by default CLDR's
             names of territories, languages and currencies in English, Russian and Chinese.
         text: Only tokens that occur in this text are classed; of a large vocabulary most may never have been trained.
-        per_class: Tokens of a class at most.
-        seed: Of the choice of tokens and of the folds.
+        per_class: Maximum number of tokens per class.
+        seed: Seed of the choice of tokens and of the folds.
     """
 
     words: list[str] = field(default_factory=list)
@@ -141,7 +141,7 @@ def _chosen(classes: Mapping[str, Sequence[str]], settings: ProbeSettings) -> di
 
 
 def _unambiguous(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of which each side is a translation of nothing else, and another word than the other side."""
+    """Pairs that are unambiguous: each side has exactly one translation, and the two differ."""
     pairs = list(dict.fromkeys(zip(ours, theirs)))
     left, right = ([pair[side] for pair in pairs] for side in (0, 1))
     return [(a, b) for a, b in pairs if left.count(a) == right.count(b) == 1 and a != b]

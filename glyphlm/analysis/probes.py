@@ -190,7 +190,7 @@ def neighbours_text(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """What each run shows at its codes and at its last layer, and what of the latter it gained by training."""
+    """Scores of each run at its codes and at its last layer, and the gain of the latter over the untrained model."""
     lines = [("task", "measure", "run", "chance", "codes", "last layer", "untrained", "gained by training")]
     for (task, measure, run), layers in _scored(rows, "task", "measure", "run").items():
         last = layers[-1]

@@ -46,7 +46,7 @@ def write_report(
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
-    The first run is the one the others are measured against; a path that holds no finished run is passed over.
+    The first run is the one the others are measured against; a path without a finished run is skipped.
     `commands` are what came before the trainings; each run records its own. `published` are files of published benchmark
     lines, `logs` is the folder that glyphlm eval --log-items has filled. Of a study `claims` are verdicts, column -> text,
     and `curves` the SVG of its means over seeds, which stands in place of the curves and sentences of single runs.
@@ -116,7 +116,7 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] |
 
 
 def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each of CHECKS: the runs' values, and whether they agree (None: some run does not record it)."""
+    """For each of CHECKS: the values of the runs, and whether they agree (None: not recorded by every run)."""
     checks = []
     for name, keys in CHECKS:
         values = [run.get(*keys) for run in runs]
@@ -156,7 +156,7 @@ def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def _evaluation(
     runs: Sequence[Run], published: Sequence[ResultRow], logs: Path | None, numbers: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """Tables and pictures of what glyphlm eval has measured; None where it has measured nothing."""
+    """Tables and plots of the results of glyphlm eval; None where there are none."""
     bits, lines = bench.bits_lines(runs), bench.bench_lines(runs)
     both, tables = bits | lines, {protocol: bench.table(lines, protocol) for protocol in ("likelihood", "sampled")}
     if not both:

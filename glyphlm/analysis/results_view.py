@@ -70,7 +70,7 @@ class Line:
 
 
 class Cell(NamedTuple):
-    """A value for the eye, its interval and what explains it; `sign`: see there."""
+    """A formatted value, its interval and notes; `sign` as the function of that name."""
 
     value: str
     sign: int | None
@@ -156,7 +156,7 @@ def cell(row: ResultRow) -> Cell:
 
 
 def sign(row: ResultRow) -> int | None:
-    """1: the interval over items lies above chance, -1: below it, 0: it holds chance, None: one of the two is not known.
+    """1: the interval over items lies above chance, -1: below it, 0: it holds chance, None: one of the two is unknown.
 
     None also where many prompts were cut.
     """
@@ -318,7 +318,7 @@ def differences(runs: Sequence[Run], logs: Path) -> list[ComparisonRow]:
         InputError: there is no such folder, or a log is damaged.
     """
     if not logs.is_dir():
-        raise InputError(f"{logs} is no folder; give the one that glyphlm eval --log-items has filled")
+        raise InputError(f"{logs} is not a folder; give the one that glyphlm eval --log-items has filled")
     first, *others = runs
     kept = {run.label: _logs(run, logs) for run in runs}
     found = []

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The validation row with the fewest bits per byte; the summary's value where no row was logged."""
+        """The validation row with the lowest bits per byte; the summary's value where no row was logged."""
         rows = [row for row in self.validation if finite(row["bits_per_byte"]) is not None]
         final = {"bits_per_byte": finite(self.get("bits_per_byte", "validation")), "step": self.get("steps")}
         return min(rows, key=lambda row: row["bits_per_byte"], default=final)
@@ -70,7 +70,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs among `folders`; a path that holds no finished run is passed over.
+    """The runs among `folders`; a path without a finished run is skipped.
 
     Raises:
         InputError: no run is left, or a file of a run is damaged.
@@ -78,7 +78,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs: list[Run] = []
     for folder in folders:
         if not (folder / SUMMARY).is_file():
-            say(f"{folder} is passed over: it holds no summary.json, which glyphlm train writes at the end of a run")
+            say(f"{folder} is skipped: it holds no summary.json, which glyphlm train writes at the end of a run")
             continue
         run = _read_run(folder)
         before = sum(run.label == other.summary["name"] for other in runs)

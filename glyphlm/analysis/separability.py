@@ -1,4 +1,4 @@
-"""How far classes and partners stand apart in states: nearest neighbours, a linear probe, ranks of partners.
+"""Separability of classes and translation pairs in states: nearest neighbours, a linear probe, ranks of partners.
 
 Scores are kept an item, so that intervals can be drawn over items. Shapes: N texts, D channels, C classes, K neighbours.
 """
@@ -51,7 +51,7 @@ def reciprocal_ranks(ours_ND: NDArray, theirs_ND: NDArray) -> NDArray:
 
 
 def class_sums(score_N: NDArray, label_N: NDArray) -> NDArray:
-    """What `class_mean` adds up, an item [N, 2 C]: its score at its class, then 1 at its class."""
+    """The per-item sums of `class_mean` [N, 2 C]: the score in the column of its class, then 1 in that column."""
     one_NC = np.eye(label_N.max() + 1)[label_N]
     return np.concatenate([score_N[:, None] * one_NC, one_NC], axis=1)
 

@@ -1,4 +1,4 @@
-"""Several tokenizers on the same texts: how short they make them, what they lose, how fast they are."""
+"""Several tokenizers on the same texts: compression, losses, speed."""
 
 import hashlib
 import time
@@ -58,7 +58,7 @@ def _language_and_text(name: str) -> tuple[str, str]:
     if not equals or Path(name).exists():
         return Path(name).name.partition(".")[0] or name, name
     if not language or not text:
-        raise InputError(f"{name!r} is no LANGUAGE=TEXT; give such as en=english.txt")
+        raise InputError(f"{name!r} is not LANGUAGE=TEXT; give such as en=english.txt")
     return language, text
 
 
@@ -69,7 +69,7 @@ def compare(
     out: Path | None = None,
     reading: Reading = STRICT,
 ) -> list[dict[str, Any]]:
-    """A row for each language and tokenizer, also written with a plot into the folder `out`; found done, they are read.
+    """A row for each language and tokenizer, also written with a plot into the folder `out`; finished results are read.
 
     Args:
         folders: Tokenizers, ours or any with a tokenizer.json.

@@ -40,7 +40,7 @@ def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     parser = Parser.of(
         "tokenizer ngrams",
         "Count the n-grams inside words, language by language, for the layouts bvv241-2-3, bvv241-max and bvv241-abs. "
-        "The same command goes on after a stop; partial counts are kept in OUT.parts, which may be removed in the end.",
+        "The same command resumes after a stop; partial counts are kept in OUT.parts, which may be removed in the end.",
         "glyphlm tokenizer ngrams --lang en=english/ --lang ru=hf:wikimedia/wikipedia:20231101.ru --out ngrams.txt",
     )
     parser.add_argument(
@@ -138,14 +138,14 @@ def run_prepare(arguments: Sequence[str]) -> None:
 
     parser = Parser.of(
         "prepare",
-        "Tokenize a text into shards, a share of it held out for validation. Interrupted, the same command goes on.",
+        "Tokenize a text into shards, a share of it held out for validation. The same command resumes after a stop.",
         "glyphlm prepare --tokenizer tok/ --out shards/ texts/",
     )
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
     parser.add_argument("--validation_share", type=float, default=0.01, help="share of the documents held out")
     parser.add_argument("--specials_in_text", choices=("literal", "control"), default="literal",
                         help="names of special tokens in a text stay text, or become these tokens as in the published data")
-    parser.add_argument("--jobs", type=int, default=0, help="processes; 0 means one a core")
+    parser.add_argument("--jobs", type=int, default=0, help="processes; 0 means one per core")
     parser.add_engine()
     parser.add_texts()
     parser.add_out("folder of the shards", required=True)

@@ -1,4 +1,4 @@
-"""glyphlm VERB: this file imports nothing but the errors, so that help comes at once."""
+"""glyphlm VERB: this file imports only the errors, so that help is shown without delay."""
 
 import errno
 import importlib
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from glyphlm.base.errors import InputError
 
-VERBS = {  # verb -> the file that has it, and what it does
+VERBS = {  # verb -> its module, and a description
     "quickstart": ("models", "everything on an embedded corpus: three models and a report in minutes"),
     "tokenizer build": ("data", "text -> a vocabulary of code points and n-grams"),
     "tokenizer ngrams": ("data", "texts of some languages -> their most frequent n-grams"),
@@ -44,9 +44,9 @@ glyphlm VERB --help shows the options of a verb, with an example. Start with:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, 2 for what went wrong, 130 after Ctrl-C, 143 after SIGTERM.
+    """Run one verb; the exit code is 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
 
-    What went wrong is one line, whatever library it came from; with GLYPHLM_TRACEBACK=1 it is the whole traceback.
+    Errors of any library are printed as one line; with GLYPHLM_TRACEBACK=1 with the whole traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> int:
         given = " ".join(arguments[:2])
         near = get_close_matches(given, VERBS, 1) or get_close_matches(arguments[0], VERBS, 1)
         cure = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"{given!r} is no verb; {cure}the verbs are: {', '.join(VERBS)}")
+        raise InputError(f"{given!r} is not a verb; {cure}the verbs are: {', '.join(VERBS)}")
     if sys.stderr.isatty() and "--help" not in arguments:
         print(f"glyphlm {verb}: loading", file=sys.stderr)  # torch alone takes seconds
     verbs = importlib.import_module(f"glyphlm.cli.{VERBS[verb][0]}")

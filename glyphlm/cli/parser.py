@@ -1,4 +1,4 @@
-"""What the verbs share: their parser, groups of options, and how options become settings."""
+"""Shared by the verbs: their parser, groups of options, and the conversion of options to settings."""
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[
 
 Settings = TypeVar("Settings")
 SHOW = "--print_config"
-YAML = "yaml-1.2"  # how values are read, as in our files
+YAML = "yaml-1.2"  # values are parsed as in our files
 jsonargparse.set_loader(YAML, lambda text: parse_yaml(text, "the value", object), (InputError,))
 
 

@@ -68,12 +68,12 @@ def run_push(arguments: Sequence[str]) -> None:
     """glyphlm push."""
     parser = Parser.of(
         "push",
-        "Upload a run, or an export of one, to the Hugging Face Hub. The card of a run is written anew, with the results "
-        "that it has by now. Training state stays here.",
+        "Upload a run, or an export of one, to the Hugging Face Hub. The card of a run is rewritten with its current "
+        "results. Training state is not uploaded.",
         "glyphlm push runs/mine --repo me/mine --license apache-2.0 --language en ru",
     )
     parser.add_argument("run", type=Path, help="run folder, or folder of glyphlm export")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; it is made where there is none")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; it is created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make it private")
     parser.add_argument("--license", help="as the Hub spells it, such as apache-2.0")
     parser.add_argument("--language", nargs="+", default=[], help="codes of the languages of the training text")

@@ -34,7 +34,7 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser = Parser.of(
         "eval",
         "Evaluate models on benchmark questions and on texts. Results are printed, and kept in results.jsonl of each "
-        "run; several models are compared with the first on the same items. Stopped, the same command goes on.",
+        "run; several models are compared with the first on the same items. The same command resumes after a stop.",
         "glyphlm eval runs/mine runs/twin --tasks mmlu=mmlu/test boolq=boolq.jsonl bpb=held_out.txt --out results.jsonl\n"
         "  glyphlm eval runs/mine --tasks mmlu=hf: --protocol sampled",
     )
@@ -102,7 +102,7 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; other paths are passed over")
     parser.add_argument("--title", default="GlyphLM report", help="heading of the page")
     parser.add_argument("--published", nargs="*", type=Path, default=[], metavar="FILE",
-                        help="files of published benchmark lines, to stand beside results of the sampled protocol")
+                        help="files of published benchmark lines, shown next to results of the sampled protocol")
     parser.add_argument("--logs", type=Path, metavar="FOLDER",
                         help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
     parser.add_out("the page", default=Path("report.html"))

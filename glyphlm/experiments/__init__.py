@@ -1,1 +1,1 @@
-"""A recipe, and the run folders it is turned into."""
+"""Recipes, and the run folders trained from them."""

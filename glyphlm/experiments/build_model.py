@@ -1,4 +1,4 @@
-"""The model that a recipe's training begins with: new, grown out of a run, or fused; and where in the data it begins."""
+"""The initial model of a recipe: new, grown out of a run, or fused; and its start position in the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from glyphlm.training.parallel import world
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
-    """The model with its first values, on the CPU; every path of the recipe is filled in.
+    """The model with its initial values, on the CPU; every path of the recipe must be filled in.
 
     Raises:
         InputError: vocabularies, substrates or widths do not fit, the base cannot be grown to this recipe's model, or the
@@ -63,10 +63,10 @@ def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:
 
 
 def check_trained(settings: FusionSettings) -> None:
-    """Refuse a method that trains nothing.
+    """Refuse a fusion method without trainable parameters.
 
     Raises:
-        InputError: with those that do.
+        InputError: the methods that have some are listed.
     """
     if settings.method not in TRAINED:
         raise InputError(f"method {settings.method} has nothing to train; glyphlm fuse makes that model, or choose "
@@ -74,10 +74,10 @@ def check_trained(settings: FusionSettings) -> None:
 
 
 def check_context(model: Fusion, block_size: int) -> None:
-    """Refuse another context than that of the experts.
+    """Refuse a context length that differs from that of the experts.
 
     Raises:
-        InputError: with both.
+        InputError: both lengths are reported.
     """
     if model.config.block_size != block_size:
         raise InputError(f"the experts read {model.config.block_size} tokens at once, the recipe {block_size}; "
@@ -85,7 +85,7 @@ def check_context(model: Fusion, block_size: int) -> None:
 
 
 def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], batches: Batches) -> None:
-    """Begin where the base stopped reading the same data; and keep what leaves the frozen blocks, if the recipe says so.
+    """Start at the base's data position if the data are the same; open the frozen-activation cache if the recipe has one.
 
     Raises:
         InputError: there is nothing to keep, or the folder keeps what another model or other data made.

@@ -28,16 +28,16 @@ from glyphlm.training.parallel import joined
 def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     """Train every stage into `out`/stage-1, stage-2 .., then the controls; their folders, in this order.
 
-    The same call again resumes where it was stopped, inside a stage or between two, and with more stages than before it
+    Repeating the call resumes a stopped run, inside a stage or between two, and with more stages than before it
     grows the model further.
 
     Raises:
-        InputError: as `run_recipe`, there is no stage, or one would take layers away.
+        InputError: as `run_recipe`, there is no stage, or one would remove layers.
     """
     check_stages(recipe)
     with joined(device_of(recipe, out / "stage-1")) as world, one_writer(out):
         if world.size > 1 and world.is_main:
-            with_inputs(recipe, out)  # the others wait, and find them there
+            with_inputs(recipe, out)  # rank 0 only; the others wait and read them
         world.wait()
         recipe = with_inputs(recipe, out)
         summaries = {run: run_recipe(stage, run, command) for run, stage in stage_recipes(recipe, out)}

@@ -136,7 +136,7 @@ def load_recipe(
     overrides: Iterable[Mapping[str, Any]] = (),
     kind: type[Settings] = GrowthRecipe,
 ) -> Settings:
-    """The recipe of a file, or of nested dictionaries, with each of `overrides` laid over it in turn.
+    """The recipe of a file, or of nested dictionaries, with each of `overrides` merged over it in turn.
 
     Args:
         source: A YAML file, its content, or None for the defaults.
@@ -158,7 +158,7 @@ def load_recipe(
 
 
 def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
-    """The values of a recipe with one of its `profiles` laid over them, or with none.
+    """The values of a recipe with one of its `profiles` merged over them; unchanged for None.
 
     Raises:
         InputError: the profiles have the wrong shape, or this is not one of them.
@@ -177,7 +177,7 @@ def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, An
 def settings_of(kind: Any, value: Any, name: str = "") -> Any:
     """The `value` of a YAML file as type `kind`: a dataclass, a list or mapping of some, a number, text or a choice.
 
-    Nothing that a file names is ever imported, as libraries that make settings of files do.
+    Names in a file are never imported, unlike in some configuration libraries.
 
     Raises:
         InputError: a key is unknown, or a value is of another type or out of range.

@@ -1,7 +1,7 @@
-"""What a run folder was begun with, and whether a recipe may go on in it.
+"""The recorded settings and inputs of a run folder, and whether a recipe may resume it.
 
-settings.yaml is the resolved recipe, inputs.json the digests of tokenizer, substrate, shards and runs. Paths identify
-nothing: a run, or what it is made from, may be moved.
+settings.yaml is the resolved recipe, inputs.json the digests of tokenizer, substrate, shards and runs. Paths are not
+compared: a run and its inputs may be moved.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_te
 from glyphlm.runs.folder import read_summary
 from glyphlm.training.checkpoint import list_states
 
-# Settings that change no result beyond rounding: they may be others when a run goes on.
+# Settings that change results at most by rounding: they may differ when a run is resumed.
 OPERATIONAL = ("micro_batch_tokens", "recompute", "save_every", "keep", "log_every", "validate_every", "trackers")
 PATHS = (
     ("tokenizer", "path"), ("tokenizer", "ngrams"), ("tokenizer", "shared_strings"), ("tokenizer", "special_names"),
@@ -32,13 +32,13 @@ def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
     compared by `pin_inputs`, which also records such changes.
 
     Raises:
-        InputError: the recipe contradicts itself, or `out` holds something that is no run, another run (the first
+        InputError: the recipe contradicts itself, or `out` holds something that is not a run, another run (the first
             difference is named) or damaged settings. A run that was refused before its first step is replaced.
     """
     path, begun = out / SETTINGS, has_begun(out)
     recorded = read_settings(out) if path.exists() else None
     if recorded is None and out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
-        raise InputError(f"{out} holds something that is no run; choose another --out")
+        raise InputError(f"{out} holds something that is not a run; choose another --out")
     recipe = resolve(recipe, recorded)
     difference = first_difference(comparable(recorded), comparable(recipe)) if recorded else None
     if difference and begun:
@@ -53,7 +53,7 @@ def read_settings(out: Path) -> Recipe:
     """The recipe that `out` was begun with.
 
     Raises:
-        InputError: settings.yaml is damaged, is no recipe, or is not the one that the first step was made with.
+        InputError: settings.yaml is damaged, is not a recipe, or has changed since the first step.
     """
     try:
         recorded = load_recipe(out / SETTINGS, kind=Recipe)
@@ -72,7 +72,7 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
     values = asdict(replace(recipe, prompts=[]))
     train, growth = values["train"], values["growth"]
     for name in OPERATIONAL:
-        if name != "validate_every" or train["flat_after"] is None:  # else it decides where training ends
+        if name != "validate_every" or train["flat_after"] is None:  # otherwise it affects where training ends
             del train[name]
     for section, name in PATHS:
         values[section][name] = values[section][name] not in (None, [])
@@ -84,7 +84,7 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def digest_of(recipe: Recipe) -> str:
-    """sha256 of what `comparable` keeps and is not as by default: settings that come later change no digest."""
+    """sha256 of the non-default values of `comparable`: settings added in later versions do not change it."""
     plain, values = comparable(Recipe()), comparable(recipe)
     said = {name: part for name, part in values.items() if part != plain[name]}
     said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
@@ -98,7 +98,7 @@ def has_begun(out: Path) -> bool:
 
 
 def pin_inputs(out: Path, settings: Recipe, digests: dict[str, Any]) -> None:
-    """Write down the digests of what the run is made from, or make sure that it goes on with the same.
+    """Record the digests of the run's inputs, or check that it is resumed with the same.
 
     Raises:
         InputError: tokenizer, substrate, shards or runs are others than at the first step; the first difference is named.

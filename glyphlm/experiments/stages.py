@@ -1,4 +1,4 @@
-"""A recipe with stages -> the whole recipe of each stage; and what a recipe is grown out of."""
+"""A recipe with stages -> the complete recipe of each stage; and the base run of a recipe."""
 
 from dataclasses import fields, replace
 from pathlib import Path

@@ -76,7 +76,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
     """Train the model of a recipe into the run folder `out` and return its summary.
 
     Inputs that have no path in the recipe are built under `out`/inputs. The same call again resumes a stopped run and skips
-    a finished one. `command` is what a reader types to repeat it. With `dry_run` everything up
+    a finished one. `command` is the command line recorded for repeating it. With `dry_run` everything up
     to the first step is checked, one loss is computed, and nothing is trained. Started by torchrun, all processes train
     together; the first one does the rest.
 
@@ -111,7 +111,7 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
 
 
 def device_of(recipe: Recipe, out: Path) -> str:
-    """Where the recipe is trained; for `auto` where the run in `out` was begun, if it was."""
+    """The device of training; for `auto` that on which the run in `out` was begun, if any."""
     begun = recipe.train.device == "auto" and (out / SETTINGS).exists()
     return read_settings(out).train.device if begun else recipe.train.device
 
@@ -146,7 +146,7 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
 
 
 def digests_of(opened: OpenedRecipe) -> dict[str, Any]:
-    """What identifies the inputs of a run, wherever they lie."""
+    """Digests of the inputs of a run, independent of their paths."""
     recipe = opened.recipe
     made_of = [recipe.growth.base] if recipe.growth.base else recipe.fusion.experts
     return {
@@ -245,7 +245,7 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) ->
 
 
 def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
-    """What is known before training: name, sizes, fingerprints, digest of the initial values, versions."""
+    """Summary fields known before training: name, sizes, fingerprints, digest of the initial values, versions."""
     settings = opened.recipe.train
     return {
         "command": command,
@@ -261,7 +261,7 @@ def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
 
 
 def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dict[str, Any]:
-    """The results: amounts, speed, bits per byte next to the unigram floor, digest of the batches."""
+    """Summary fields of the results: amounts, speed, bits per byte and the unigram baseline, digest of the batches."""
     last = {row["split"]: row for row in read_json_lines(out / METRICS)}
     train, validation = last.get("train", {}), last.get("validation", {})
     floor = unigram_bits_per_byte(opened.training, opened.validation()) if opened.held_out else None
@@ -311,7 +311,7 @@ def initial_digest(model: GPT | Fusion) -> str:
 
 
 def result_line(summary: dict[str, Any]) -> str:
-    """The result in half a line."""
+    """The result as a short phrase."""
     reached, floor = summary["bits_per_byte"]["validation"], summary["unigram_bits_per_byte"]["validation"]
     if reached is None:
         return f"{summary['steps']} steps, nothing held out"

@@ -32,7 +32,7 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What config.json says; `n_embed` is None where it does not."""
+    """The sizes in config.json; `n_embed` is None where it is not given."""
 
     vocab_size: int
     d_model: int
@@ -73,7 +73,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
     Special tokens that tokenizer_config.json does not name are taken from config.json, where they are strings or ids.
 
     Raises:
-        InputError: there is none, or it has another number of ids than the model.
+        InputError: tokenizer.json is missing, or has another number of ids than the model.
     """
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder} holds no tokenizer.json; name the folder of the model's tokenizer with --tokenizer DIR")

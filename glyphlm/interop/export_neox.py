@@ -32,12 +32,12 @@ BLOCK_NAMES = {
     "mlp.up": "mlp.dense_h_to_4h",
     "mlp.down": "mlp.dense_4h_to_h",
 }
-EXACT = 1e-6  # of the largest head bias: what float32 tells apart
+EXACT = 1e-6  # tolerance relative to the largest head bias: the resolution of float32
 
 
 @dataclass
 class Plain:
-    """What other tools can express: our model with the substrate as a table and a head without bias."""
+    """A model that other tools can express: the substrate as a table, the head without bias."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class Plain:
 
 
 def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
-    """Write the folder `out`: GPTNeoXForCausalLM in float32 with the tokenizer; found done, it is left alone.
+    """Write the folder `out`: GPTNeoXForCausalLM in float32 with the tokenizer; a finished export is not repeated.
 
     Raises:
         InputError: the run is a fusion, or its head has a bias that GPT-NeoX cannot express; or `out` holds other work.
@@ -70,7 +70,7 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
 
 
 def copy_records(run: Path, out: Path) -> None:
-    """What a model card is made from, and the card."""
+    """Copy the records that a model card is made from, and write the card."""
     for name in (SUMMARY, SETTINGS, RESULTS):
         if (run / name).is_file():
             shutil.copyfile(run / name, out / name)
@@ -96,7 +96,7 @@ def open_plain(run: Path, fold_head_bias: bool) -> Plain:
 
 @torch.no_grad()
 def written_out(model: GPT) -> Tensor:
-    """What the first block reads for each id, float32 [V, D]."""
+    """The input embedding of each id, float32 [V, D]."""
     table_VD = torch.empty(model.vocab_size, model.config.d_model)
     for rows, ids in zip(chunks(table_VD), chunks(torch.arange(model.vocab_size))):
         rows.copy_(model.substrate(ids[None])[0])
@@ -111,7 +111,7 @@ def folded(run: Path, model: GPT, allowed: bool) -> Tensor:
     W [V, D] with D values.
 
     Raises:
-        InputError: it is not, or the fold was not asked for.
+        InputError: the bias is not of this form, or folding was not requested.
     """
     weight_VD, bias_V = model.head.weight.double(), model.head.bias.double()
     if not bool(bias_V.any()):

@@ -23,7 +23,7 @@ PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missi
 
 @dataclass
 class Limits:
-    """What one request and one client may take.
+    """Limits per request and per client.
 
     Args:
         max_body_bytes: Longest request body.
@@ -66,7 +66,7 @@ class Answer(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way through the queue. Made inside the event loop, which alone calls its methods but `call`."""
+    """A queued request. Created in the event loop; only `call` may be used from other threads."""
 
     ids: list[int]
     sampling: Sampling
@@ -80,7 +80,7 @@ class Job:
         self.done: asyncio.Future[Answer] = self.loop.create_future()
 
     def call(self, act: Callable[..., object], *arguments: object) -> None:
-        """Call `act` in the event loop, from the thread; nothing waits for it where the loop has been closed."""
+        """Call `act` in the event loop from the worker thread; a closed loop is ignored."""
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(act, *arguments)
 
@@ -90,7 +90,7 @@ class Job:
         self.finish(self.refusal)
 
     def finish(self, outcome: Answer | Refusal) -> None:
-        """Give the outcome to whoever waits for it; only the first one counts."""
+        """Set the outcome; only the first one counts."""
         if self.done.done():
             return
         if isinstance(outcome, Refusal):
@@ -153,7 +153,7 @@ class Worker:
 
 
 class _Watch:
-    """Sees the new ids of a job after each token: sends text that can no longer change, and says when to stop."""
+    """Called with the new ids after each token: sends text that can no longer change, and decides when to stop."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, send: Callable[[str], object]):
         self._job, self._tokenizer, self._send, self.sent = job, tokenizer, send, 0

@@ -50,7 +50,7 @@ def gguf_tokens(run: Path, tokenizer: Tokenizer) -> tuple[list[GgufToken], list[
     """The pieces in order of ids, and what they cannot express, in words; compared on a sample of the vocabulary.
 
     Raises:
-        InputError: the tokenizer is none of our layouts, or gives other ids than the pieces would.
+        InputError: the tokenizer does not have one of our layouts, or gives other ids than the pieces would.
     """
     ranks = merge_ranks(run, tokenizer.tokens)
     pieces = [_token(number, token, tokenizer, ranks) for number, token in enumerate(tokenizer.tokens)]
@@ -68,7 +68,7 @@ def merge_ranks(run: Path, tokens: Sequence[str]) -> dict[str, int]:
     parts = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
     model, refusal = parts["model"], f"{run}/tokenizer.json cannot be written as SentencePiece-BPE"
     if any(model.get(key) != value for key, value in PLAIN.items()) or parts["normalizer"] or parts["pre_tokenizer"]:
-        raise InputError(f"{refusal}: it is none of our layouts (BPE over characters, without normalizer and "
+        raise InputError(f"{refusal}: it has none of our layouts (BPE over characters, without normalizer and "
                          "pre-tokenizer); export --to gpt_neox, which keeps any tokenizer")
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     joined = [left + right for left, right in merges]
@@ -194,7 +194,7 @@ ROWS_OF_32 = 32  # q8_0 has one scale for 32 values of a row
 
 
 def export_gguf(run: Path, out: Path, quantize: Quantization = "f32", fold_head_bias: bool = False) -> Path:
-    """Write the file NAME-QUANTIZE.gguf into the folder `out` and return its path; found done, it is left alone.
+    """Write the file NAME-QUANTIZE.gguf into the folder `out` and return its path; a finished export is not repeated.
 
     Matrices are stored as `quantize` says, vectors always in float32.
 
@@ -276,7 +276,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken
 
 
 def gguf_tensors(plain: Plain) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors under GGUF's names."""
+    """The tensors of the model under GGUF's names."""
     model, d = plain.model, plain.model.config.d_model
     yield "token_embd.weight", plain.table_VD
     for number, block in enumerate(model.blocks):

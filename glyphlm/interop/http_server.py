@@ -50,7 +50,7 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class Server(uvicorn.Server):
-    """Says when it listens; refuses what is under way when it is asked to end."""
+    """Prints when it listens; on shutdown refuses pending requests."""
 
     def __init__(self, app: Starlette, limits: Limits, worker: Worker, ready: Callable[[], None]):
         super().__init__(uvicorn.Config(

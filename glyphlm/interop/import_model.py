@@ -1,4 +1,4 @@
-"""A published checkpoint -> a run folder; what shapes cannot show is decided by settings, and can be compared on a text.
+"""A published checkpoint -> a run folder; settings decide what shapes do not show, and can be compared on a text.
 
 Shapes: V vocabulary, D d_model, E width of a code, N binary places of an id.
 """
@@ -44,7 +44,7 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 
 @dataclass
 class ImportSettings:
-    """What the shapes of a checkpoint cannot show; the defaults are the likely reading of the published models.
+    """Properties that the shapes of a checkpoint do not show; the defaults are the likely values for the published models.
 
     Args:
         rotation: Rotary positions turn channel i with i + K/2 (half), or 2 i with 2 i + 1 (interleaved).
@@ -87,7 +87,7 @@ class ImportSettings:
 
 @dataclass
 class Published:
-    """A checkpoint, read: everything but what the settings decide."""
+    """A checkpoint that has been read, before settings are applied."""
 
     source: str
     sizes: Sizes
@@ -101,7 +101,7 @@ def build_model(published: Published, mapped: Mapped, settings: ImportSettings) 
     """Our model over the tensors of the file, which are taken over, not copied, where that is possible.
 
     Raises:
-        InputError: shapes are not those that the sizes give, or the codes cannot be told.
+        InputError: shapes do not match the sizes, or the codes cannot be determined.
     """
     sizes = published.sizes
     config, codes = build_codes(published, mapped, settings)
@@ -148,7 +148,7 @@ def build_codes(published: Published, mapped: Mapped, settings: ImportSettings) 
     """The substrate and its tensors: the table that is stored or given, or a rule over the bits of the id.
 
     Raises:
-        InputError: there is no one table and no rule.
+        InputError: there is neither exactly one table nor a rule.
     """
     sizes, tables = published.sizes, stored_tables(published, mapped, settings)
     if len(tables) > 1:
@@ -289,7 +289,7 @@ def _import_expert(
 
 
 def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportSettings) -> dict[str, Any]:
-    """Of training nothing is known."""
+    """A summary without training fields, which are unknown."""
     unknown: dict[str, None] = {"train": None, "validation": None}
     return {
         "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},

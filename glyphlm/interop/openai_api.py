@@ -1,6 +1,6 @@
 """A small OpenAI-compatible HTTP server around one loaded run: health, models, completions, chat completions.
 
-A request is checked before anything is computed; what cannot be honoured is refused with a reason, never ignored.
+A request is validated before anything is computed; unsupported fields are refused with a reason, never ignored.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-# Fields of the API that have no effect here, with the values that ask for none; any other value is refused.
+# Unsupported fields of the API with their neutral values; any other value is refused.
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "frequency_penalty": (0,),
     "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "response_format": ({"type": "text"},),
@@ -112,7 +112,7 @@ class ChatAsked(Asked):
 
 
 class Served:
-    """A model with the two readings of its tokenizer, and what a request to it may ask for.
+    """A model with the two modes of its tokenizer, and the limits of requests to it.
 
     Args:
         name: What requests call the model.

@@ -19,7 +19,7 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 
 EXPORT = ".served"  # hidden in the run folder, so that it is never pushed
 NEEDED = {"glyphlm": ("pydantic", "starlette", "uvicorn"), "vllm": ("vllm",)}
-CURES = {"glyphlm": "pip install 'glyphlm[serve]'", "vllm": "pip install vllm, or leave --server away"}
+CURES = {"glyphlm": "pip install 'glyphlm[serve]'", "vllm": "pip install vllm, or leave --server out"}
 
 
 @dataclass

@@ -38,11 +38,11 @@ class Module:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight; () where there is none."""
+        """Shape of the weight; () where the module has no weight."""
         return tuple(self.tensors["weight"].shape) if "weight" in self.tensors else ()
 
     def has_bias(self, size: int) -> bool:
-        """Whether there is a bias of so many values."""
+        """Whether there is a bias with this number of values."""
         return "bias" in self.tensors and self.tensors["bias"].shape == (size,)
 
 
@@ -52,7 +52,7 @@ def words(name: str) -> Path:
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts 10 behind 9."""
+    """Sort key of the natural order, in which 10 follows 9."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in path]
 
 
@@ -69,7 +69,7 @@ def gather(tensors: Mapping[str, Tensor]) -> list[Module]:
         path, leaf = (path[:-1], leaf) if leaf else (path, "weight")
         module = modules.setdefault(path, Module(path))
         if leaf in module.tensors:
-            raise InputError(f"{name!r} and one of {listed(module.names)} cannot be told apart; rename one of them")
+            raise InputError(f"{name!r} and one of {listed(module.names)} cannot be distinguished; rename one of them")
         module.tensors[leaf] = tensor
         module.names.append(name)
     return sorted(modules.values(), key=lambda module: natural(module.path))
@@ -79,7 +79,7 @@ def map_block(prefix: str, block: Sequence[Module], d: int) -> tuple[dict[str, T
     """The tensors of a block under our names, whether q, k, v were one matrix, and what was assumed of which key.
 
     Raises:
-        InputError: tensors are left over or missing, cannot be told apart, or attention has a bias that is not 0.
+        InputError: tensors are left over, missing or ambiguous, or attention has a bias that is not 0.
     """
     matrices = [module for module in block if len(module.shape) == 2]
     up, down = find_mlp(matrices, d)
@@ -107,7 +107,7 @@ def notes_on(attention: Sequence[Module], norms: Sequence[Module]) -> list[tuple
 
 
 def find_mlp(matrices: Sequence[Module], d: int) -> tuple[Module, Module]:
-    """D -> 4 D and back, of which there is one each; the length of a bias tells rows from columns, else rows are outputs."""
+    """D -> 4 D and back, exactly one each; the length of a bias distinguishes rows from columns, else rows are outputs."""
     wide = [module for module in matrices if 4 * d in module.shape]
     up = next((module for module in wide if module.has_bias(4 * d)), None)
     up = up or next((module for module in wide if module.shape == (4 * d, d)), wide[0])
@@ -136,10 +136,10 @@ def find_attention(matrices: Sequence[Module], d: int) -> tuple[Tensor, Tensor, 
 
 
 def find_norms(norms: Sequence[Module]) -> tuple[Module, Module]:
-    """The norms before attention and before the MLP, told by words, else by their numbers.
+    """The norms before attention and before the MLP, identified by words in their names, else by their numbers.
 
     Raises:
-        InputError: there are not two, or they cannot be told apart.
+        InputError: there are not two, or they are ambiguous.
     """
     own = [set(norm.path).difference(*(other.path for other in norms if other is not norm)) for norm in norms]
     numbers = [[word for word in norm.path if word.isdigit()] for norm in norms]
@@ -179,8 +179,8 @@ ROTARY = {"cos", "sin", "freqs", "angles"}
 class Mapped:
     """One model under our names, without its substrate; of attention q, k, v stand stacked as `qkv` [3 D, D].
 
-    `fused` tells that the file had them in one matrix, whose order cannot be seen. `codes` are what can be the substrate: a
-    table [V, E], or the bits [E, N] and [E] of an affine code. `notes` tell what was left out or assumed.
+    `fused`: the file had them in one matrix, whose row order is unknown. `codes` are the candidates for the substrate: a
+    table [V, E], or the bits [E, N] and [E] of an affine code. `notes` list what was left out or assumed.
     """
 
     tensors: dict[str, Tensor]
@@ -193,7 +193,7 @@ def map_experts(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -
     """The models that the tensors are: one, or the experts of a fused one, in natural order of their names.
 
     Raises:
-        InputError: tensors are left over, missing, of other shapes than the sizes, not finite, or cannot be told apart.
+        InputError: tensors are left over, missing, ambiguous, not finite, or do not match the sizes.
     """
     kept, notes = without_derived(tensors, sizes, rope_base)
     modules = gather(kept)
@@ -258,7 +258,7 @@ def find_heads(modules: Sequence[Module], sizes: Sizes) -> list[Module]:
     """The output heads [V, D]: those with a bias, else those that are named so.
 
     Raises:
-        InputError: there is none, or it cannot be told from the table.
+        InputError: no head is found, or it cannot be distinguished from the table.
     """
     shaped = [module for module in modules if module.shape == (sizes.vocab_size, sizes.d_model)]
     biased = [module for module in shaped if module.has_bias(sizes.vocab_size)]
@@ -282,7 +282,7 @@ def split_experts(modules: Sequence[Module], heads: Sequence[Module]) -> list[li
         return [list(modules)]
     marks = next((column for column in zip(*(head.path for head in heads)) if len(set(column)) > 1), ())
     if len(set(marks)) != len(heads):
-        raise InputError(f"{len(heads)} heads ({names_of(heads)}) whose names do not tell experts apart")
+        raise InputError(f"{len(heads)} heads ({names_of(heads)}) whose names do not distinguish experts")
     owner = {module.path: next((word for word in module.path if word in marks), None) for module in modules}
     return [[module for module in modules if owner[module.path] in (mark, None)] for mark in marks]
 
@@ -365,7 +365,7 @@ def numbered_starts(path: Path) -> list[Path]:
 
 
 def check_finite(found: Mapped) -> None:
-    """Refuse weights that are no finite floats, and codes that are not finite.
+    """Refuse weights that are not finite floats, and codes that are not finite.
 
     Raises:
         InputError: with the tensor, under our name.
