@@ -117,7 +117,7 @@ def test_tokens_are_found_by_spelling_or_number():
     found = made([[1, 0]] * 4, ["a", " ", "#3", "#"])
     assert [find_token(found, name) for name in ("a", " ", "#3", "#", "#0", "#1")] == [0, 1, 2, 3, 0, 1]
     for unknown in ("b", "#4", "", "##"):
-        with pytest.raises(InputError, match="no token of made.*4 tokens.*#0 to #3"):
+        with pytest.raises(InputError, match="not a token of made.*4 tokens.*#0 to #3"):
             find_token(found, unknown)
 
 
