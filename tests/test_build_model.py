@@ -114,7 +114,7 @@ def test_a_fused_run_is_not_grown(experts, tokenizer_folder, substrates, shards,
         ({"fusion": {"method": "gate"}}, "name them as fusion.experts"),
         ({"fusion": {"experts": ["A", "B"], "method": "gate"}, "model": {"block_size": 16}}, "read 32 tokens at once, .*16"),
         ({"fusion": {"experts": ["A", "B"], "method": "gate"}, "growth": {"base": "A"}}, "fused or grown, not both"),
-        ({"fusion": {"experts": ["A", "none"], "method": "gate"}}, "none is no finished run"),
+        ({"fusion": {"experts": ["A", "none"], "method": "gate"}}, "none is not a finished run"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(experts, shards, tmp_path, capsys, changes, message):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.stats import over_seeds
-from glyphlm.studies.claims import Claim, check_claims, detectable, fewer_is_better, judge
+from glyphlm.studies.claims import Claim, check_claims, detectable, judge, lower_is_better
 
 BPB, EASY = "bpb bits per byte, notes.txt", "arc_easy texts accuracy, easy.jsonl"
 
@@ -60,7 +60,7 @@ def test_more_is_better_where_it_is():
 def test_which_way_is_better():
     fewer = (BPB, "bits per byte, validation", "tokens", "values trained", "petaFLOP", "seconds")
     more = (EASY, "squad greedy f1, dev.json", "en-ru greedy bleu, a.en,bits per byte", "arc_easy letter mass, easy.jsonl")
-    assert all(map(fewer_is_better, fewer)) and not any(map(fewer_is_better, more))
+    assert all(map(lower_is_better, fewer)) and not any(map(lower_is_better, more))
 
 
 values = st.lists(st.floats(0, 4), min_size=2, max_size=5)

@@ -80,7 +80,7 @@ def test_letters_and_line_ends_are_found_by_the_text_of_ids(model, tokenizer):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda folder: shutil.rmtree(folder), "is no finished run"),
+    (lambda folder: shutil.rmtree(folder), "is not a finished run"),
     (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded|config.json is damaged"),
     (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded|holds no model.safetensors"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),

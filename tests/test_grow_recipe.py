@@ -217,7 +217,7 @@ def fused(grown, tmp_path_factory) -> str:
          "has a substrate learned .*, the recipe token_bits"),
         ({"growth": {"base": "RUN"}, "controls": [], "model": {"d_model": 64, "n_head": 2, "block_size": BLOCK}},
          "the base has d_model 32, the recipe 64"),
-        ({"growth": {"base": "NOTHING"}, "controls": []}, "is no finished run"),
+        ({"growth": {"base": "NOTHING"}, "controls": []}, "is not a finished run"),
         ({"stages": [{"steps": 3}, {"steps": 3}], "growth": {"lora": {"rank": 2, "targets": ["q"]}}},
          r"'q'.* attention\.qkv, attention\.out, mlp\.up, mlp\.down"),
         ({"stages": [{"steps": 3}, {"steps": 3}], "growth": {"cache": "memory", "lora": {"rank": 2}}},

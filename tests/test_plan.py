@@ -338,7 +338,7 @@ def test_a_run_that_is_grown_is_planned_with_what_it_freezes(runs):
         ({"method": "gate"}, "narrow", "a model is fused or grown, not both"),
         ({"method": "gate", "experts": ["narrow", "other"]}, None, "substrates differ: .*allow-different-substrates"),
         (None, "fused", "fused is fused of 2 experts, .*; name one of its experts: .*narrow, .*wide$"),
-        (None, "away", "away is no finished run"),
+        (None, "away", "away is not a finished run"),
         (None, "wide", "the base has d_model 64, the recipe 32; growth changes the depth only: set model.d_model to 64"),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_word_that_does_not_fit_is_refused(runs, tmp_path, settings, words):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no finished run"):
+    with pytest.raises(InputError, match="is not a finished run"):
         probe([tmp_path / "none"], tmp_path / "out")
 
 

@@ -178,7 +178,7 @@ def _named(expert: Expert) -> str:
 
 
 def describe_untrained(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
-    """What the summary of a run says of a fused model that is not trained further."""
+    """Summary fields of a fused model that is not trained further."""
     return {
         "fusion": describe_fusion(model, settings),
         **describe_model(model, tokenizer),

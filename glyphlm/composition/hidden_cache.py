@@ -1,4 +1,4 @@
-"""What leaves the frozen blocks, kept for later epochs, so that a step no longer pays for the frozen depth."""
+"""Cache of frozen activations: outputs of the frozen blocks, reused in later epochs instead of being recomputed."""
 
 import hashlib
 import json

@@ -49,7 +49,7 @@ class PlanSettings:
         measure: Time training steps, where it is planned for this machine; of a grown or fused model time is computed.
 
     Raises:
-        InputError: a value is outside of RANGES, or no word of its choice.
+        InputError: a value is outside RANGES, or not one of its choices.
     """
 
     gpu: str | None = None

@@ -1,4 +1,4 @@
-"""A plan as text for the eye: aligned tables, numbers with units."""
+"""A plan as readable text: aligned tables, numbers with units."""
 
 from collections import Counter
 from collections.abc import Sequence

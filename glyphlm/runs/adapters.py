@@ -71,5 +71,5 @@ def attach_adapters(model: nn.Module, folder: Path) -> None:
 
 
 def adapted(model: nn.Module) -> list[tuple[str, Any]]:
-    """Matrices with an adapter, known by a method of peft's layers, so that peft is not imported where there is none."""
+    """Matrices with an adapter, recognised by a method of peft's layers, so that peft need not be imported."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]

@@ -33,7 +33,7 @@ HUB_DATA = re.compile(r"\bhf:([\w.-]+/[\w.-]+)")
 
 @dataclass
 class CardSettings:
-    """What a run cannot know of itself.
+    """Model card fields that a run does not record.
 
     Args:
         license: As the Hub spells it, such as apache-2.0.

@@ -65,7 +65,7 @@ def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
 
 
 def config_fields(model: GPT | Fusion) -> dict[str, Any]:
-    """What config.json says of the model itself."""
+    """The fields of config.json that describe the model."""
     if isinstance(model, GPT):
         return {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
     first = [model.reads.index(number) for number in model.reads]  # the first expert that reads the same substrate
@@ -86,11 +86,11 @@ def run_config(run: str | Path) -> GlyphLMConfig:
     """config.json of a run folder; weights are not read.
 
     Raises:
-        InputError: it is no finished run, the file is damaged, or a value in it is not allowed.
+        InputError: it is not a finished run, the file is damaged, or a value in it is not allowed.
     """
     path = Path(run) / CONFIG
     if not path.is_file():
-        raise InputError(f"{run} is no finished run (no {CONFIG}); train it to the end with glyphlm train")
+        raise InputError(f"{run} is not a finished run (no {CONFIG}); train it to the end with glyphlm train")
     found = read_json(path)
     if found.get("model_type") != GlyphLMConfig.model_type:
         raise InputError(f"{path} is of model_type {found.get('model_type')!r}, not {GlyphLMConfig.model_type}: this is no "
@@ -107,7 +107,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     Adapters that were kept apart are merged into the weights. What generation_config.json says is not used.
 
     Raises:
-        InputError: it is no finished run, a file is damaged or does not fit the others, a tensor holds NaN, or the
+        InputError: it is not a finished run, a file is damaged or does not fit the others, a tensor holds NaN, or the
             tokenizer is not the one trained with.
     """
     run = Path(run)
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What every summary says of its model: codes, sizes, number of values, vocabulary."""
+    """Summary fields of every model: codes, sizes, number of values, vocabulary."""
     return {
         "substrate": asdict(model.substrate.config),
         "model": {"vocab_size": model.vocab_size, **asdict(model.config)},
@@ -182,7 +182,7 @@ def weights_sha256(run: str | Path) -> str:
     """
     path = Path(run) / WEIGHTS
     if not path.is_file():
-        raise InputError(f"{run} is no finished run: it holds no {WEIGHTS}; give a folder that glyphlm train has filled")
+        raise InputError(f"{run} is not a finished run: it holds no {WEIGHTS}; give a folder that glyphlm train has filled")
     return sha256_file(path)
 
 

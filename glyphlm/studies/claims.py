@@ -109,7 +109,7 @@ def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterat
 
 
 def _is_about(claim: Claim, measure: str) -> bool:
-    """Letter mass is no ability: a claim is about it only by its name."""
+    """Whether the claim covers this measure; letter mass is not an ability, so only claims that name it do."""
     if not claim.measures:
         return _is_bits(measure)
     return any(measure.startswith(name) and (LETTER_MASS in name or LETTER_MASS not in measure) for name in claim.measures)
@@ -122,7 +122,7 @@ def _judged(claim: Claim, name: str, measure: Measure) -> Row:
     if len(seeds) < 2:
         return _verdict(name, differences, reason="1 seed" if seeds else "no seed in common")
     reason = _at_level([[values[seed] for seed in seeds] for values in (mine, theirs)], measure.levels)
-    verdict = NOT_DECIDABLE if reason else _decided(claim, differences, fewer_is_better(name))
+    verdict = NOT_DECIDABLE if reason else _decided(claim, differences, lower_is_better(name))
     if verdict == NOT_DECIDABLE and not reason:
         reason = f"{len(seeds)} seeds would find {detectable(differences):.4f}"
     return _verdict(name, differences, verdict, reason)
@@ -168,8 +168,8 @@ def detectable(differences: Sequence[float]) -> float:
     return (interval.high - interval.low) / 2 * (1 + Z_POWER_80 / Z_95)
 
 
-def fewer_is_better(measure: str) -> bool:
-    """Of bits per byte and of costs; of accuracies, F1, BLEU and chrF more is better."""
+def lower_is_better(measure: str) -> bool:
+    """True for bits per byte and costs; False for accuracies, F1, BLEU and chrF."""
     return _is_bits(measure) or measure in COSTS
 
 

@@ -272,7 +272,7 @@ def _not_default(settings: TokenizerSettings | SubstrateSettings) -> Values:
 
 
 def _options(values: Values) -> Iterator[str]:
-    """The same on the command line."""
+    """Settings as command-line options."""
     for key, value in values.items():
         if key in FLAGS:
             yield from [f"--{key.replace('_', '-')}"] * bool(value)
@@ -286,7 +286,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    """A file that stays untouched where it is the same: its age tells Snakemake what to run again."""
+    """Write a file only if its content changes: Snakemake decides by its modification time what to run again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)

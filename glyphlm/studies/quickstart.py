@@ -47,7 +47,7 @@ def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) ->
     Where neither `font` nor GNU Unifont can be had, the glyphs are drawn with what fonts of the system cover the text.
 
     Raises:
-        InputError: there is no font at all, or `out` holds something else.
+        InputError: no font is installed, or `out` holds something else.
     """
     from glyphlm.analysis.report import write_report  # loads matplotlib, needed only at the end
 
