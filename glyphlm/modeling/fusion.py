@@ -33,7 +33,7 @@ class FusionConfig:
     Args:
         method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
             max_confidence takes one expert. The functions of mixing.py say how, and from where.
-        weights: Of the experts, in their order; by default equal.
+        weights: Weights of the experts, in their order; by default equal.
         top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
         route_after: Tokens of a text that all experts read before top_k of them are chosen.
         rank: Of adapter.
@@ -85,7 +85,7 @@ class Pass:
 
     @property
     def text_BS(self) -> Tensor:
-        """True where a position is no padding."""
+        """True where a position is not padding."""
         if self.attended_BS is not None:
             return self.attended_BS.bool()
         rows, new = self.ids_BT.shape
@@ -205,12 +205,12 @@ class Fusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.weight.device
 
     @property
     def weights(self) -> list[float]:
-        """Of the experts."""
+        """Weights of the experts, in their order."""
         return self.fusion.weights or [1 / len(self.experts)] * len(self.experts)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class Fusion(nn.Module):
         return self._together
 
     def _run_as_one(self, whole: Together, cache: Cache, given: Pass) -> list[Tensor]:
-        """The same of experts of one shape where there is a cache: tokens come one by one, and weights are what counts."""
+        """States of the experts of one shape, run as one, with a cache: decoding is bound by reading the weights."""
         codes = [self.substrates[read](given.ids_BT) for read in self.reads]
         cache = ExpertCache(cache, self.fusion.records, given.past)
         return whole.hidden(codes, cache, given.attended_BS, given.positions_BT)

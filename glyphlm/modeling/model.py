@@ -102,7 +102,7 @@ class Context:
     documents: Any = None  # a BlockMask in place of mask_BTS
 
     def of_rows(self, rows_N: Tensor) -> "Context":
-        """The same for some sequences of the batch."""
+        """The context of some sequences of the batch."""
 
         def chosen(x_B: Tensor) -> Tensor:
             return x_B if len(x_B) == 1 else x_B[rows_N]

@@ -32,7 +32,7 @@ def check_fields(config: Any, least: Mapping[str, float]) -> None:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether `value` is what an annotation says; True is no number, and NaN is none."""
+    """Whether `value` has the annotated type; True and NaN do not count as numbers."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if get_origin(kind) is list:
@@ -82,7 +82,7 @@ class SubstrateConfig:
 
     @property
     def places(self) -> int:
-        """Binary places that tell all ids apart."""
+        """Number of bits that distinguish all ids."""
         return max(1, (self.vocab_size - 1).bit_length())
 
     def check_lift(self, d_model: int) -> None:
