@@ -1,6 +1,5 @@
 """The loss over the head equals plain cross-entropy: value and all gradients, whatever the chunks and who computes it."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from glyphlm.data.batches import IGNORED
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training import loss
-from glyphlm.training.loss import Objective, chunks, document_blocks, has_liger, head_loss, target_nats
+from glyphlm.training.loss import Objective, chunks, has_liger, head_loss, target_nats
 
 N, D, V = 11, 8, 23
 IDS, END = 40, 0  # of the model below
@@ -272,46 +271,6 @@ def test_with_document_masks_a_document_is_scored_as_if_it_were_alone(gpt):
     )
     torch.testing.assert_close(masked, alone)  # rotary positions are relative: where it stands does not matter
     assert not torch.allclose(open_, alone)
-
-
-def of_documents(gpt: GPT, x_BT: Tensor) -> Tensor:
-    return Objective(gpt, torch.float32, END)(x_BT, x_BT.roll(-1, 1))
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_a_block_mask_of_documents_changes_nothing(gpt, monkeypatch):
-    x_BT = some_ids(2, 160)
-    x_BT[:, 17::40] = END
-    with torch.no_grad():
-        expected = of_documents(gpt, x_BT)
-        monkeypatch.setattr(gpt, "mask_documents", document_blocks)
-        torch.testing.assert_close(of_documents(gpt, x_BT), expected, rtol=1e-5, atol=1e-5)
-        gpt.mask_documents = lambda documents_BT: pytest.fail("used")
-        assert of_documents(gpt.eval(), x_BT).shape == (320,)  # FlexAttention is for training, which compiles it
-    gpt.train()
-
-
-@pytest.mark.filterwarnings("ignore")  # torch warns itself while it traces
-def test_a_compiled_block_mask_gives_the_gradients_of_a_dense_one_and_is_compiled_once(gpt, monkeypatch):
-    """On a GPU as training runs it; here all but the kernels, as torch has no backward kernel of it for a CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend = "inductor" if device == "cuda" else "aot_eager"
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
-    dense, blocked = copy.deepcopy(gpt).to(device), copy.deepcopy(gpt).to(device)
-    blocked.mask_documents = torch.compile(document_blocks, backend=backend)
-    for block in blocked.blocks:
-        block.compile(backend=backend)
-    graphs = []
-    for ends in (slice(17, None, 40), slice(5, None, 23)):
-        x_BT, found = some_ids(2, 160).to(device), []
-        x_BT[:, ends] = END
-        for model in (dense, blocked):
-            value = Objective(model, torch.float32, END)(x_BT, x_BT.roll(-1, 1), 1)
-            found.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-        for one, other in zip(*found, strict=True):
-            assert (one - other).norm() < 1e-3 * other.norm()
-    assert graphs[0] == graphs[1]
 
 
 def test_padding_and_documents_mask_together(gpt):

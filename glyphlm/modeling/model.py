@@ -99,7 +99,6 @@ class Context:
     mask_BTS: Tensor | None  # True where a position may look; None means every one before it
     cache: Cache | None
     continues: bool = False  # whether the cache held positions before
-    documents: Any = None  # a BlockMask in place of mask_BTS
 
     def of_rows(self, rows_N: Tensor) -> "Context":
         """The context of some sequences of the batch."""
@@ -108,7 +107,7 @@ class Context:
             return x_B if len(x_B) == 1 else x_B[rows_N]
 
         mask_BTS = None if self.mask_BTS is None else chosen(self.mask_BTS)
-        return Context(chosen(self.cos_BTK), chosen(self.sin_BTK), mask_BTS, self.cache, self.continues, self.documents)
+        return Context(chosen(self.cos_BTK), chosen(self.sin_BTK), mask_BTS, self.cache, self.continues)
 
 
 def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
@@ -138,10 +137,6 @@ class Attention(nn.Module):
 
 
 def _attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, context: Context) -> Tensor:
-    if context.documents is not None:
-        from torch.nn.attention.flex_attention import flex_attention
-
-        return flex_attention(q_BHTK, k_BHSK, v_BHSK, block_mask=context.documents)
     mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
     is_causal = mask is None and not context.continues  # a single new position sees all
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=is_causal)
@@ -239,7 +234,6 @@ class GPT(nn.Module):
         self.config, self.substrate = config, substrate
         self.recompute = False  # trade time for memory: training keeps only what enters each block
         self.kept: Kept | None = None  # where training finds again what leaves the frozen blocks
-        self.mask_documents: Callable[[Tensor], Any] | None = None  # documents_BT -> BlockMask, where blocks are compiled
         blocks: Any = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.blocks: Sequence[Block] = blocks
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
@@ -284,10 +278,11 @@ class GPT(nn.Module):
         if positions_BT is None:
             positions_BT = (torch.arange(ids_BT.shape[1], device=ids_BT.device) + past)[None]
         mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device, capacity(cache))
+        if documents_BT is not None:
+            same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
+            mask_BTS = same_BTT.tril() if mask_BTS is None else same_BTT & mask_BTS
         context = Context(*self._angles(positions_BT), mask_BTS, cache, isinstance(past, Tensor) or past > 0)
         frozen = self.frozen_depth if self.training else 0
-        if documents_BT is not None:
-            self._separate(documents_BT, context, frozen)
         with _attention_kernels(ids_BT.device):
             x_BTD = self._frozen_part(ids_BT, context, frozen)
             for block in self.blocks[frozen:]:
@@ -296,14 +291,6 @@ class GPT(nn.Module):
                 else:
                     x_BTD = block(x_BTD, context)
         return self.norm(x_BTD)
-
-    def _separate(self, documents_BT: Tensor, context: Context, frozen: int) -> None:
-        """Let a position see its own document only: in training by a BlockMask, unless frozen blocks take single rows."""
-        if self.mask_documents is not None and self.training and not frozen and context.mask_BTS is None:
-            context.documents = self.mask_documents(documents_BT)
-            return
-        same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
-        context.mask_BTS = same_BTT.tril() if context.mask_BTS is None else same_BTT & context.mask_BTS
 
     @property
     def frozen_depth(self) -> int:

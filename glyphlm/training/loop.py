@@ -30,7 +30,7 @@ from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
 from glyphlm.training.feed import Fed, Feed
 from glyphlm.training.flops import flops_per_token
-from glyphlm.training.loss import Objective, document_blocks, to_device
+from glyphlm.training.loss import Objective, to_device
 from glyphlm.training.optim import make_adamw
 from glyphlm.training.parallel import is_sharded, spread, without_sync, world
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
@@ -62,7 +62,8 @@ def train(
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
     state = trainer.resume()
     signals = _stop_signals(trainer.signals)
-    with meter(out.name, steps, done=state.step) as bar, signals, sharing_cores(), trainer.fed():
+    cores = sharing_cores() if model.device.type == "cpu" else nullcontext()
+    with meter(out.name, steps, done=state.step) as bar, signals, cores, trainer.fed():
         if validation and settings.validate_first and state.step == 0:
             trainer.validate(validation())
         while not trainer.is_done and not trainer.stop_signal:
@@ -143,9 +144,6 @@ class _Trainer:
         if self._is_compiled:
             for block in model.blocks:
                 block.compile()
-            # FlexAttention has no backward pass on CPU, and no heads narrower than 16.
-            if self._device.type == "cuda" and isinstance(model, GPT) and model.config.d_model >= 16 * model.config.n_head:
-                model.mask_documents = torch.compile(document_blocks)
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
 
     def resume(self) -> TrainState:

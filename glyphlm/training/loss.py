@@ -209,17 +209,6 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
-def document_blocks(documents_BT: Tensor) -> Any:
-    """A FlexAttention mask: causal attention within each document."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(row: Tensor, head: Tensor, position: Tensor, other: Tensor) -> Tensor:
-        return (documents_BT[row, position] == documents_BT[row, other]) & (position >= other)
-
-    rows, length = documents_BT.shape
-    return create_block_mask(sees, rows, None, length, length, device=documents_BT.device)
-
-
 def _whole(head: Any) -> Tensor:
     """The head's matrix [V, D], with the low-rank update of a peft adapter merged."""
     if not hasattr(head, "get_delta_weight"):
