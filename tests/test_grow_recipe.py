@@ -22,6 +22,7 @@ from glyphlm.cli.main import main
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
+from glyphlm.data.shards import prepare
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.experiments.train_recipe import run_recipe
 from glyphlm.modeling.model import ModelConfig
@@ -63,6 +64,14 @@ def grown(given, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("growth")
     assert grow(folder, given) == 0
     return folder / "grown"
+
+
+def test_growth_where_nothing_was_held_out_has_a_report(tokenizer, tokenizer_folder, substrates, text, tmp_path):
+    shards = prepare(tokenizer, [text], tmp_path / "shards", 0.0)
+    stages = {"stages": STAGES[:2], "controls": []}
+    assert grow(tmp_path, settings(tokenizer_folder, substrates["learned"], shards, **stages)) == 0
+    page = (tmp_path / "grown" / "report.html").read_text(encoding="utf-8")
+    assert "Growth</h2>" in page and "Held-out bits per byte at the end of each stage" not in page
 
 
 def summary(run: Path) -> dict:

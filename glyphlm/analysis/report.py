@@ -106,11 +106,12 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] |
     others = {chain[-1].label: controls(chain, runs) for chain in found}
     every = [*found, *([run] for runs in others.values() for run in runs)]
     curves = {chain[-1].label: whole(chain).validation for chain in every}
+    points, has_curves = depth_points(runs), any(curves.values()) and len(found) <= MOST_CURVES
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
-        "over": {x: plots.draw_held_out(curves, x) for x in ("tokens", "flops")} if len(found) <= MOST_CURVES else {},
-        "depth": plots.draw_depth(depth_points(runs)),
+        "over": {x: plots.draw_held_out(curves, x) for x in ("tokens", "flops")} if has_curves else {},
+        "depth": plots.draw_depth(points) if points else None,
         "unit": operations_unit([run for chain in found for run in chain]),
     }
 
