@@ -250,7 +250,7 @@ def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
     assert "nonsense" in refusal(capsys, "eval", tmp_path, "--tasks", "nonsense=x")
     assert "mmlu needs a folder" in refusal(capsys, "eval", tmp_path, "--tasks", "mmlu=x")
     (tmp_path / "x.txt").write_text("some text")
-    assert "no finished run" in refusal(capsys, "eval", tmp_path, "--tasks", f"bpb={tmp_path / 'x.txt'}")
+    assert "not a finished run" in refusal(capsys, "eval", tmp_path, "--tasks", f"bpb={tmp_path / 'x.txt'}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")

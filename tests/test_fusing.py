@@ -241,7 +241,7 @@ def test_damaged_expert_is_refused_by_name(damage, runs, tmp_path):
     (run / damage).write_bytes((run / damage).read_bytes()[:99])
     with pytest.raises(InputError, match=str(run)):
         fused({"a": runs["a"], "b": str(run)}, "a b", tmp_path / "moe")
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(InputError, match="not a finished run"):
         fused({"a": runs["a"], "b": str(tmp_path / "nowhere")}, "a b", tmp_path / "moe")
     assert not (tmp_path / "moe").exists()
 

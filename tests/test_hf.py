@@ -307,7 +307,7 @@ RUN_DAMAGES = DAMAGES | {
     "another tokenizer": (change_tokenizer, "trained with tokenizer .* put the right one back"),
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
     "half the config": (lambda run: cut(run / "config.json"), "config.json is damaged"),
-    "no config": (lambda run: (run / "config.json").unlink(), "no finished run.*glyphlm train"),
+    "no config": (lambda run: (run / "config.json").unlink(), "not a finished run.*glyphlm train"),
     "a list": (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged"),
     "another model": (lambda run: change_config(run, model_type="llama"), "model_type 'llama'"),
     "adapters": (lambda run: (run / "adapter_config.json").write_text("{}"), "adapter_config.json.*folder adapter"),

@@ -91,12 +91,12 @@ def same_as_literal_eval(text):
 
 
 @pytest.mark.parametrize(("text", "place"), [
-    ("", "no Python literal"),
-    ("[" * 100_000, "no Python literal"),
-    ("-" * 1_000_000 + "1", "no Python literal"),
-    ("[1" + "0" * 5000 + "]", "no Python literal"),
-    ("[{[]: 1}]", "no Python literal"),
-    ("[open('x')]", "no Python literal"),
+    ("", "not a Python literal"),
+    ("[" * 100_000, "not a Python literal"),
+    ("-" * 1_000_000 + "1", "not a Python literal"),
+    ("[1" + "0" * 5000 + "]", "not a Python literal"),
+    ("[{[]: 1}]", "not a Python literal"),
+    ("[open('x')]", "not a Python literal"),
     ("{}", "not a list of languages"),
     ("[]", "not a list of languages"),
     (GOOD.replace("lang'", "language'"), "language 1 does not have exactly the keys lang, language_name, top_ngrams"),

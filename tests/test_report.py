@@ -403,7 +403,7 @@ def test_without_logs_the_page_tells_how_to_get_them(asked: Path, tmp_path: Path
     assert "glyphlm eval glyph learned --tasks ... --log-items logs" in text and "The logs given" not in text
     text = write_report(runs, tmp_path / "report.html", logs=tmp_path).read_text(encoding="utf-8")
     assert "The logs given fit no two runs of this page." in text
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_report(runs, tmp_path / "other.html", logs=tmp_path / "nothing")
     assert not (tmp_path / "other.html").exists()
 

@@ -200,7 +200,7 @@ def test_vllm_takes_the_place_of_this_process_with_a_fresh_export(tokenizer, tmp
 @pytest.mark.parametrize("server", ["glyphlm", "vllm"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, server):
     monkeypatch.setattr(serving, "check_installed", lambda server: None)
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(InputError, match="not a finished run"):
         serve(tmp_path, ServeSettings(host="127.0.0.1", port=0, server=server))
 
 

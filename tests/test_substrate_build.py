@@ -479,7 +479,7 @@ def test_a_given_table_must_be_named(small, tmp_path):
 
 @pytest.mark.parametrize("kind", ["affine_bits", "random_bits"])
 def test_too_few_bits_are_refused_for_random_kinds_too(small, tmp_path, kind):
-    assert refusal(small, tmp_path, kind=kind, n_embed=8).endswith("tell 512 ids apart; at least 9")
+    assert refusal(small, tmp_path, kind=kind, n_embed=8).endswith(" 512 ids; give at least 9")
 
 
 def test_widths_that_pictures_cannot_have_are_refused(small, fonts, tmp_path):
@@ -498,7 +498,7 @@ def test_a_width_that_does_not_divide_the_model_is_refused(substrates, d_model):
 
 
 def test_too_few_bits_are_refused_with_the_number_that_works(small, tokenizer, tmp_path):
-    assert refusal(tokenizer, tmp_path, kind="token_bits", n_embed=9).endswith("tell 1024 ids apart; at least 10")
+    assert refusal(tokenizer, tmp_path, kind="token_bits", n_embed=9).endswith(" 1024 ids; give at least 10")
     codes = every_code(built(small, replace(BITS, n_embed=9), tmp_path))
     assert len(torch.unique(codes, dim=0)) == 512
 
