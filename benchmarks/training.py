@@ -25,7 +25,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from glyphlm.base.devices import local_device, resolve_device
+from glyphlm.base.devices import gpu_of_name, local_device, resolve_device
 from glyphlm.data.batches import Batches
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
@@ -35,7 +35,6 @@ from glyphlm.training.settings import TrainSettings
 
 WHOLE_HEAD = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 BETAS, LR, DECAY, CLIP = (0.9, 0.95), 1e-4, 0.1, 1.0
-DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second
 Run = Callable[[int], list[float]]  # a number of steps -> the seconds of each
 
 
@@ -207,9 +206,8 @@ def compare(shape: argparse.Namespace, precision: str, options: argparse.Namespa
           f"{shape.rows * shape.context:,} tokens a step  {precision}  {shape.device}", flush=True)
     rates = {"measured": product_rate(precision, shape.device)}
     if shape.device == "cuda" and precision == "bf16":
-        for part, rate in DATA_SHEET.items():
-            if part in torch.cuda.get_device_name():
-                rates["data sheet"] = rate
+        if sheet := gpu_of_name(torch.cuda.get_device_name()):
+            rates["data sheet"] = sheet.rate(precision)
     with torch.device("meta"):
         model = GPT(ModelConfig(shape.width, shape.layers, shape.heads, shape.context),
                     Substrate(SubstrateConfig(shape.vocab, shape.width), shape.width))  # fmt: skip
