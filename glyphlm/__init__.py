@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getattr__
-    from glyphlm.analysis.probe_texts import ProbeSettings as ProbeSettings
     from glyphlm.analysis.probes import probe as probe
     from glyphlm.analysis.report import write_report as write_report
+    from glyphlm.analysis.settings import ProbeSettings as ProbeSettings
     from glyphlm.base.errors import InputError as InputError
     from glyphlm.base.hub import push as push
     from glyphlm.composition.fuse import fuse as fuse
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.data.batches import Batches as Batches
     from glyphlm.data.batches import TokenText as TokenText
     from glyphlm.data.shards import prepare as prepare
-    from glyphlm.evaluation.evaluate import EvalSettings as EvalSettings
     from glyphlm.evaluation.evaluate import evaluate as evaluate
     from glyphlm.evaluation.item_log import compare_items as compare_items
     from glyphlm.evaluation.published import read_published as read_published
+    from glyphlm.evaluation.settings import EvalSettings as EvalSettings
     from glyphlm.experiments.grow_recipe import run_growth as run_growth
     from glyphlm.experiments.recipe import GrowthRecipe as GrowthRecipe
     from glyphlm.experiments.recipe import Recipe as Recipe
@@ -31,31 +31,31 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.experiments.train_recipe import run_recipe as run_recipe
     from glyphlm.interop.export_neox import export_gpt_neox as export_gpt_neox
     from glyphlm.interop.gguf import export_gguf as export_gguf
-    from glyphlm.interop.import_model import ImportSettings as ImportSettings
     from glyphlm.interop.import_model import import_checkpoint as import_checkpoint
-    from glyphlm.interop.serve import ServeSettings as ServeSettings
     from glyphlm.interop.serve import serve as serve
+    from glyphlm.interop.settings import ImportSettings as ImportSettings
+    from glyphlm.interop.settings import ServeSettings as ServeSettings
+    from glyphlm.modeling.config import FusionConfig as FusionConfig
+    from glyphlm.modeling.config import ModelConfig as ModelConfig
+    from glyphlm.modeling.config import SubstrateConfig as SubstrateConfig
     from glyphlm.modeling.fusion import Fusion as Fusion
-    from glyphlm.modeling.fusion import FusionConfig as FusionConfig
     from glyphlm.modeling.model import GPT as GPT
-    from glyphlm.modeling.model import ModelConfig as ModelConfig
     from glyphlm.modeling.substrate import Substrate as Substrate
-    from glyphlm.modeling.substrate import SubstrateConfig as SubstrateConfig
-    from glyphlm.planning.plan import PlanSettings as PlanSettings
     from glyphlm.planning.plan import make_plan as make_plan
+    from glyphlm.planning.settings import PlanSettings as PlanSettings
     from glyphlm.runs.card import CardSettings as CardSettings
     from glyphlm.runs.card import write_card as write_card
     from glyphlm.runs.folder import load_run as load_run
-    from glyphlm.runs.generate import Sampling as Sampling
     from glyphlm.runs.generate import generate as generate
-    from glyphlm.studies.claims import Claim as Claim
-    from glyphlm.studies.commands import Study as Study
+    from glyphlm.runs.sampling import Sampling as Sampling
+    from glyphlm.studies.settings import Claim as Claim
+    from glyphlm.studies.settings import Study as Study
     from glyphlm.studies.study import study as study
-    from glyphlm.substrate.build import SubstrateSettings as SubstrateSettings
     from glyphlm.substrate.build import build_substrate as build_substrate
     from glyphlm.substrate.build import load_substrate as load_substrate
-    from glyphlm.tokenizer.build import TokenizerSettings as TokenizerSettings
+    from glyphlm.substrate.settings import SubstrateSettings as SubstrateSettings
     from glyphlm.tokenizer.build import build_tokenizer as build_tokenizer
+    from glyphlm.tokenizer.settings import TokenizerSettings as TokenizerSettings
     from glyphlm.tokenizer.tokenizer import Tokenizer as Tokenizer
     from glyphlm.training.loop import train as train
     from glyphlm.training.settings import TrainSettings as TrainSettings
@@ -63,50 +63,50 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
 _HOMES = {
     "InputError": "base.errors",
     "Tokenizer": "tokenizer.tokenizer",
-    "TokenizerSettings": "tokenizer.build",
+    "TokenizerSettings": "tokenizer.settings",
     "build_tokenizer": "tokenizer.build",
-    "SubstrateSettings": "substrate.build",
+    "SubstrateSettings": "substrate.settings",
     "build_substrate": "substrate.build",
     "load_substrate": "substrate.build",
     "prepare": "data.shards",
     "Batches": "data.batches",
     "TokenText": "data.batches",
     "GPT": "modeling.model",
-    "ModelConfig": "modeling.model",
+    "ModelConfig": "modeling.config",
     "Substrate": "modeling.substrate",
-    "SubstrateConfig": "modeling.substrate",
+    "SubstrateConfig": "modeling.config",
     "TrainSettings": "training.settings",
     "train": "training.loop",
     "Recipe": "experiments.recipe",
     "load_recipe": "experiments.recipe",
     "run_recipe": "experiments.train_recipe",
-    "PlanSettings": "planning.plan",
+    "PlanSettings": "planning.settings",
     "make_plan": "planning.plan",
-    "Sampling": "runs.generate",
+    "Sampling": "runs.sampling",
     "generate": "runs.generate",
     "load_run": "runs.folder",
     "evaluate": "evaluation.evaluate",
-    "EvalSettings": "evaluation.evaluate",
+    "EvalSettings": "evaluation.settings",
     "compare_items": "evaluation.item_log",
     "read_published": "evaluation.published",
     "probe": "analysis.probes",
-    "ProbeSettings": "analysis.probe_texts",
+    "ProbeSettings": "analysis.settings",
     "fuse": "composition.fuse",
     "FusionSettings": "composition.fusionsettings",
     "Fusion": "modeling.fusion",
-    "FusionConfig": "modeling.fusion",
-    "ImportSettings": "interop.import_model",
+    "FusionConfig": "modeling.config",
+    "ImportSettings": "interop.settings",
     "import_checkpoint": "interop.import_model",
     "export_gpt_neox": "interop.export_neox",
     "export_gguf": "interop.gguf",
     "push": "base.hub",
-    "ServeSettings": "interop.serve",
+    "ServeSettings": "interop.settings",
     "serve": "interop.serve",
     "CardSettings": "runs.card",
     "write_card": "runs.card",
     "study": "studies.study",
-    "Study": "studies.commands",
-    "Claim": "studies.claims",
+    "Study": "studies.settings",
+    "Claim": "studies.settings",
     "run_growth": "experiments.grow_recipe",
     "GrowthRecipe": "experiments.recipe",
     "write_report": "analysis.report",

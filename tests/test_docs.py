@@ -15,15 +15,14 @@ import yaml
 
 from glyphlm.cli.main import VERBS, main
 from glyphlm.composition.fusionsettings import FusionSettings
-from glyphlm.composition.growth import GrowthSettings, LoraSettings
-from glyphlm.data.batches import Source
+from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
+from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.modeling.model import ModelConfig
+from glyphlm.modeling.config import ModelConfig
 from glyphlm.runs.card import PAPERS
-from glyphlm.studies.claims import Claim
-from glyphlm.studies.commands import Study
-from glyphlm.substrate.build import SubstrateSettings
-from glyphlm.tokenizer.build import TokenizerSettings
+from glyphlm.studies.settings import Claim, Study
+from glyphlm.substrate.settings import SubstrateSettings
+from glyphlm.tokenizer.settings import TokenizerSettings
 from glyphlm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion, FusionConfig, Method
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, count_parameters
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig
+from glyphlm.modeling.config import FusionConfig, Method, ModelConfig, SubstrateConfig
+from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion
+from glyphlm.modeling.model import GPT, KVCache, count_parameters
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.training.loss import Objective
 
 VOCAB = 60

@@ -12,10 +12,12 @@ from transformers import DynamicCache, pipeline
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.phrasebook import phrases
-from glyphlm.modeling.fusion import Fusion, FusionConfig, Method
+from glyphlm.modeling.config import FusionConfig, Method
+from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
 from glyphlm.runs.folder import export_model, load_run
-from glyphlm.runs.generate import Sampling, continue_text, generate
+from glyphlm.runs.generate import continue_text, generate
+from glyphlm.runs.sampling import Sampling
 
 FUSIONS = {method: {"method": method} for method in Method.__args__} | {
     "weighted_logits": {"method": "weighted_logits", "weights": [0.7, 0.3]},

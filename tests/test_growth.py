@@ -9,9 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from glyphlm.base.errors import InputError
-from glyphlm.composition.growth import GrowthSettings, LoraSettings, grow, places_of_old
-from glyphlm.modeling.model import GPT, ModelConfig
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig
+from glyphlm.composition.growth import grow, places_of_old
+from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
+from glyphlm.modeling.config import ModelConfig, SubstrateConfig
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.adapters import adapted, merge_adapters
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective

@@ -8,10 +8,12 @@ from examinees import make_run
 from starlette.testclient import TestClient
 
 from glyphlm.interop import openai_api
-from glyphlm.interop.generation_queue import Limits, Worker
+from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.openai_api import Api, Served
+from glyphlm.interop.settings import Limits
 from glyphlm.runs.folder import load_run
-from glyphlm.runs.generate import Sampling, continue_text
+from glyphlm.runs.generate import continue_text
+from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 BLOCK = 64

@@ -43,7 +43,8 @@ OWNERS = {
     "yaml": {"base.records"},
 }
 # Copied into every run folder, where glyphlm is not installed.
-SHIPPED = {f"modeling.{name}" for name in ("decoding_step", "fusion", "hf", "mixing", "model", "substrate", "together")}
+SHIPPED = {f"modeling.{name}" for name in
+           ("config", "decoding_step", "fusion", "hf", "mixing", "model", "substrate", "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 

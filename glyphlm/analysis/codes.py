@@ -20,7 +20,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import Build, write_atomic
 from glyphlm.base.records import to_json
-from glyphlm.modeling.substrate import SubstrateConfig
+from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate
 from glyphlm.substrate.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
 from glyphlm.tokenizer.tokenizer import Tokenizer

@@ -3,47 +3,23 @@
 import random
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from glyphlm.analysis.codes import script
+from glyphlm.analysis.settings import FEWEST, ProbeSettings
 from glyphlm.base.errors import InputError
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.corpus.cldr import subjects
 from glyphlm.corpus.reading import STRICT, passages
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 NAMED = ("territory", "language", "currency")  # what CLDR names in three languages
 CATEGORIES = {"L": "letter", "N": "number", "P": "punctuation", "S": "symbol"}  # first letters of Unicode's
-FEWEST, MOST_CLASSES = 10, 6  # tokens of a class; the largest classes
+MOST_CLASSES = 6  # the largest ones
 WORDS = 5
-RANGES = {"per_class": Range(FEWEST, 2**20, whole=True), "seed": Range(0, 2**63 - 1, whole=True)}
-
-
-@dataclass
-class ProbeSettings:
-    """Settings of probes.
-
-    Args:
-        words: Texts whose nearest neighbours are listed; by default five of the names that are translated.
-        pairs: TSV file of translations: a first line that names the languages, then one meaning a line; by default CLDR's
-            names of territories, languages and currencies in English, Russian and Chinese.
-        text: Only tokens that occur in this text are classed; of a large vocabulary most may never have been trained.
-        per_class: Maximum number of tokens per class.
-        seed: Seed of the choice of tokens and of the folds.
-    """
-
-    words: list[str] = field(default_factory=list)
-    pairs: str | None = None
-    text: str | None = None
-    per_class: int = 200
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        check_values(self, "--", RANGES)
 
 
 @dataclass(frozen=True)

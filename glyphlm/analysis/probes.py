@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glyphlm.analysis.codes import Codes, find_nearest
-from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_names, find_texts
+from glyphlm.analysis.probe_texts import Texts, find_names, find_texts
 from glyphlm.analysis.separability import class_mean, class_sums, gain, knn_right, linear_right, reciprocal_ranks
+from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.analysis.tokenizers import named
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build

@@ -7,12 +7,12 @@ from pathlib import Path
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Submitted
 from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of, settings_from
+from glyphlm.substrate.settings import SubstrateSettings
+from glyphlm.tokenizer.settings import NgramSettings, TokenizerSettings
 
 
 def run_tokenizer_build(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer build."""
-    from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
-
     parser = Parser.of(
         "tokenizer build",
         "Lay out a vocabulary: tokenizer.json for any library, vocab.txt for reading. The layout compact is counted on your "
@@ -29,14 +29,14 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
     parser.add_texts(needed=False)
     parser.add_out("folder of the tokenizer", required=True)
     options = parser.read(arguments)
+    from glyphlm.tokenizer.build import build_tokenizer
+
     settings = settings_from(options, TokenizerSettings, base=options["from"])
     build_tokenizer(options.texts, settings, options.out, reading_of(options))
 
 
 def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer ngrams."""
-    from glyphlm.tokenizer.ngram_stats import NgramSettings, count_ngrams
-
     parser = Parser.of(
         "tokenizer ngrams",
         "Count the n-grams inside words, language by language, for the layouts bvv241-2-3, bvv241-max and bvv241-abs. "
@@ -53,6 +53,8 @@ def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     parser.add_reading()
     parser.add_out("the file of n-gram statistics", required=True)
     options = parser.read(arguments)
+    from glyphlm.tokenizer.ngram_stats import count_ngrams
+
     settings = settings_from(options, NgramSettings, sizes=tuple(options.sizes))
     given = _texts_by_language(options.lang), settings, options.out, reading_of(options), options.jobs
     with suppress(Submitted):
@@ -71,8 +73,6 @@ def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
 
 def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer compare."""
-    from glyphlm.analysis.tokenizers import compare, split_inputs, table
-
     parser = Parser.of(
         "tokenizer compare",
         "Encode texts with several tokenizers, ours or any Hugging Face folder with a tokenizer.json. Printed for each "
@@ -86,14 +86,13 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     parser.add_reading()
     parser.add_out("also write the rows and a plot into this folder")
     options = parser.read(arguments)
+    from glyphlm.analysis.tokenizers import compare, split_inputs, table
+
     print(table(compare(*split_inputs(options.given), options.limit_mb, options.out, reading_of(options))))
 
 
 def run_substrate_build(arguments: Sequence[str]) -> None:
     """glyphlm substrate build."""
-    from glyphlm.substrate.build import SubstrateSettings, build_substrate
-    from glyphlm.tokenizer.tokenizer import Tokenizer
-
     parser = Parser.of(
         "substrate build",
         "Make the code of every token: pictures of glyphs, bits of the id, random codes, a table of others, or a random "
@@ -112,6 +111,9 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
     parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
     parser.add_out("folder of the substrate", required=True)
     options = parser.read(arguments)
+    from glyphlm.substrate.build import build_substrate
+    from glyphlm.tokenizer.tokenizer import Tokenizer
+
     build_substrate(Tokenizer.load(options.tokenizer), settings_from(options, SubstrateSettings), options.out)
 
 
@@ -133,9 +135,6 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
 
 def run_prepare(arguments: Sequence[str]) -> None:
     """glyphlm prepare."""
-    from glyphlm.data.shards import prepare
-    from glyphlm.tokenizer.tokenizer import Tokenizer
-
     parser = Parser.of(
         "prepare",
         "Tokenize a text into shards, a share of it held out for validation. The same command resumes after a stop.",
@@ -150,6 +149,9 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_texts()
     parser.add_out("folder of the shards", required=True)
     options = parser.read(arguments)
+    from glyphlm.data.shards import prepare
+    from glyphlm.tokenizer.tokenizer import Tokenizer
+
     tokenizer = Tokenizer.load(options.tokenizer, options.specials_in_text)
     given = tokenizer, options.texts, options.out, options.validation_share, reading_of(options), options.jobs
     with suppress(Submitted):

@@ -8,6 +8,10 @@ from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import IS_MAIN
 from glyphlm.base.records import to_json
 from glyphlm.cli.parser import TEXTS, Parser, settings_from
+from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.experiments.recipe import GrowthRecipe, Recipe
+from glyphlm.planning.settings import PlanSettings
+from glyphlm.studies.settings import Study
 
 
 def run_quickstart(arguments: Sequence[str]) -> None:
@@ -30,8 +34,6 @@ def run_quickstart(arguments: Sequence[str]) -> None:
 
 def run_train(arguments: Sequence[str]) -> None:
     """glyphlm train."""
-    from glyphlm.experiments.recipe import Recipe
-
     parser = Parser.of(
         "train",
         "Train the model of a recipe; any of its values can be overridden. The same command resumes after a stop.",
@@ -50,8 +52,6 @@ def run_train(arguments: Sequence[str]) -> None:
 
 def run_grow(arguments: Sequence[str]) -> None:
     """glyphlm grow."""
-    from glyphlm.experiments.recipe import GrowthRecipe
-
     parser = Parser.of(
         "grow",
         "Grow a model in the stages of a recipe: train some layers, freeze them, train new ones on top. Each stage is a run "
@@ -75,8 +75,6 @@ def run_grow(arguments: Sequence[str]) -> None:
 
 def run_fuse(arguments: Sequence[str]) -> None:
     """glyphlm fuse."""
-    from glyphlm.composition.fusionsettings import FusionSettings
-
     parser = Parser.of(
         "fuse",
         "Fuse models that were trained apart over one vocabulary into one, without training: a run folder that generates, "
@@ -103,10 +101,6 @@ def run_fuse(arguments: Sequence[str]) -> None:
 
 def run_plan(arguments: Sequence[str]) -> None:
     """glyphlm plan."""
-    from glyphlm.experiments.recipe import GrowthRecipe
-    from glyphlm.planning.plan import PlanSettings, make_plans
-    from glyphlm.planning.text import plan_text
-
     parser = Parser.of(
         "plan",
         "Estimate what a recipe costs before anything is built: parameters, memory, FLOPs, time and money, the largest "
@@ -119,6 +113,9 @@ def run_plan(arguments: Sequence[str]) -> None:
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
+    from glyphlm.planning.plan import make_plans
+    from glyphlm.planning.text import plan_text
+
     if options.out:
         check_file(options.out, ('"flops_per_token"', '"forecast"'), "plan.json")
     plans = make_plans(recipe, settings_from(options, PlanSettings))
@@ -130,8 +127,6 @@ def run_plan(arguments: Sequence[str]) -> None:
 
 def run_study(arguments: Sequence[str]) -> None:
     """glyphlm study."""
-    from glyphlm.studies.commands import Study
-
     parser = Parser.of(
         "study",
         "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and write OUT/results.md with "

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from glyphlm.base.errors import InputError
 from glyphlm.cli.parser import Parser, settings_from
+from glyphlm.interop.settings import ImportSettings, ServeSettings
 
 
 def run_import(arguments: Sequence[str]) -> None:
     """glyphlm import."""
-    from glyphlm.interop.import_model import ImportSettings
-
     parser = Parser.of(
         "import",
         "Make a run folder from a published checkpoint, a folder or a name on the Hub. Its Python files are never run: "
@@ -91,8 +90,6 @@ def run_push(arguments: Sequence[str]) -> None:
 
 def run_serve(arguments: Sequence[str]) -> None:
     """glyphlm serve."""
-    from glyphlm.interop.serve import ServeSettings, serve
-
     parser = Parser.of(
         "serve",
         "Answer OpenAI clients with a run (pip install 'glyphlm[serve]'): GET /health and /v1/models, POST /v1/completions "
@@ -104,4 +101,6 @@ def run_serve(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_settings(ServeSettings)
     options = parser.read(arguments)
+    from glyphlm.interop.serve import serve
+
     serve(options.run, settings_from(options, ServeSettings))

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.cli.parser import Parser, reading_of, settings_from
+from glyphlm.evaluation.settings import TASK_NAMES, EvalSettings
+from glyphlm.runs.sampling import Sampling
 
 
 def run_generate(arguments: Sequence[str]) -> None:
     """glyphlm generate."""
-    from glyphlm.runs.generate import Sampling, generate
-
     parser = Parser.of(
         "generate",
         "Continue prompts with a trained run.",
@@ -19,18 +20,14 @@ def run_generate(arguments: Sequence[str]) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     parser.add_settings(Sampling)
     options = parser.read(arguments)
+    from glyphlm.runs.generate import generate
+
     for text in generate(options.run, options.prompt, settings_from(options, Sampling)):
         print(text)
 
 
 def run_eval(arguments: Sequence[str]) -> None:
     """glyphlm eval."""
-    from glyphlm.base.devices import resolve_device
-    from glyphlm.base.progress import say
-    from glyphlm.base.threads import sharing_cores
-    from glyphlm.evaluation.evaluate import TASK_NAMES, EvalSettings, evaluate
-    from glyphlm.evaluation.text import beside_line, comparison_line, result_line
-
     parser = Parser.of(
         "eval",
         "Evaluate models on benchmark questions and on texts. Results are printed, and kept in results.jsonl of each "
@@ -51,6 +48,12 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser.add_out("also keep all rows in this file")
     parser.add_threads()
     options = parser.read(arguments)
+    from glyphlm.base.devices import resolve_device
+    from glyphlm.base.progress import say
+    from glyphlm.base.threads import sharing_cores
+    from glyphlm.evaluation.evaluate import evaluate
+    from glyphlm.evaluation.text import beside_line, comparison_line, result_line
+
     settings = settings_from(options, EvalSettings)
     device = resolve_device(options.device)
     with sharing_cores():
@@ -65,8 +68,6 @@ def run_eval(arguments: Sequence[str]) -> None:
 
 def run_probe(arguments: Sequence[str]) -> None:
     """glyphlm probe."""
-    from glyphlm.analysis.probe_texts import ProbeSettings
-
     parser = Parser.of(
         "probe",
         "Probe the representations of trained runs layer by layer: nearest neighbours of words, and how well script, case, "

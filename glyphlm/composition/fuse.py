@@ -15,7 +15,8 @@ from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
-from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.config import FusionConfig
+from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
-from glyphlm.modeling.fusion import Method
+from glyphlm.modeling.config import Method
 
 TRAINED = ("gate", "head", "adapter")
 WEIGHTED = ("weighted_logits", "mean_probs", "posterior")  # the methods that take weights

@@ -5,85 +5,17 @@ are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, replace
 
 from torch import nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.ranges import Range, check_values
-from glyphlm.modeling.model import GPT, Block, ModelConfig
+from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.modeling.config import ModelConfig
+from glyphlm.modeling.model import GPT, Block
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.adapters import add_adapters
 from glyphlm.substrate.codes import fingerprint
-
-Target = Literal["attention.qkv", "attention.out", "mlp.up", "mlp.down"]  # the matrices of a block
-LORA_RANGES = {
-    "rank": Range(0, 10**6, whole=True),
-    "alpha": Range(0, 1e6, above=True),
-    "from_depth": Range(1, 10**6, whole=True),
-}
-RANGES = {"head_rank": Range(1, 10**6, whole=True), "cache_gb": Range(0, 1e9, above=True)}
-
-
-@dataclass
-class LoraSettings:
-    """Low-rank adapters on the old blocks, by peft. The papers do not state rank and targets: these are our choice.
-
-    Args:
-        rank: Of each adapter; 0 means none.
-        alpha: An adapter counts alpha / rank times.
-        targets: Matrices of a block that get one, of attention.qkv, attention.out, mlp.up, mlp.down.
-        from_depth: Number of blocks of the grown model from which on old blocks are adapted.
-        apart: Keep the adapters in the run's folder `adapter` (a peft folder) instead of merging them into the weights.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    targets: list[Target] = field(default_factory=lambda: ["attention.qkv", "attention.out"])
-    from_depth: int = 1
-    apart: bool = False
-
-    def __post_init__(self) -> None:
-        check_values(self, "growth.lora.", LORA_RANGES)
-        if not self.targets:
-            raise InputError("growth.lora.targets [] names no matrix; give at least one, or set growth.lora.rank to 0")
-
-
-@dataclass
-class GrowthSettings:
-    """How a model is grown out of another.
-
-    Args:
-        base: Run folder of the model to grow; without it training begins at nothing.
-        start: Of the new blocks: random (as published), zero (they change nothing yet, so the loss goes on where it was),
-            copy (of the block below), stack (of all old blocks in turn; G_stack, arXiv 2405.15319).
-        place: New blocks stand on top (as published), or spread between old ones (LLaMA-Pro, arXiv 2401.02415).
-        blocks: Which blocks train: the new ones, or all (and then a trainable substrate, too).
-        head: Whether the head trains (as published), a low-rank change of it, or nothing of it.
-        head_rank: Of that change.
-        norm: Whether the final norm trains.
-        lora: Adapters on the old blocks.
-        continue_data: Go on where the base stopped reading, instead of at the beginning of the data.
-        cache: Keep what leaves the frozen blocks for the next epochs: none, memory, or a folder. All epochs then cut the
-            text at the same places.
-        cache_gb: The most that is kept, in gigabytes.
-    """
-
-    base: str | None = None
-    start: Literal["random", "zero", "copy", "stack"] = "random"
-    place: Literal["top", "interleaved"] = "top"
-    blocks: Literal["new", "all"] = "new"
-    head: Literal["full", "low_rank", "frozen"] = "full"
-    head_rank: int = 8
-    norm: bool = True
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    continue_data: bool = True
-    cache: str = "none"
-    cache_gb: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_values(self, "growth.", RANGES)
 
 
 def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str) -> GPT:

@@ -4,10 +4,9 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD
 from glyphlm.base.outputs import read_build
 from glyphlm.base.progress import meter
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.data.shards import TOKEN_BYTES
+from glyphlm.data.source import Source
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100  # target value excluded from the loss
@@ -150,35 +149,6 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a count")
     return value
-
-
-@dataclass
-class Source:
-    """One source of training data: a shard folder, or text or examples to prepare, and its weight.
-
-    Args:
-        shards: A folder made by glyphlm prepare.
-        text: A file, a folder, hf:NAME, or a list of these.
-        sft: Supervised examples, a list of NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
-        weight: Share of all sequences, relative to the other sources; by default its number of sequences.
-        epochs: Alternative to weights: number of passes over this source, relative to the others.
-        loss: Whether the loss covers all tokens of the source, or only those of answers (sft).
-    """
-
-    shards: str | None = None
-    text: str | list[str] | None = None
-    sft: list[str] | None = None
-    weight: float | None = None
-    epochs: float | None = None
-    loss: Literal["all", "answers"] = "all"
-
-    def __post_init__(self) -> None:
-        check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
-
-    @property
-    def texts(self) -> list[str]:
-        """`text` as a list."""
-        return [self.text] if isinstance(self.text, str) else list(self.text or [])
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glyphlm.evaluation.model import EvalModel, Prefix
-from glyphlm.runs.generate import Sampling
+from glyphlm.runs.sampling import Sampling
 
 # Tokens in a batch, padding and copies counted. Reading prompts on CPU is bound by arithmetic, where padding only costs
 # (batches of 8 took 1.7 times as long, of 32 4.4 times); writing is bound by reading the weights, which rows share.

@@ -26,7 +26,7 @@ from glyphlm.corpus.tasks import Item
 from glyphlm.evaluation.answers import first_letter, sentence_bleu
 from glyphlm.evaluation.decoding import READ_TOKENS, WRITE_TOKENS, batches, continue_prompts, uniforms
 from glyphlm.evaluation.model import EvalModel
-from glyphlm.runs.generate import Sampling
+from glyphlm.runs.sampling import Sampling
 
 SQUAD_ITEMS, SQUAD_CHARS = 256, 8
 PAIRS, PAIR_TOKENS = 128, 100

@@ -10,9 +10,9 @@ from glyphlm.composition.growth import grow
 from glyphlm.composition.hidden_cache import HiddenCache
 from glyphlm.data.batches import Batches, TokenText
 from glyphlm.experiments.recipe import Recipe
+from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
-from glyphlm.modeling.substrate import SubstrateConfig
 from glyphlm.runs.folder import load_run, read_summary, weights_sha256
 from glyphlm.substrate.build import load_substrate
 from glyphlm.tokenizer.tokenizer import Tokenizer

@@ -13,13 +13,14 @@ import torch
 
 from glyphlm.base.names import MADE_INPUTS
 from glyphlm.base.outputs import one_writer
-from glyphlm.composition.growth import GrowthSettings
+from glyphlm.composition.growthsettings import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.experiments.resume import has_begun
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe
 from glyphlm.experiments.train_recipe import build_inputs, device_of, prepared_data, run_recipe
+from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.modeling.model import GPT
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.parallel import joined

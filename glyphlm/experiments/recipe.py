@@ -7,16 +7,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from glyphlm.base.devices import resolve_compile, resolve_device, resolve_precision
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.fusionsettings import FusionSettings
-from glyphlm.composition.growth import GrowthSettings
-from glyphlm.data.batches import Source
-from glyphlm.modeling.model import ModelConfig
-from glyphlm.substrate.build import SubstrateSettings
-from glyphlm.tokenizer.build import TokenizerSettings
+from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.data.source import Source
+from glyphlm.modeling.config import ModelConfig
+from glyphlm.substrate.settings import SubstrateSettings
+from glyphlm.tokenizer.settings import TokenizerSettings
 from glyphlm.training.settings import RANGES, TrainSettings, batch_rows, count_steps
 
 Settings = TypeVar("Settings")
@@ -104,6 +103,8 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     Raises:
         InputError: settings are out of range or do not apply, or a data source is not one of shards, text and sft.
     """
+    from glyphlm.base.devices import resolve_compile, resolve_device, resolve_precision  # loads torch
+
     for source in recipe.data:
         check_values(source, "data.", dict.fromkeys(("weight", "epochs"), Range(0, 1e12, above=True)))
         if sum(map(bool, (source.shards, source.text, source.sft))) != 1:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glyphlm.base.errors import InputError
-from glyphlm.composition.growth import GrowthSettings
+from glyphlm.composition.growthsettings import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.modeling.model import ModelConfig
+from glyphlm.modeling.config import ModelConfig
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 

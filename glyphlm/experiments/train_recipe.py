@@ -22,7 +22,6 @@ from glyphlm.composition.fuse import describe_fusion
 from glyphlm.data.batches import (
     Batch,
     Batches,
-    Source,
     TokenText,
     open_training,
     open_validation,
@@ -30,6 +29,7 @@ from glyphlm.data.batches import (
     validation_batches,
 )
 from glyphlm.data.shards import prepare, prepare_examples
+from glyphlm.data.source import Source
 from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.experiments.resume import has_begun, pin_inputs, read_settings, record_settings
@@ -39,8 +39,10 @@ from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapters
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, weights_sha256, write_summary
-from glyphlm.runs.generate import Sampling, generate
-from glyphlm.substrate.build import SubstrateSettings, build_substrate, substrate_config
+from glyphlm.runs.generate import generate
+from glyphlm.runs.sampling import Sampling
+from glyphlm.substrate.build import build_substrate, substrate_config
+from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import TrainState, load_state

@@ -20,7 +20,8 @@ from glyphlm.base.records import to_json
 from glyphlm.base.tensors import save_tensors
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.card import RESULTS, write_card
-from glyphlm.runs.folder import SAMPLING, load_run, read_summary, special_ids, weights_sha256
+from glyphlm.runs.folder import load_run, read_summary, special_ids, weights_sha256
+from glyphlm.runs.sampling import SAMPLING
 from glyphlm.substrate.codes import chunks
 from glyphlm.tokenizer.tokenizer import Tokenizer
 

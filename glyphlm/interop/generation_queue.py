@@ -4,7 +4,6 @@ Whatever ends a job early (time limit, client gone, shutdown) ends its generatio
 """
 
 import asyncio
-import math
 import queue
 import threading
 from collections.abc import Callable
@@ -12,40 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.modeling.hf import GlyphLMForCausalLM
-from glyphlm.runs.generate import Sampling, continue_ids
+from glyphlm.runs.generate import continue_ids
+from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
 
 PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
-
-
-@dataclass
-class Limits:
-    """Limits per request and per client.
-
-    Args:
-        max_body_bytes: Longest request body.
-        max_new_tokens: Most new tokens a request may ask for, within the context of the model.
-        request_seconds: Time from the end of a request to the end of its answer.
-        client_seconds: Time a client has to send its headers, to send its body, and to take the end of the answer.
-        max_waiting: Requests that wait while another is answered; more get status 429.
-        max_connections: Open connections; requests on more get status 503.
-    """
-
-    max_body_bytes: int = 1 << 20
-    max_new_tokens: int = 4096
-    request_seconds: float = 60.0
-    client_seconds: float = 10.0
-    max_waiting: int = 128
-    max_connections: int = 256
-
-    def __post_init__(self) -> None:
-        for name in Limits.__dataclass_fields__:
-            value, least = getattr(self, name), 1 if name.startswith("max") else 0.1
-            if not least <= value < math.inf:
-                raise InputError(f"{name} {value} is out of range; give a number of at least {least}")
 
 
 class Refusal(Exception):

@@ -9,7 +9,8 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from glyphlm.interop.generation_queue import Limits, Refusal, Worker
+from glyphlm.interop.generation_queue import Refusal, Worker
+from glyphlm.interop.settings import Limits
 
 HEADER_BYTES = 1 << 14  # of the request line and all headers
 SHUTDOWN_SECONDS = 2  # after which connections that are still open are cut

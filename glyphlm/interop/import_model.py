@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.hub import fetch
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.composition.fuse import fuse
@@ -33,56 +32,15 @@ from glyphlm.interop.checkpoint_files import (
     read_weights,
     weight_files,
 )
+from glyphlm.interop.settings import ImportSettings
 from glyphlm.interop.tensor_map import Mapped, listed, map_experts
-from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
-from glyphlm.modeling.substrate import Kind, Substrate, SubstrateConfig
+from glyphlm.modeling.config import Kind, ModelConfig, SubstrateConfig
+from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, read_summary, write_summary
 from glyphlm.substrate.codes import all_codes, fingerprint
 from glyphlm.tokenizer.tokenizer import Tokenizer
-
-
-@dataclass
-class ImportSettings:
-    """Properties that the shapes of a checkpoint do not show; the defaults are the likely values for the published models.
-
-    Args:
-        rotation: Rotary positions turn channel i with i + K/2 (half), or 2 i with 2 i + 1 (interleaved).
-        activation: Exact GELU, or its tanh approximation.
-        norm_eps: Epsilon of the LayerNorms.
-        rope_base: Base of the rotary frequencies.
-        fused: Order of the rows where q, k and v are one matrix: all of q, then k, then v (stacked), or head by head.
-        lift: How codes narrower than d_model are widened; auto: tile for binary codes (paper 3), else repeat_interleave.
-        rule: The code of an id where no table is stored: bits of the id (token_bits), or their affine map that the files
-            hold (affine_bits); auto takes the map, or refuses.
-        bit_order: The first of these bits is the lowest, or the highest.
-        affine_side: The map is matrix times bits (columns), or bits times matrix (rows).
-        signed: These codes are -1 and 1 instead of 0 and 1.
-        codes: A file with the table [vocab_size, n_embed], where the checkpoint's own code made it.
-        trainable: Whether further training changes the table, as in the published unfrozen twins.
-        tokenizer: Folder of the tokenizer, where the checkpoint has none.
-        weights: The file of weights, where it is not clear which.
-        revision: Of a Hub repository: branch, tag or commit.
-    """
-
-    rotation: Literal["half", "interleaved"] = "half"
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    norm_eps: float = 1e-5
-    rope_base: float = 10000.0
-    fused: Literal["stacked", "per_head"] = "stacked"
-    lift: Literal["auto", "repeat_interleave", "tile"] = "auto"
-    rule: Literal["auto", "token_bits", "affine_bits"] = "auto"
-    bit_order: Literal["low", "high"] = "low"
-    affine_side: Literal["columns", "rows"] = "columns"
-    signed: bool = False
-    codes: str | None = None
-    trainable: bool = False
-    tokenizer: str | None = None
-    weights: str | None = None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        check_values(self, "--", {"norm_eps": Range(0, 1, below=True), "rope_base": Range(1, 1e12, above=True)})
 
 
 @dataclass

@@ -19,8 +19,10 @@ from starlette.routing import Route
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from glyphlm.base.errors import InputError
-from glyphlm.interop.generation_queue import Answer, Job, Limits, Refusal, Worker
-from glyphlm.runs.generate import Sampling, prompt_ids
+from glyphlm.interop.generation_queue import Answer, Job, Refusal, Worker
+from glyphlm.interop.settings import Limits
+from glyphlm.runs.generate import prompt_ids
+from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 

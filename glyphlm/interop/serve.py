@@ -5,45 +5,20 @@ import shlex
 import shutil
 import socket
 import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.interop.export_neox import export_gpt_neox
-from glyphlm.interop.generation_queue import Limits, Worker
+from glyphlm.interop.generation_queue import Worker
+from glyphlm.interop.settings import ServeSettings
 from glyphlm.runs.folder import load_run, run_config
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 EXPORT = ".served"  # hidden in the run folder, so that it is never pushed
 NEEDED = {"glyphlm": ("pydantic", "starlette", "uvicorn"), "vllm": ("vllm",)}
 CURES = {"glyphlm": "pip install 'glyphlm[serve]'", "vllm": "pip install vllm, or leave --server out"}
-
-
-@dataclass
-class ServeSettings(Limits):
-    """Where requests are answered, and by which server.
-
-    Args:
-        host: Address to listen at; 0.0.0.0 also lets other machines in, and there is no password.
-        port: Port to listen at; 0 takes a free one, which is printed.
-        server: `glyphlm` serves every run, one request after another, within the limits. `vllm` answers many at once; it has
-            limits of its own, needs a run without bias in its head that is no fusion, and was not tried by us.
-    """
-
-    host: str = "localhost"
-    port: int = 8000
-    server: Literal["glyphlm", "vllm"] = "glyphlm"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"port {self.port} is out of range; give --port from 0 to 65535")
-        changed = [name for name, limit in vars(Limits()).items() if getattr(self, name) != limit]
-        if self.server == "vllm" and changed:
-            raise InputError(f"{', '.join(changed)}: limits apply only to --server glyphlm; vllm has options of its own")
 
 
 def serve(run: Path, settings: ServeSettings) -> None:

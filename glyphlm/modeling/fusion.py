@@ -8,58 +8,20 @@ the head keeps each expert's own columns as they were.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import FusionConfig
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
 from .model import GPT, Block, Cache, Kept
-from .substrate import Substrate, check_fields
+from .substrate import Substrate
 from .together import Together, can_join
 
-Method = Literal[
-    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "gate", "head", "adapter"
-]
 OF_PROBABILITIES = ("mean_probs", "max_confidence", "posterior")  # these need each expert's own distribution
 LOGITS_AT_ONCE = 1 << 25  # as in training
-
-
-@dataclass
-class FusionConfig:
-    """How the experts become one model.
-
-    Args:
-        method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
-            max_confidence takes one expert. The functions of mixing.py say how, and from where.
-        weights: Weights of the experts, in their order; by default equal.
-        top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
-        route_after: Tokens of a text that all experts read before top_k of them are chosen.
-        rank: Of adapter.
-        temperature: Of posterior: above 1 it moves more slowly.
-    """
-
-    method: Method = "mean_logits"
-    weights: list[float] | None = None
-    top_k: int | None = None
-    route_after: int = 32
-    rank: int = 16
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1})
-        if self.temperature <= 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0")
-        if self.weights is not None and not (self.weights and min(self.weights) >= 0 < sum(self.weights)):
-            raise ValueError(f"weights {self.weights} must be at least 0, and some above it")
-        if self.top_k is not None and self.method != "gate":
-            raise ValueError(f"top_k {self.top_k} belongs to method gate, not {self.method}; leave it out")
-
-    @property
-    def records(self) -> int:
-        """Layers of the cache that hold no keys and values, but what the method remembers of earlier positions."""
-        return int(self.method == "posterior" or self.top_k is not None)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,40 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from .substrate import Substrate, check_fields
-
-
-@dataclass
-class ModelConfig:
-    """The shape of the transformer.
-
-    Args:
-        d_model: Width D of the residual stream.
-        n_layer: Number of blocks.
-        n_head: Attention heads a block; their width d_model / n_head must be even.
-        block_size: Longest context in tokens.
-        head_bias: True in the published models; false can be exported as GPT-NeoX.
-        activation: Exact GELU, or its tanh approximation.
-        rope_base: Base of the rotary frequencies.
-        norm_eps: Epsilon of the LayerNorms.
-    """
-
-    d_model: int = 256
-    n_layer: int = 4
-    n_head: int = 4
-    block_size: int = 256
-    head_bias: bool = False
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(("d_model", "n_layer", "n_head", "block_size", "rope_base"), 1)
-        check_fields(self, least | {"norm_eps": 0})
-        if self.d_model % (2 * self.n_head):
-            fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
-            raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
-                             f"n_head can be {', '.join(map(str, fitting[-8:]))}")
+from .config import ModelConfig
+from .substrate import Substrate
 
 
 class Cache(Protocol):

@@ -4,97 +4,12 @@ Shapes: B batch, T positions, V vocabulary, D d_model, E n_embed, N binary place
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Kind = Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"]
-
-
-def check_fields(config: Any, least: Mapping[str, float]) -> None:
-    """Compare each field of a config, which may come from a file of others, with its type and its least value.
-
-    Raises:
-        ValueError: with the field, its value and what it may be.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        value, options = getattr(config, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
-        if not any(_is_a(value, option) for option in options):
-            words = (word for option in options for word in get_args(option) or [getattr(option, "__name__", option)])
-            raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, words))}")
-        if name in least and value is not None and value < least[name]:
-            raise ValueError(f"{name} {value} must be at least {least[name]:g}")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether `value` has the annotated type; True and NaN do not count as numbers."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_a(part, *get_args(kind)) for part in value)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-
-@dataclass
-class SubstrateConfig:
-    """What stands below the first block: the code of each id, and how it becomes a vector of width D.
-
-    Args:
-        vocab_size: Number of ids.
-        n_embed: Width of a code.
-        kind: The content. `token_bits` (binary digits of the id) and `affine_bits` (A digits + b modulo 2, A of full
-            rank; arXiv 2605.09751) are rules computed from ids unless trainable; every other kind is a table [V, E].
-        scale: l2 gives each code norm 1 (published), unit_rms norm sqrt(E), none leaves it.
-        lift: repeat_interleave (each value; papers 1, 2), tile (the whole code; paper 3), orthogonal (a fixed matrix with
-            orthonormal rows), none (E is D). All multiply the norm by sqrt(D / E).
-        trainable: Whether training changes the table.
-        seed: Of kinds that are drawn by chance.
-        lift_seed: Of the orthogonal matrix.
-        shuffle_seed: Ids are permuted before a rule takes their bits, which removes the order of code points.
-        fingerprint: Identifies kind, vocabulary, parameters and initial values; growth and fusion compare it.
-    """
-
-    vocab_size: int
-    n_embed: int
-    kind: Kind = "glyph"
-    scale: Literal["l2", "unit_rms", "none"] = "l2"
-    lift: Literal["repeat_interleave", "tile", "orthogonal", "none"] = "repeat_interleave"
-    trainable: bool = False
-    seed: int = 1
-    lift_seed: int = 1
-    shuffle_seed: int | None = None
-    fingerprint: str = ""
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"vocab_size": 1, "n_embed": 1})
-
-    @property
-    def is_rule(self) -> bool:
-        """Whether codes are computed from ids, with no table stored."""
-        return self.kind in ("token_bits", "affine_bits") and not self.trainable
-
-    @property
-    def places(self) -> int:
-        """Number of bits that distinguish all ids."""
-        return max(1, (self.vocab_size - 1).bit_length())
-
-    def check_lift(self, d_model: int) -> None:
-        """Raise ValueError where a code cannot be lifted to width D."""
-        given = f"n_embed {self.n_embed}"
-        if self.lift == "none" and self.n_embed != d_model:
-            raise ValueError(f"{given} is not d_model {d_model}, as lift none needs; choose another lift or width")
-        if self.lift == "orthogonal" and self.n_embed > d_model:
-            raise ValueError(f"{given} is more than d_model {d_model}, the most that lift orthogonal takes; choose less")
-        if self.lift in ("repeat_interleave", "tile") and d_model % self.n_embed:
-            raise ValueError(f"{given} does not divide d_model {d_model}: codes are lifted by repetition, so give a "
-                             f"d_model that is a multiple of {self.n_embed}, or lift orthogonal")
+from .config import SubstrateConfig
 
 
 def scale_rows(code: Tensor, scale: str) -> Tensor:

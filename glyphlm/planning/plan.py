@@ -1,9 +1,9 @@
 """What a recipe costs, before anything of it is built: parameters, memory, operations, time, money, and what would save."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,19 +11,21 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD, CONFIG
 from glyphlm.base.outputs import read_build
 from glyphlm.base.progress import say
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.composition.growth import check_growth, choose_trained, places_of_old
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
+from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, ModelConfig
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.planning.machines import Machine, Pace, choose_machine, seconds_on_gpu
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
-from glyphlm.substrate.build import SubstrateSettings, check_settings, substrate_config
-from glyphlm.tokenizer.build import COMPACT_SIZE, TokenizerSettings
+from glyphlm.planning.settings import PlanSettings
+from glyphlm.substrate.build import check_settings, substrate_config
+from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.layouts import LAYOUTS
+from glyphlm.tokenizer.settings import COMPACT_SIZE, TokenizerSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import Flops, flops_per_token, parameters_by_part, parameters_in_copies
 from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
@@ -32,35 +34,6 @@ from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 ON_CPU, ON_GPU = 500_000_000, 1_000_000_000
 MEASURABLE = 0.7  # share of this machine's memory that a measurement may take
 ON_CPU_USE = 0.4  # share of the rate of products that training reaches on a CPU
-RANGES = {"gpus": Range(1, 1 << 20, whole=True), "mfu": Range(0, 1, above=True), "price_per_hour": Range(0, 1e9)}
-
-
-@dataclass
-class PlanSettings:
-    """Where a recipe is to be trained.
-
-    Args:
-        gpu: Kind of GPU, such as h200, instead of this machine.
-        gpus: How many of them share the work.
-        parallel: How, ddp or fsdp2; by default as the recipe says.
-        mfu: Share of the peak rate of matrix products that training reaches, where time is computed, not measured; by
-            default what was measured on a GPU, with its memory traffic, launches and waits (on a CPU 0.4).
-        price_per_hour: Of one GPU, in any currency; without it no cost is printed.
-        measure: Time training steps, where it is planned for this machine; of a grown or fused model time is computed.
-
-    Raises:
-        InputError: a value is outside RANGES, or not one of its choices.
-    """
-
-    gpu: str | None = None
-    gpus: int = 1
-    parallel: Literal["ddp", "fsdp2"] | None = None
-    mfu: float | None = None
-    price_per_hour: float | None = None
-    measure: bool = True
-
-    def __post_init__(self) -> None:
-        check_values(self, "--", RANGES)
 
 
 def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import sha256_file, write_atomic
 from glyphlm.base.records import read_json_lines
-from glyphlm.runs.folder import SAMPLING
+from glyphlm.runs.sampling import SAMPLING
 
 PAPERS = {  # the work that is re-implemented, all by A. Bochkov: number on arXiv, year, title
     "2507.04886": (2025, "Emergent Semantics Beyond Token Embeddings: Transformer LMs with Frozen Visual Unicode "

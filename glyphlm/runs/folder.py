@@ -24,12 +24,11 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
+from glyphlm.runs.sampling import SAMPLING
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SUMMARY_PARTS = {"name": str, "substrate": dict, "parameters": dict, "bits_per_byte": dict}  # which every summary has
 ADAPTER_CONFIG = "adapter_config.json"
-# As on the published model cards.
-SAMPLING = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "do_sample": True}
 
 
 def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:

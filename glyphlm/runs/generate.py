@@ -1,7 +1,6 @@
 """Text from a trained run: prompts in, continuations out, by transformers' generate()."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,46 +8,10 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.modeling.hf import GlyphLMForCausalLM
-from glyphlm.runs.folder import SAMPLING, load_run
+from glyphlm.runs.folder import load_run
+from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
-
-RANGES = {
-    "max_new_tokens": Range(1, 10**7, whole=True),
-    "temperature": Range(0, 1000),
-    "top_k": Range(0, 10**7, whole=True),
-    "top_p": Range(0, 1, above=True),
-    "seed": Range(0, 2**63 - 1, whole=True),
-}
-
-
-@dataclass
-class Sampling:
-    """How the next token is chosen; the defaults are those of the published model cards.
-
-    Args:
-        max_new_tokens: Length of the continuation; a document that ends sooner stops there.
-        temperature: 0 takes the likeliest token always; below 1 sharpens the distribution, above 1 flattens it.
-        top_k: Choose among the k likeliest tokens; 0 for all.
-        top_p: Choose among the likeliest tokens that together have this probability.
-        seed: Same seed, same text.
-    """
-
-    max_new_tokens: int = SAMPLING["max_new_tokens"]
-    temperature: float = SAMPLING["temperature"]
-    top_k: int = SAMPLING["top_k"]
-    top_p: float = SAMPLING["top_p"]
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        check_values(self, "", RANGES)
-
-    def describe(self) -> str:
-        """The settings on one line."""
-        if self.temperature == 0:
-            return "greedy"
-        return f"temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p:g}, seed {self.seed}"
 
 
 def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:

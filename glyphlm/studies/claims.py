@@ -6,11 +6,11 @@ A verdict is computed from the differences of two models, paired by seed, and ne
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.evaluation.stats import Z_95, Z_POWER_80, over_seeds
+from glyphlm.studies.settings import Claim
 
 SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
 BITS_PER_BYTE, LETTER_MASS = "bits per byte", "letter mass"
@@ -18,32 +18,6 @@ COSTS = ("tokens", "values trained", "petaFLOP", "seconds")  # of training
 LEVELS = ("chance", "majority")  # what guessing scores, and always giving the commonest answer
 Row = dict[str, Any]
 Seeds = dict[int, float]  # seed -> value
-
-
-@dataclass
-class Claim:
-    """A statement about two models of a study.
-
-    Args:
-        claim: The statement in words.
-        arm: The model that the claim favours, by its name in the results: an arm, a fused model, ARM.stage-1.
-        against: The other.
-        source: Where it was made.
-        measures: How the names of the measures begin: bpb, arc_easy texts accuracy. By default all bits per byte.
-        kind: at_least: the model is not worse by more than `margin`; better: it is better.
-        margin: In the units of the measure; accuracies are shares of 1.
-    """
-
-    claim: str
-    arm: str
-    against: str
-    source: str = ""
-    measures: list[str] = field(default_factory=list)
-    kind: Literal["at_least", "better"] = "at_least"
-    margin: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_values(self, "claims.", {"margin": Range(-1e9, 1e9)})  # `check_claims` names the claim of one below 0
 
 
 @dataclass

@@ -8,61 +8,23 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glyphlm.base.outputs import write_atomic
 from glyphlm.corpus.sources import find_sources, is_data_set
 from glyphlm.corpus.tasks import TASKS
-from glyphlm.data.batches import Source
+from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text
-from glyphlm.studies.claims import Claim
+from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command
-from glyphlm.substrate.build import OPTIONS, SubstrateSettings
-from glyphlm.tokenizer.build import TAKEN, TokenizerSettings
+from glyphlm.substrate.settings import OPTIONS, SubstrateSettings
+from glyphlm.tokenizer.build import TAKEN
+from glyphlm.tokenizer.settings import TokenizerSettings
 
 FLAGS = ("lossless", "trainable", "unique", "strict", "allow_different_substrates")  # options without a value
 Values = dict[str, Any]
-
-
-@dataclass
-class Study:
-    """The models to make and compare.
-
-    Args:
-        recipe: A recipe's file, or the recipe itself. A tokenizer that is counted on text is counted on the text of this
-            one, whatever an arm is trained on, so that arms can share it.
-        recipe_profile: Profile of that file.
-        arms: Name of each arm and what it changes in the recipe. An arm with stages is grown; its stages and its controls
-            are compared as ARM.stage-1, ARM.monolithic-tokens.
-        seeds: Each arm is trained once with each. A seed draws all that is drawn: weights, the order of the data, random
-            codes, shuffled ids.
-        tune: Values to try, such as {train.lr: [1e-3, 3e-3]}: with the first seed each arm is trained with all of them (all
-            combinations), and goes on with those of the fewest bits per byte in validation.
-        fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
-            changes in the recipe) it is trained further.
-        evaluate: Tasks of glyphlm eval for all models: NAME=PATH.
-        only: Names of the arms to make; by default all.
-        compare: The model that the others are compared with; by default the first.
-        title: Heading of the results.
-        data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
-            NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
-        claims: Statements about two of the models; the results say whether each is supported.
-    """
-
-    recipe: str | dict[str, Any]
-    arms: dict[str, dict[str, Any] | None]
-    recipe_profile: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    tune: dict[str, list[Any]] = field(default_factory=dict)
-    fuse: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluate: list[str] = field(default_factory=list)
-    only: list[str] = field(default_factory=list)
-    compare: str | None = None
-    title: str = "GlyphLM study"
-    data: list[str] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

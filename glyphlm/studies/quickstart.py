@@ -13,14 +13,16 @@ from pathlib import Path
 from glyphlm.base.outputs import one_writer, write_atomic
 from glyphlm.base.progress import say
 from glyphlm.corpus.phrasebook import write_phrasebook
-from glyphlm.data.batches import Source
 from glyphlm.data.shards import prepare
+from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import Recipe, settings_text
 from glyphlm.experiments.train_recipe import run_recipe
-from glyphlm.modeling.model import ModelConfig
-from glyphlm.substrate.build import SubstrateSettings, build_substrate
+from glyphlm.modeling.config import ModelConfig
+from glyphlm.substrate.build import build_substrate
 from glyphlm.substrate.fonts import unifont_or_others
-from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
+from glyphlm.substrate.settings import SubstrateSettings
+from glyphlm.tokenizer.build import build_tokenizer
+from glyphlm.tokenizer.settings import TokenizerSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.settings import TrainSettings
 

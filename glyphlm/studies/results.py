@@ -17,7 +17,8 @@ from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import BITS_PER_BYTE, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
-from glyphlm.studies.commands import Model, Study, Values, arms_of
+from glyphlm.studies.commands import Model, Values, arms_of
+from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason
 
 CLAIMS, TABLE, CURVES = "claims.jsonl", "results.md", "curves.svg"

@@ -14,8 +14,9 @@ from glyphlm.evaluation.evaluate import parse_task
 from glyphlm.experiments.recipe import settings_of
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import check_claims
-from glyphlm.studies.commands import Model, Study, StudyCommands, Values, model_names
+from glyphlm.studies.commands import Model, StudyCommands, Values, model_names
 from glyphlm.studies.results import Choice, write_results
+from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason, run_workflow
 from glyphlm.training.settings import RANGES
 

@@ -7,9 +7,8 @@ table that others made). Any of them can be frozen, or where training starts.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import Build, one_writer, read_build, sha256_file
 from glyphlm.base.progress import say
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_ending, load_tensors, save_tensors
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig
+from glyphlm.modeling.config import SubstrateConfig
+from glyphlm.modeling.substrate import Substrate
 from glyphlm.substrate.codes import (
     all_codes,
     centred,
@@ -37,8 +36,9 @@ from glyphlm.substrate.codes import (
     rule_tensors,
     scale_table,
 )
-from glyphlm.substrate.fonts import SIDES, FontChain, load_fonts
+from glyphlm.substrate.fonts import FontChain, load_fonts
 from glyphlm.substrate.glyphs import Drawing, draw_tokens, glyph_sheet, polar_order
+from glyphlm.substrate.settings import OPTIONS, SubstrateSettings
 from glyphlm.tokenizer.layouts import BYTES
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -46,67 +46,6 @@ TABLE, TOKENS, SHEET = "substrate.safetensors", "tokens.json", "glyphs.png"
 TENSORS = ("table_VE", "shuffled_V", "affine_NE", "offset_E")  # names of the stored tensors
 SHEET_ROWS = 256  # pictures on the sheet: 16 x 16 are legible on one screen
 FLOAT_BITS = 1024  # width of the random bits that random_float is projected from
-
-
-@dataclass
-class SubstrateSettings:
-    """Settings of a substrate.
-
-    Args:
-        path: Folder of a substrate, or a run whose substrate it is; without it one is built.
-        kind: Pictures of the tokens, bits of the id (as they are, or through a random affine map), random bits, their
-            projection, a random start for training, or a table from a file.
-        n_embed: Width of a code.
-        scale: Norm of a code: 1 (l2, as published), sqrt(n_embed) (unit_rms), or as it comes (none).
-        lift: How a code narrower than d_model is widened: each value repeated (papers 1, 2), the whole code repeated
-            (paper 3), a random matrix with orthonormal rows, or not at all.
-        lift_seed: Seed of that matrix.
-        trainable: Whether training changes the table; the codes are then its initial values.
-        unique: Put the bits of the id into the last columns of kinds glyph and given, where tokens can share a code.
-        seed: Seed of the kinds random_bits, random_float, affine_bits and learned.
-        shuffle_seed: Permute the ids before token_bits or affine_bits are taken: removes the order of code points.
-        file: The table of kind given: .pt, .safetensors or .npy.
-        side: Canvas of a glyph in pixels, 32 or 64.
-        augment: The published rotation, shift and noise of pictures (the 2-3 set for 65,536 ids, else the max set), or none.
-        pca: Project the pictures on principal components, or keep their pixels, centred (n_embed = side * side).
-        spelling: Draw the text of a token, or its spelling in the vocabulary (differs in byte-level vocabularies).
-        font: Font files in order of preference; by default the system's GNU Unifont.
-        strict: Stop where a character is in no font, instead of drawing a placeholder.
-    """
-
-    path: str | None = None
-    kind: Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"] = "glyph"
-    n_embed: int = 256
-    scale: Literal["l2", "unit_rms", "none"] = "l2"
-    lift: Literal["repeat_interleave", "tile", "orthogonal", "none"] = "repeat_interleave"
-    lift_seed: int = 1
-    trainable: bool = False
-    unique: bool = False
-    seed: int = 1
-    shuffle_seed: int | None = None
-    file: str | None = None
-    side: int = 32
-    augment: Literal["none", "published"] = "none"
-    pca: bool = True
-    spelling: Literal["decoded", "raw"] = "decoded"
-    font: list[str] = field(default_factory=list)
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        seeds = dict.fromkeys(("seed", "lift_seed", "shuffle_seed"), Range(0, 2**63 - 1, whole=True))
-        check_values(self, "substrate.", seeds | {"n_embed": Range(1, 1 << 20, whole=True)})
-        if self.side not in SIDES:
-            raise InputError(f"substrate.side {self.side} must be {' or '.join(map(str, SIDES))}")
-
-
-# The kinds that an option applies to; with others it is refused. (Fonts belong to the machine and are not.)
-OPTIONS = {
-    "file": ("given",),
-    "unique": ("glyph", "given"),
-    "shuffle_seed": ("token_bits", "affine_bits"),
-    "seed": ("random_bits", "random_float", "affine_bits", "learned"),
-    **dict.fromkeys(("side", "augment", "pca", "spelling"), ("glyph",)),
-}
 
 
 def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path) -> SubstrateConfig:

@@ -19,7 +19,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.progress import meter
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_foreign
-from glyphlm.modeling.substrate import Substrate, SubstrateConfig, scale_rows
+from glyphlm.modeling.config import SubstrateConfig
+from glyphlm.modeling.substrate import Substrate, scale_rows
 
 ROWS = 4096  # rows worked on at once: 64 MiB of float32 at width 4096
 

@@ -19,8 +19,8 @@ from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageFont
 
 from glyphlm.base.errors import InputError
+from glyphlm.substrate.settings import SIDES
 
-SIDES = (32, 64)  # Unifont is drawn on a grid of 16 x 16, so these are whole multiples without grey edges
 SURROGATES = frozenset(range(0xD800, 0xE000))  # halves of UTF-16 pairs, not characters: never drawn
 INK_FROM = 128  # pixels that the outline covers by half or more are ink
 DAMAGE = (OSError, TTLibError, LookupError, ValueError, AssertionError, struct.error)  # seen on 6,000 damaged fonts

@@ -2,21 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import tokenizers
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build, one_writer, sha256_file
 from glyphlm.base.progress import say
-from glyphlm.base.ranges import Range, check_values
 from glyphlm.corpus.reading import STRICT, Reading, passages
 from glyphlm.corpus.sources import describe
 from glyphlm.tokenizer.layouts import (
     LAYOUTS,
-    MIN_VOCAB,
     choose_published_ngrams,
     compact_backend,
     published_backend,
@@ -25,43 +22,8 @@ from glyphlm.tokenizer.layouts import (
 )
 from glyphlm.tokenizer.ngram_stats import read_ngrams
 from glyphlm.tokenizer.ngrams import count_text
+from glyphlm.tokenizer.settings import COMPACT_SIZE, MIN_VOCAB, TokenizerSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
-
-COMPACT_SIZE = 8192
-LayoutName = Literal["compact", "bvv241-2-3", "bvv241-max", "bvv241-abs", "bvv241-nemo"]
-
-
-@dataclass
-class TokenizerSettings:
-    """Settings of a tokenizer.
-
-    Args:
-        path: Folder of a tokenizer that exists; without it one is built.
-        layout: How ids are given: counted on your text (compact), as published (bvv241-2-3, -max, -abs), or all kept
-            from another tokenizer (bvv241-nemo).
-        vocab_size: Number of ids of compact, from 512 up to what the text supports; by default 8192.
-        ngrams: N-gram statistics for the published layouts, published ones or counted by glyphlm tokenizer ngrams.
-        shared_strings: More strings for them, one a line.
-        top_ngrams: N-grams of each language and size; by default as published, 338 (2-3) or 906 (max, abs).
-        special_names: Names of their special slots, one a line; by default the publicly known ones.
-        lossless: Whether characters without an id of their own are kept as bytes, in free special slots.
-        base: Folder of the Hugging Face tokenizer that bvv241-nemo keeps.
-    """
-
-    path: str | None = None
-    layout: LayoutName = "compact"
-    vocab_size: int | None = None
-    ngrams: str | None = None
-    shared_strings: str | None = None
-    top_ngrams: int | None = None
-    special_names: str | None = None
-    lossless: bool = False
-    base: str | None = None
-
-    def __post_init__(self) -> None:
-        ids, ngrams = Range(MIN_VOCAB, 1 << 24, whole=True), Range(1, 1 << 24, whole=True)
-        check_values(self, "tokenizer.", {"vocab_size": ids, "top_ngrams": ngrams})
-
 
 PUBLISHED_ONLY = ("ngrams", "shared_strings", "top_ngrams", "special_names", "lossless")
 TAKEN = {  # the settings that apply to each layout, and the inputs that it needs

@@ -22,10 +22,10 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.tokenizer.ngram_stats import LanguageNgrams
 from glyphlm.tokenizer.ngrams import WORD, TextCounts, by_frequency
+from glyphlm.tokenizer.settings import MIN_VOCAB
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-MIN_VOCAB = 512
 MAX_WORDS_LEARNED = 30_000_000  # words from which n-grams are learned: more time, the same vocabulary
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from glyphlm.corpus.cldr import language_name
 from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
 from glyphlm.corpus.sources import find_sources, is_data_set, size_of, suffix_of
 from glyphlm.tokenizer.ngrams import NgramCounts, NgramTable
+from glyphlm.tokenizer.settings import NgramSettings
 
 # The shape as `repr` writes it. Possessive repeats (*+) never backtrack: a file of another shape is refused at once.
 STRING = r"""(?:'(?:[^'\\\n\r\0]|\\[^\n\r\0])*+'|"(?:[^"\\\n\r\0]|\\[^\n\r\0])*+")"""
@@ -138,34 +139,6 @@ def _is_pair(pair: Any, n: int) -> bool:
 
 RULES_VERSION = 1  # to be raised with every change of word rules or partial files, so that old ones are not found
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what such a file raises
-
-
-@dataclass
-class NgramSettings:
-    """Settings of counting n-grams.
-
-    Args:
-        sizes: Lengths of the n-grams in characters, each from 1 to 12.
-        top: How many of each size are written, most frequent first.
-        scripts: Words of all scripts, or as in the published statistics, which only know Latin, Cyrillic and CJK.
-        sample: Share of the documents that is counted, chosen by a hash of their text; a .txt file is one document.
-        seed: Seed of that choice.
-    """
-
-    sizes: tuple[int, ...] = (2, 3, 4, 5)
-    top: int = 1000
-    scripts: Literal["all", "published"] = "all"
-    sample: float = 1.0
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        self.sizes = tuple(sorted(set(self.sizes)))
-        if not self.sizes or not 1 <= self.sizes[0] <= self.sizes[-1] <= 12:
-            raise InputError(f"sizes {' '.join(map(str, self.sizes))} cannot be counted; give numbers from 1 to 12")
-        if self.top < 1:
-            raise InputError(f"top {self.top} is less than 1; the published files have 1000")
-        if not 0 < self.sample <= 1:
-            raise InputError(f"sample {self.sample} is not a share; give a number above 0 and up to 1")
 
 
 def count_ngrams(

@@ -1,11 +1,11 @@
 """Training settings, and the steps, batch rows and learning rates that follow from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
-from glyphlm.training.optim import Schedule, make_schedule
 
 MOST = 10**12  # upper limit of steps and of intervals in steps
 RANGES = {
@@ -142,7 +142,9 @@ def micro_batch_rows(settings: TrainSettings, block_size: int) -> int:
     return max(1, settings.micro_batch_tokens // block_size)
 
 
-def schedule_of(settings: TrainSettings) -> Schedule:
+def schedule_of(settings: TrainSettings) -> Callable[[int], float]:
     """The learning rate of each step."""
+    from glyphlm.training.optim import make_schedule  # loads torch, which --help need not wait for
+
     shape = {"warmup": settings.warmup, "peak": settings.lr, "floor": settings.lr_floor}
     return make_schedule(settings.schedule, steps=count_steps(settings), **shape)

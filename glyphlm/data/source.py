@@ -1,0 +1,35 @@
+"""One source of training data, as recipes describe it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glyphlm.base.ranges import Range, check_values
+
+
+@dataclass
+class Source:
+    """One source of training data: a shard folder, or text or examples to prepare, and its weight.
+
+    Args:
+        shards: A folder made by glyphlm prepare.
+        text: A file, a folder, hf:NAME, or a list of these.
+        sft: Supervised examples, a list of NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
+        weight: Share of all sequences, relative to the other sources; by default its number of sequences.
+        epochs: Alternative to weights: number of passes over this source, relative to the others.
+        loss: Whether the loss covers all tokens of the source, or only those of answers (sft).
+    """
+
+    shards: str | None = None
+    text: str | list[str] | None = None
+    sft: list[str] | None = None
+    weight: float | None = None
+    epochs: float | None = None
+    loss: Literal["all", "answers"] = "all"
+
+    def __post_init__(self) -> None:
+        check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
+
+    @property
+    def texts(self) -> list[str]:
+        """`text` as a list."""
+        return [self.text] if isinstance(self.text, str) else list(self.text or [])

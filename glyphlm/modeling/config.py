@@ -1,0 +1,165 @@
+"""Sizes and choices of a model, as config.json records them. This file travels inside every run folder.
+
+It does not import torch, so that `glyphlm train --help`, which lists these fields, starts quickly.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Kind = Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"]
+Method = Literal[
+    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "gate", "head", "adapter"
+]
+
+
+def check_fields(config: Any, least: Mapping[str, float]) -> None:
+    """Compare each field of a config, which may come from a file of others, with its type and its least value.
+
+    Raises:
+        ValueError: with the field, its value and what it may be.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value, options = getattr(config, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if not any(_is_a(value, option) for option in options):
+            words = (word for option in options for word in get_args(option) or [getattr(option, "__name__", option)])
+            raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, words))}")
+        if name in least and value is not None and value < least[name]:
+            raise ValueError(f"{name} {value} must be at least {least[name]:g}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether `value` has the annotated type; True and NaN do not count as numbers."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(part, *get_args(kind)) for part in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+@dataclass
+class SubstrateConfig:
+    """What stands below the first block: the code of each id, and how it becomes a vector of width D.
+
+    Args:
+        vocab_size: Number of ids.
+        n_embed: Width of a code.
+        kind: The content. `token_bits` (binary digits of the id) and `affine_bits` (A digits + b modulo 2, A of full
+            rank; arXiv 2605.09751) are rules computed from ids unless trainable; every other kind is a table [V, E].
+        scale: l2 gives each code norm 1 (published), unit_rms norm sqrt(E), none leaves it.
+        lift: repeat_interleave (each value; papers 1, 2), tile (the whole code; paper 3), orthogonal (a fixed matrix with
+            orthonormal rows), none (E is D). All multiply the norm by sqrt(D / E).
+        trainable: Whether training changes the table.
+        seed: Of kinds that are drawn by chance.
+        lift_seed: Of the orthogonal matrix.
+        shuffle_seed: Ids are permuted before a rule takes their bits, which removes the order of code points.
+        fingerprint: Identifies kind, vocabulary, parameters and initial values; growth and fusion compare it.
+    """
+
+    vocab_size: int
+    n_embed: int
+    kind: Kind = "glyph"
+    scale: Literal["l2", "unit_rms", "none"] = "l2"
+    lift: Literal["repeat_interleave", "tile", "orthogonal", "none"] = "repeat_interleave"
+    trainable: bool = False
+    seed: int = 1
+    lift_seed: int = 1
+    shuffle_seed: int | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"vocab_size": 1, "n_embed": 1})
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether codes are computed from ids, with no table stored."""
+        return self.kind in ("token_bits", "affine_bits") and not self.trainable
+
+    @property
+    def places(self) -> int:
+        """Number of bits that distinguish all ids."""
+        return max(1, (self.vocab_size - 1).bit_length())
+
+    def check_lift(self, d_model: int) -> None:
+        """Raise ValueError where a code cannot be lifted to width D."""
+        given = f"n_embed {self.n_embed}"
+        if self.lift == "none" and self.n_embed != d_model:
+            raise ValueError(f"{given} is not d_model {d_model}, as lift none needs; choose another lift or width")
+        if self.lift == "orthogonal" and self.n_embed > d_model:
+            raise ValueError(f"{given} is more than d_model {d_model}, the most that lift orthogonal takes; choose less")
+        if self.lift in ("repeat_interleave", "tile") and d_model % self.n_embed:
+            raise ValueError(f"{given} does not divide d_model {d_model}: codes are lifted by repetition, so give a "
+                             f"d_model that is a multiple of {self.n_embed}, or lift orthogonal")
+
+
+@dataclass
+class ModelConfig:
+    """The shape of the transformer.
+
+    Args:
+        d_model: Width D of the residual stream.
+        n_layer: Number of blocks.
+        n_head: Attention heads a block; their width d_model / n_head must be even.
+        block_size: Longest context in tokens.
+        head_bias: True in the published models; false can be exported as GPT-NeoX.
+        activation: Exact GELU, or its tanh approximation.
+        rope_base: Base of the rotary frequencies.
+        norm_eps: Epsilon of the LayerNorms.
+    """
+
+    d_model: int = 256
+    n_layer: int = 4
+    n_head: int = 4
+    block_size: int = 256
+    head_bias: bool = False
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("d_model", "n_layer", "n_head", "block_size", "rope_base"), 1)
+        check_fields(self, least | {"norm_eps": 0})
+        if self.d_model % (2 * self.n_head):
+            fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
+            raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
+                             f"n_head can be {', '.join(map(str, fitting[-8:]))}")
+
+
+@dataclass
+class FusionConfig:
+    """How the experts become one model.
+
+    Args:
+        method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
+            max_confidence takes one expert. The functions of mixing.py say how, and from where.
+        weights: Weights of the experts, in their order; by default equal.
+        top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
+        route_after: Tokens of a text that all experts read before top_k of them are chosen.
+        rank: Of adapter.
+        temperature: Of posterior: above 1 it moves more slowly.
+    """
+
+    method: Method = "mean_logits"
+    weights: list[float] | None = None
+    top_k: int | None = None
+    route_after: int = 32
+    rank: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1})
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0")
+        if self.weights is not None and not (self.weights and min(self.weights) >= 0 < sum(self.weights)):
+            raise ValueError(f"weights {self.weights} must be at least 0, and some above it")
+        if self.top_k is not None and self.method != "gate":
+            raise ValueError(f"top_k {self.top_k} belongs to method gate, not {self.method}; leave it out")
+
+    @property
+    def records(self) -> int:
+        """Layers of the cache that hold no keys and values, but what the method remembers of earlier positions."""
+        return int(self.method == "posterior" or self.top_k is not None)

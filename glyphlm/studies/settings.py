@@ -1,0 +1,71 @@
+"""The models of a study and the claims about them: typed settings."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from glyphlm.base.ranges import Range, check_values
+
+
+@dataclass
+class Claim:
+    """A statement about two models of a study.
+
+    Args:
+        claim: The statement in words.
+        arm: The model that the claim favours, by its name in the results: an arm, a fused model, ARM.stage-1.
+        against: The other.
+        source: Where it was made.
+        measures: How the names of the measures begin: bpb, arc_easy texts accuracy. By default all bits per byte.
+        kind: at_least: the model is not worse by more than `margin`; better: it is better.
+        margin: In the units of the measure; accuracies are shares of 1.
+    """
+
+    claim: str
+    arm: str
+    against: str
+    source: str = ""
+    measures: list[str] = field(default_factory=list)
+    kind: Literal["at_least", "better"] = "at_least"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_values(self, "claims.", {"margin": Range(-1e9, 1e9)})  # `check_claims` names the claim of one below 0
+
+
+@dataclass
+class Study:
+    """The models to make and compare.
+
+    Args:
+        recipe: A recipe's file, or the recipe itself. A tokenizer that is counted on text is counted on the text of this
+            one, whatever an arm is trained on, so that arms can share it.
+        recipe_profile: Profile of that file.
+        arms: Name of each arm and what it changes in the recipe. An arm with stages is grown; its stages and its controls
+            are compared as ARM.stage-1, ARM.monolithic-tokens.
+        seeds: Each arm is trained once with each. A seed draws all that is drawn: weights, the order of the data, random
+            codes, shuffled ids.
+        tune: Values to try, such as {train.lr: [1e-3, 3e-3]}: with the first seed each arm is trained with all of them (all
+            combinations), and goes on with those of the fewest bits per byte in validation.
+        fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
+            changes in the recipe) it is trained further.
+        evaluate: Tasks of glyphlm eval for all models: NAME=PATH.
+        only: Names of the arms to make; by default all.
+        compare: The model that the others are compared with; by default the first.
+        title: Heading of the results.
+        data: What to train on instead of the data of the recipe, each weighted by its size: texts, and examples as
+            NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl.
+        claims: Statements about two of the models; the results say whether each is supported.
+    """
+
+    recipe: str | dict[str, Any]
+    arms: dict[str, dict[str, Any] | None]
+    recipe_profile: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    tune: dict[str, list[Any]] = field(default_factory=dict)
+    fuse: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluate: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    compare: str | None = None
+    title: str = "GlyphLM study"
+    data: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
