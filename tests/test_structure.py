@@ -44,7 +44,7 @@ OWNERS = {
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {f"modeling.{name}" for name in
-           ("config", "decoding_step", "fusion", "hf", "mixing", "model", "substrate", "together")}
+           ("assembly", "config", "decoding_step", "fusion", "hf", "mixing", "model", "substrate", "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 

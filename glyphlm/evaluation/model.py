@@ -5,7 +5,7 @@ Shapes: B rows, T new positions, S positions seen (cache + new), V vocabulary.
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +19,13 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, HUB, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.outputs import sha256_file
 from glyphlm.base.records import read_json
-from glyphlm.base.tensors import TENSOR_ERRORS
 from glyphlm.evaluation.answers import first_letter
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
+from glyphlm.runs.foreign import context_of, load_foreign
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
-LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
 WEIGHT_SUFFIXES, DESCRIBED = (".safetensors", ".bin"), (CONFIG, TOKENIZER)
 SHOWN_CHARS = 60  # of a text in a message
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -191,10 +189,9 @@ def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> 
         model, tokenizer = load_run(name)  # also reports what a folder lacks
         start, first = (), tokenizer.end_id
     else:
-        model, tokenizer, start = _load_foreign(name.removeprefix(HUB))
+        model, tokenizer, start = load_foreign(name.removeprefix(HUB))
         first = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
-    sizes = [getattr(model.config.get_text_config(), key, None) for key in LENGTHS]
-    block = min(LONGEST, next((size for size in sizes if isinstance(size, int)), LONGEST))
+    block = context_of(model.config)
     model = cast(Any, model).to(device, DTYPES[precision]).eval()
     return EvalModel(name, model, tokenizer, block, start, first, _digest(name, model, ours), Path(name) if ours else None)
 
@@ -207,39 +204,6 @@ def is_run(name: str | Path) -> bool:
     """
     path = Path(name) / CONFIG
     return path.is_file() and str(read_json(path).get("model_type")).startswith("glyphlm")
-
-
-def _load_foreign(name: str) -> tuple[transformers.PreTrainedModel, Tokenizer, tuple[int, ...]]:
-    try:
-        model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
-            name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
-        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (*TENSOR_ERRORS, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be loaded ({str(error).splitlines()[0]}); give a run folder, a folder that "
-                         "transformers read without remote code, or, online, hf:NAME") from None
-    _check_complete(name, report)
-    if not getattr(found, "is_fast", False):
-        raise InputError(f"{name} has no tokenizer.json; convert its tokenizer to the fast format of transformers first")
-    roles = {role: getattr(found, role) for role in ("pad_token", "bos_token", "eos_token", "unk_token")}
-    added = tuple(found("")["input_ids"])
-    start = added if added == (found.bos_token_id,) else ()
-    tokenizer = Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name})
-    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
-    if tokenizer.vocab_size > rows:
-        raise InputError(f"{name}: its tokenizer has {tokenizer.vocab_size:,} ids, its model {rows:,}; give a folder whose "
-                         "tokenizer belongs to its model")
-    return model, tokenizer, start
-
-
-def _check_complete(name: str, report: Mapping[str, Any]) -> None:
-    """transformers fill in random values for tensors that a folder lacks, and drop those that they do not know."""
-    for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key) for key in report.get(f"{kind}_keys") or ())
-        if keys:
-            more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
-            raise InputError(f"{name}: {kind} tensors ({keys[0]}{more}): its weights do not fit its config.json; give the "
-                             "folder as its maker saved it")
 
 
 def _digest(name: str, model: transformers.PreTrainedModel, ours: bool) -> str:

@@ -9,15 +9,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from glyphlm.base.progress import say
-from glyphlm.modeling.hf import GlyphLMForCausalLM
-from glyphlm.runs.generate import continue_ids
+from glyphlm.runs.generate import TextStream, continue_ids
 from glyphlm.runs.sampling import Sampling
-from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
-
-PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
 class Refusal(Exception):
@@ -76,7 +73,7 @@ class Job:
 class Worker:
     """The thread that generates, one job after another."""
 
-    def __init__(self, model: GlyphLMForCausalLM, tokenizer: Tokenizer, max_waiting: int):
+    def __init__(self, model: Any, tokenizer: Tokenizer, max_waiting: int):
         self._model, self._tokenizer = model, tokenizer
         self._waiting: queue.Queue[Job | None] = queue.Queue(max_waiting)
         self._jobs: set[Job] = set()
@@ -115,10 +112,10 @@ class Worker:
     def _outcome(self, job: Job) -> Answer | Refusal:
         try:
             watch = _Watch(job, self._tokenizer, lambda text: job.call(job.deltas.put_nowait, text))
-            new = continue_ids(self._model, job.ids, job.sampling, watch)
-            text, stopped = watch.text(new)
+            new = continue_ids(self._model, job.ids, job.sampling, watch, self._tokenizer.end_id)
+            _, stopped = watch.shown.text(new)
             ended = stopped or new[-1] == self._tokenizer.end_id
-            return Answer(text[watch.sent :], len(new), "stop" if ended else "length")
+            return Answer(watch.shown.rest(new), len(new), "stop" if ended else "length")
         except Exception as error:  # of whatever kind: the next job must get its answer
             say(f"a request failed: {type(error).__name__}: {error}")
             return Refusal(500, f"generation failed ({type(error).__name__}: {error})")
@@ -128,34 +125,15 @@ class _Watch:
     """Called with the new ids after each token: sends text that can no longer change, and decides when to stop."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, send: Callable[[str], object]):
-        self._job, self._tokenizer, self._send, self.sent = job, tokenizer, send, 0
-        self._before = len(tokenizer.decode(job.ids))  # decoded with the prompt: foreign decoders trim the first space
-        self._held = max(map(len, job.stops), default=1) - 1  # characters that may be the beginning of a stop text
-
-    def text(self, new: list[int]) -> tuple[str, bool]:
-        """The text of the new ids, and whether a stop text ended it."""
-        text = self._tokenizer.decode(self._job.ids + new)[self._before :]
-        ends = [at for stop in self._job.stops if (at := text.find(stop)) >= 0]
-        return (text[: min(ends)], True) if ends else (text, False)
+        self._job, self._send, self.shown = job, send, TextStream(tokenizer, job.ids, job.stops)
 
     def __call__(self, new: list[int]) -> bool:
         """Whether the answer ends with these new ids."""
         if self._job.refusal is not None:
             return True
-        if not (self._job.stream or self._job.stops):
-            return False
-        text, stopped = self.text(new)
         if self._job.stream:
-            certain = text if stopped else self._certain(new)
-            if len(certain) > self.sent:
-                self._send(certain[self.sent :])
-                self.sent = len(certain)
-        return stopped
-
-    def _certain(self, new: list[int]) -> str:
-        """The text that no later id can change: bytes in a row are decoded together, so that a later one can."""
-        settled = len(new)
-        while settled and BYTE.fullmatch(self._tokenizer.tokens[new[settled - 1]]):
-            settled -= 1
-        text, _ = self.text(new[:settled])
-        return text[: len(text) - self._held].rstrip(PARTIAL)
+            piece, stopped = self.shown.next_piece(new)
+            if piece:
+                self._send(piece)
+            return stopped
+        return bool(self._job.stops) and self.shown.text(new)[1]

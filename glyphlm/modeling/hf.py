@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .assembly import Shape, count_blocks, make_model, shapes_of
+from .config import FusionConfig
 from .decoding_step import DecodingStep, can_record
-from .fusion import OF_PROBABILITIES, Fusion, FusionConfig
-from .model import GPT, ModelConfig, capacity
-from .substrate import Substrate, SubstrateConfig
+from .fusion import OF_PROBABILITIES
+from .model import GPT, capacity
 
 # What may stand in config.json besides our own keys and the fields of PretrainedConfig. Others are refused, as they could
 # choose code or how weights are read: quantization_config, per_layer_config, configuration_files ..
@@ -60,29 +61,13 @@ class GlyphLMConfig(PretrainedConfig):
         """Model and substrate of each expert; the one pair of a single model."""
         return [{"model": self.model, "substrate": self.substrate}] if self.fusion is None else self.experts or []
 
-    def shapes(self) -> "list[Shape]":
+    def shapes(self) -> list[Shape]:
         """Sizes of each expert, and the number of the first one that reads the same substrate.
 
         Raises:
             ValueError: a key is unknown or missing, or a value is not allowed.
         """
-        found: list[Shape] = []
-        if not isinstance(self.pairs, list) or not self.pairs:
-            raise ValueError("config.json has fusion without a list of experts")
-        for number, pair in enumerate(self.pairs):
-            if not isinstance(pair, dict) or pair.keys() != {"model", "substrate"}:
-                raise ValueError(f"expert {number} of config.json must have model and substrate")
-            model, first = _make(ModelConfig, pair["model"]), pair["substrate"]
-            if not isinstance(first, int):
-                found.append((model, _make(SubstrateConfig, first), number))
-            elif first not in range(number) or (found[first][2], found[first][0].d_model) != (first, model.d_model):
-                raise ValueError(f"expert {number} of config.json reads the substrate of expert {first}, which must be an "
-                                 "earlier one with a substrate of its own and the same d_model")
-            else:
-                found.append((model, found[first][1], first))
-        if self.fusion is not None:
-            _make(FusionConfig, self.fusion)
-        return found
+        return shapes_of(self.pairs, self.fusion)
 
     # The names under which caches and other libraries look for the sizes.
     @property
@@ -112,27 +97,6 @@ class GlyphLMConfig(PretrainedConfig):
         return min(pair["model"]["block_size"] for pair in self.pairs)
 
 
-Shape = tuple[ModelConfig, SubstrateConfig, int]
-Config = TypeVar("Config", ModelConfig, SubstrateConfig, FusionConfig)
-
-
-def _make(kind: type[Config], values: Any) -> Config:
-    """The dataclass with the values of a part of config.json.
-
-    Raises:
-        ValueError: a key is unknown or missing, or a value is not allowed.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"config.json holds {values!r} where the fields of {kind.__name__} are expected")
-    unknown = sorted(map(str, values.keys() - {field.name for field in fields(kind)}))
-    if unknown:
-        raise ValueError(f"config.json has unknown keys of {kind.__name__}: {', '.join(unknown)}; remove them")
-    try:
-        return kind(**values)
-    except TypeError as error:  # a missing one
-        raise ValueError(f"config.json: {error}") from None
-
-
 def _check_keys(others: dict[str, Any], single: bool, fused: bool) -> None:
     known = KEYS | {field.name for field in fields(PretrainedConfig)}
     unknown = sorted(key for key in others if key not in known and not key.startswith("_"))
@@ -143,16 +107,6 @@ def _check_keys(others: dict[str, Any], single: bool, fused: bool) -> None:
     if others.get("attn_implementation") not in ATTENTION:
         raise ValueError(f"attn_implementation {others['attn_implementation']!r} is not supported: attention is torch's "
                          "scaled_dot_product_attention; set it to sdpa or leave it out")
-
-
-def make_model(config: GlyphLMConfig) -> GPT | Fusion:
-    """The model that a config describes, its weights still to be filled in."""
-    shapes, substrates, experts = config.shapes(), {}, []
-    for number, (model, substrate, first) in enumerate(shapes):
-        if first == number:
-            substrates[first] = Substrate(substrate, model.d_model)
-        experts.append(GPT(model, substrates[first]))
-    return experts[0] if config.fusion is None else Fusion(FusionConfig(**config.fusion), experts)
 
 
 class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -166,7 +120,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GlyphLMConfig):
         super().__init__(config)
-        self.gpt = make_model(config)
+        self.gpt = make_model(config.pairs, config.fusion)
         self.post_init()
 
     @classmethod
@@ -330,8 +284,7 @@ def _check_depth(folder: Path, config: GlyphLMConfig) -> None:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             names += tensors.keys()
-    found = len({name.partition(".blocks.")[0] + name.partition(".blocks.")[2].partition(".")[0] for name in names
-                 if ".blocks." in name})
+    found = count_blocks(names)
     expected = sum(model.n_layer for model, *_ in config.shapes())
     if files and found != expected:
         raise ValueError(f"config.json describes {expected} blocks, the weights hold {found}; put the right file back")

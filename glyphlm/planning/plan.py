@@ -249,14 +249,15 @@ def _fused(recipe: Recipe) -> Fusion:
 
 def _models_of_runs(recipe: Recipe) -> list[GPT | Fusion]:
     """The model of each expert's run; where that is not trained yet, the one that the recipe describes."""
-    from glyphlm.modeling.hf import make_model
+    from glyphlm.modeling.assembly import make_model
     from glyphlm.runs.folder import run_config
 
     runs = recipe.fusion.experts
     missing = {run for run in runs if not (Path(run) / CONFIG).is_file()}
     if missing:
         say(f"{', '.join(sorted(missing))}: no finished run yet; planned with model and substrate of the recipe")
-    models = [_single(recipe) if run in missing else make_model(run_config(run)) for run in runs]
+    configs = {run: run_config(run) for run in runs if run not in missing}
+    models = [_single(recipe) if run in missing else make_model(configs[run].pairs, configs[run].fusion) for run in runs]
     sizes = {run: model.vocab_size for run, model in zip(runs, models)}
     if len(set(sizes.values())) > 1:
         raise InputError(f"vocabularies differ: {', '.join(f'{run} has {size:,} ids' for run, size in sizes.items())}; fuse "

@@ -1,6 +1,8 @@
-"""Text from a trained run: prompts in, continuations out, by transformers' generate()."""
+"""Text from a trained run: prompts in, continuations out, token by token."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,30 +10,42 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.modeling.hf import GlyphLMForCausalLM
-from glyphlm.runs.folder import load_run
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT, KVCache
+from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
-from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
+
+PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
 
 
-def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+def generate(run: str | Path, prompts: Sequence[str], sampling: Sampling | None = None, device: str = "cpu") -> list[str]:
     """The prompts with their continuations; each prompt is drawn from the same seed.
+
+    Args:
+        run: A run folder, hf:NAME[@REVISION], or a folder that transformers read without remote code.
 
     Raises:
         InputError: the run cannot be loaded, or gives NaN.
     """
-    model, tokenizer = load_run(run)
-    return [continue_text(model, tokenizer, prompt, sampling) for prompt in prompts]
+    opened = open_model(run, device)
+    return [prompt_and_text(opened, prompt, sampling or Sampling()) for prompt in prompts]
 
 
-def continue_text(model: GlyphLMForCausalLM, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
+def prompt_and_text(opened: Opened, prompt: str, sampling: Sampling) -> str:
     """`prompt` and its continuation, up to the end of the document.
 
     Raises:
         InputError: the model gives NaN.
     """
+    ids = opened.prompt_ids(prompt)
+    return opened.tokenizer.decode(ids + continue_ids(opened.model, ids, sampling, end_id=opened.tokenizer.end_id))
+
+
+def continue_text(model: Any, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
+    """As `prompt_and_text`, of a model and its tokenizer."""
     ids = prompt_ids(tokenizer, prompt)
-    return tokenizer.decode(ids + continue_ids(model, ids, sampling))
+    return tokenizer.decode(ids + continue_ids(model, ids, sampling, end_id=tokenizer.end_id))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -40,16 +54,64 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def continue_ids(
-    model: GlyphLMForCausalLM, ids: list[int], sampling: Sampling, stop: Callable[[list[int]], bool] | None = None
+    model: Any,
+    ids: list[int],
+    sampling: Sampling,
+    stop: Callable[[list[int]], bool] | None = None,
+    end_id: int | None = None,
 ) -> list[int]:
     """The new ids after `ids`, with the one that ends the document if it came.
 
     Args:
+        model: GPT, Fusion, or a model of transformers, whose generate() is used on a GPU and for other architectures.
         stop: Called after each new id with all new ids; True ends the continuation.
+        end_id: The id that ends a document; by default as the model's generation_config says.
 
     Raises:
         InputError: the model gives NaN.
     """
+    inner = model if isinstance(model, GPT | Fusion) else getattr(model, "gpt", None)
+    torch.manual_seed(sampling.seed)
+    if inner is None or inner.device.type == "cuda":
+        return _by_transformers(model, ids, sampling, stop)
+    end_id = model.generation_config.eos_token_id if end_id is None else end_id
+    new: list[int] = []
+    for chosen in _chosen(inner, ids, sampling):
+        new.append(chosen)
+        if chosen == end_id or len(new) == sampling.max_new_tokens or (stop is not None and stop(new)):
+            break
+    return new
+
+
+@torch.no_grad()
+def _chosen(model: GPT | Fusion, ids: list[int], sampling: Sampling) -> Iterator[int]:
+    """Endlessly the next id; the numbers are those of transformers' generate()."""
+    cache, read_BT = KVCache(), torch.tensor([ids])
+    for place in itertools.count(len(ids) + 1):
+        x_BTD = model.hidden(read_BT, cache=cache)
+        scores_BV = _check_numbers(model.logits(x_BTD[:, -1:])[:, -1].float(), place)
+        chosen_B1 = scores_BV.argmax(-1, keepdim=True)
+        if sampling.temperature > 0:
+            chosen_B1 = torch.multinomial(_narrowed(scores_BV, sampling).softmax(-1), 1)
+        yield int(chosen_B1)
+        read_BT = chosen_B1
+
+
+def _narrowed(scores_BV: Tensor, sampling: Sampling) -> Tensor:
+    """The scores at this temperature, minus infinity outside top_k and top_p."""
+    scores_BV = scores_BV / sampling.temperature
+    if sampling.top_k:
+        least_B1 = scores_BV.topk(min(sampling.top_k, scores_BV.shape[-1])).values[..., -1:]
+        scores_BV = scores_BV.masked_fill(scores_BV < least_B1, -math.inf)
+    if sampling.top_p < 1:
+        rising_BV, order_BV = scores_BV.sort(descending=False)
+        outside_BV = rising_BV.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside_BV[..., -1] = False
+        scores_BV = scores_BV.masked_fill(outside_BV.scatter(1, order_BV, outside_BV), -math.inf)
+    return scores_BV
+
+
+def _by_transformers(model: Any, ids: list[int], sampling: Sampling, stop: Callable[[list[int]], bool] | None) -> list[int]:
     ids_BT = torch.tensor([ids], device=model.device)
     chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling.temperature > 0:
@@ -57,23 +119,62 @@ def continue_ids(
     if stop is not None:
         chosen["stopping_criteria"] = [lambda seen_BS, _: torch.tensor([stop(seen_BS[0, len(ids):].tolist())],
                                                                        device=model.device)]
-    torch.manual_seed(sampling.seed)
     with torch.no_grad():
         out_BT = cast(Any, model).generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens,
             cache_implementation="static" if model.device.type == "cuda" else None,
-            logits_processor=[_check_numbers], **chosen
+            logits_processor=[lambda seen_BS, scores_BV: _check_numbers(scores_BV, seen_BS.shape[1] + 1)], **chosen
         )
     return out_BT[0, len(ids):].tolist()
 
 
-def _check_numbers(ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
-    """A step of generate(): the scores as they are.
+def _check_numbers(scores_BV: Tensor, place: int) -> Tensor:
+    """The scores as they are.
 
     Raises:
         InputError: one is NaN, or all are infinite, as when activations overflow.
     """
     if not bool(scores_BV.logsumexp(-1).isfinite().all()):
-        raise InputError(f"the model gives no probabilities (NaN or infinite logits) for token {ids_BT.shape[1] + 1} of the "
-                         "text; its training has diverged or a weight is damaged: give another checkpoint")
+        raise InputError(f"the model gives no probabilities (NaN or infinite logits) for token {place} of the text; its "
+                         "training has diverged or a weight is damaged: give another checkpoint")
     return scores_BV
+
+
+class TextStream:
+    """The text of a continuation while it is written, in pieces that no later id can change.
+
+    Args:
+        ids: What was read before it.
+        stops: Texts that end the continuation, which then ends before them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ids: list[int], stops: Sequence[str] = ()):
+        self._tokenizer, self._ids, self._stops, self.sent = tokenizer, ids, stops, 0
+        self._before = len(tokenizer.decode(ids))  # decoded with the prompt: foreign decoders trim the first space
+        self._held = max(map(len, stops), default=1) - 1  # characters that may be the beginning of a stop text
+
+    def text(self, new: list[int]) -> tuple[str, bool]:
+        """The text of the new ids, and whether a stop text ended it."""
+        text = self._tokenizer.decode(self._ids + new)[self._before :]
+        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        return (text[: min(ends)], True) if ends else (text, False)
+
+    def next_piece(self, new: list[int]) -> tuple[str, bool]:
+        """What can be shown after these new ids besides what was shown before, and whether a stop text ended it."""
+        text, stopped = self.text(new)
+        certain = text if stopped else self._certain(new)
+        piece = certain[self.sent :]
+        self.sent = max(self.sent, len(certain))
+        return piece, stopped
+
+    def rest(self, new: list[int]) -> str:
+        """What was not shown when the continuation has ended."""
+        return self.text(new)[0][self.sent :]
+
+    def _certain(self, new: list[int]) -> str:
+        """The text that no later id can change: bytes in a row are decoded together, so that a later one can."""
+        settled = len(new)
+        while settled and BYTE.fullmatch(self._tokenizer.tokens[new[settled - 1]]):
+            settled -= 1
+        text, _ = self.text(new[:settled])
+        return text[: len(text) - self._held].rstrip(PARTIAL)

@@ -1,0 +1,58 @@
+"""Models that other programs wrote for transformers, opened without running their code."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import transformers
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.tensors import TENSOR_ERRORS
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
+
+
+def context_of(config: Any) -> int:
+    """Longest context in tokens, LONGEST at most."""
+    sizes = [getattr(config.get_text_config(), key, None) for key in LENGTHS]
+    return min(LONGEST, next((size for size in sizes if isinstance(size, int)), LONGEST))
+
+
+def load_foreign(name: str) -> tuple[Any, Tokenizer, tuple[int, ...]]:
+    """Model, tokenizer, and the ids that it puts before every text, of a folder or of a name on the Hub.
+
+    Raises:
+        InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
+    """
+    try:
+        model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
+            name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
+        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (*TENSOR_ERRORS, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be loaded ({str(error).splitlines()[0]}); give a run folder, a folder that "
+                         "transformers read without remote code, or, online, hf:NAME") from None
+    _check_complete(name, report)
+    if not getattr(found, "is_fast", False):
+        raise InputError(f"{name} has no tokenizer.json; convert its tokenizer to the fast format of transformers first")
+    roles = {role: getattr(found, role) for role in ("pad_token", "bos_token", "eos_token", "unk_token")}
+    added = tuple(found("")["input_ids"])
+    start = added if added == (found.bos_token_id,) else ()
+    tokenizer = Tokenizer(found.backend_tokenizer, {role: name for role, name in roles.items() if name})
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise InputError(f"{name}: its tokenizer has {tokenizer.vocab_size:,} ids, its model {rows:,}; give a folder whose "
+                         "tokenizer belongs to its model")
+    return model, tokenizer, start
+
+
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    """transformers fill in random values for tensors that a folder lacks, and drop those that they do not know."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in report.get(f"{kind}_keys") or ())
+        if keys:
+            more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+            raise InputError(f"{name}: {kind} tensors ({keys[0]}{more}): its weights do not fit its config.json; give the "
+                             "folder as its maker saved it")

@@ -1,0 +1,119 @@
+"""Open a model to generate from: a run folder, hf:NAME[@REVISION], or what other programs wrote for transformers.
+
+A run on a CPU is opened without transformers, which take 4 seconds to import.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glyphlm.base.names import CONFIG, HUB, WEIGHTS
+from glyphlm.base.records import read_json
+from glyphlm.base.tensors import load_tensors
+from glyphlm.modeling.assembly import count_blocks, make_model, shapes_of
+from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.model import GPT
+from glyphlm.runs.adapters import ADAPTER
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+OURS = "glyphlm"  # model_type of config.json
+# The keys that we write; a config.json with others is read by transformers.
+WRITTEN = set("""architectures auto_map bos_token_id dtype eos_token_id experts fusion model model_type pad_token_id
+substrate tie_word_embeddings tokenizer_fingerprint transformers_version""".split())
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model with its tokenizer.
+
+    Args:
+        name: Of its folder, or of its repository on the Hub.
+        folder: Where its files are.
+        model: GPT or Fusion, or a model of transformers (on a GPU, and of another architecture).
+        tokenizer: Its tokenizer, in which the names of special tokens are text.
+        block_size: Longest context in tokens.
+        start: Ids that its tokenizer puts before every text; none in ours.
+    """
+
+    name: str
+    folder: Path
+    model: Any
+    tokenizer: Tokenizer
+    block_size: int
+    start: tuple[int, ...] = ()
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What the model reads before it continues `text`; documents begin after an end-of-text token."""
+        return [*self.start, *self.tokenizer.encode(text)] or [self.tokenizer.end_id]
+
+
+def folder_of(run: str | Path) -> Path:
+    """The folder of a run; that of hf:NAME[@REVISION] is in the cache of the Hub, where it is put first.
+
+    Raises:
+        InputError: the repository does not exist, or cannot be reached.
+    """
+    if not str(run).startswith(HUB):
+        return Path(run)
+    from glyphlm.base.hub import pull  # loads huggingface_hub
+
+    return pull(str(run)).folder
+
+
+def name_of(run: str | Path) -> str:
+    """The name of a run's folder, or of its repository."""
+    given = str(run)
+    return given.removeprefix(HUB).partition("@")[0].split("/")[-1] if given.startswith(HUB) else Path(run).resolve().name
+
+
+def open_model(run: str | Path, device: str = "cpu") -> Opened:
+    """Open a run, or another folder that transformers read without remote code, in float32.
+
+    Raises:
+        InputError: it is not a finished run, a file is damaged or does not fit the others, or it needs code of its own.
+    """
+    folder = folder_of(run)
+    if (folder / CONFIG).is_file() and not str(read_json(folder / CONFIG).get("model_type")).startswith(OURS):
+        from glyphlm.runs.foreign import context_of, load_foreign  # loads transformers
+
+        model, tokenizer, start = load_foreign(str(folder))
+        return Opened(name_of(run), folder, model.to(device).eval(), tokenizer, context_of(model.config), start)
+    if device == "cpu" and (read := _read_plainly(folder)):
+        model, tokenizer = read
+        return Opened(name_of(run), folder, model, tokenizer, model.config.block_size)
+    from glyphlm.runs.folder import load_run  # loads transformers
+
+    wrapped, tokenizer = load_run(folder)
+    model: Any = wrapped.gpt if device == "cpu" else wrapped.to(device)
+    return Opened(name_of(run), folder, model, tokenizer, wrapped.config.max_position_embeddings)
+
+
+def _read_plainly(folder: Path) -> tuple[GPT | Fusion, Tokenizer] | None:
+    """Model (in eval mode, float32) and tokenizer of a run as we write it; None of any other, which `load_run` judges."""
+    if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) or (folder / ADAPTER).is_dir():
+        return None
+    config = read_json(folder / CONFIG)
+    pairs = config.get("experts") or [{key: config.get(key) for key in ("model", "substrate")}]
+    try:
+        tokenizer, tensors = Tokenizer.load(folder).as_trained(), load_tensors(folder / WEIGHTS)
+        depth = sum(shape.n_layer for shape, *_ in shapes_of(pairs, config.get("fusion")))
+        if not config.keys() <= WRITTEN or depth != count_blocks(tensors):
+            return None
+        with torch.device("meta"):
+            model = make_model(pairs, config.get("fusion"))
+    except ValueError:
+        return None
+    values = {name.removeprefix("gpt."): tensor.float() if tensor.is_floating_point() else tensor
+              for name, tensor in tensors.items()}
+    if not _fits(model, values) or tokenizer.fingerprint != config.get("tokenizer_fingerprint"):
+        return None
+    model.load_state_dict(values, assign=True)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def _fits(model: GPT | Fusion, values: dict[str, torch.Tensor]) -> bool:
+    """Whether these are the tensors of the model, and finite."""
+    expected, found = ({name: tensor.shape for name, tensor in one.items()} for one in (model.state_dict(), values))
+    return expected == found and all(bool(tensor.isfinite().all()) for tensor in values.values())
