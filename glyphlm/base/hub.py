@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import CONFIG
+from glyphlm.base.names import CONFIG, HUB
 
 # Weights, sizes, vocabulary; never the Python files that a repository may hold.
 FETCHED = ("*.safetensors", "*.bin", "*.pt", "*.json", "merges.txt", "vocab.txt")
@@ -23,6 +24,31 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     """
     with _as_input_errors(repo):
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FETCHED)))
+
+
+class Pulled(NamedTuple):
+    """A repository as it is on this machine.
+
+    Args:
+        folder: In the cache of the Hub; it is not to be written to.
+        repo: OWNER/NAME.
+        revision: The commit.
+    """
+
+    folder: Path
+    repo: str
+    revision: str
+
+
+def pull(name: str, revision: str | None = None) -> Pulled:
+    """The repository hf:OWNER/NAME[@REVISION], downloaded unless the cache has it.
+
+    Raises:
+        InputError: the repository does not exist, or it is not in the cache and cannot be reached.
+    """
+    repo, _, given = name.removeprefix(HUB).partition("@")
+    folder = fetch(repo, given or revision)
+    return Pulled(folder, repo, folder.name)  # ../snapshots/COMMIT
 
 
 def push(run: Path, repo: str, private: bool = False, endpoint: str | None = None, token: str | None = None) -> str:
