@@ -110,8 +110,8 @@ def runs(tokenizer, tokenizer_folder, substrates, shards, tmp_path_factory) -> d
 def found(site, runs, tmp_path_factory) -> dict:
     """What a stranger finds there."""
     folder = tmp_path_factory.mktemp("stranger")
-    told = [json.dumps(value) for value in ({name: str(run) for name, run in runs.items()}, OURS, PROMPT, NEW)]
-    command = [sys.executable, "-I", "-S", "-c", STRANGER, site, *told, folder / "found.json"]
+    reported = [json.dumps(value) for value in ({name: str(run) for name, run in runs.items()}, OURS, PROMPT, NEW)]
+    command = [sys.executable, "-I", "-S", "-c", STRANGER, site, *reported, folder / "found.json"]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

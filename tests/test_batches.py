@@ -237,7 +237,7 @@ def test_text_too_small_for_a_block_is_refused_with_the_limit():
     assert next(batches(Numbers(9))).x_BT.shape == (2, 4)
 
 
-def test_the_digest_tells_other_batches_apart():
+def test_the_digest_differs_for_other_batches():
     streams = [batches(Numbers(100)), batches(Numbers(100)), batches(Numbers(100), seed=2)]
     for stream in streams:
         take(stream, 3)
@@ -355,7 +355,7 @@ def example_shards(tokenizer, tmp_path_factory):
     return prepare_examples(tokenizer, [f"qa={folder / 'qa.txt'}"], folder / "shards", 0.1)
 
 
-def test_answers_are_told_from_prompts(example_shards, tokenizer):
+def test_answers_are_distinguished_from_prompts(example_shards, tokenizer):
     text = TokenText(example_shards, "train")
     ids = text.read(0, text.tokens)
     documents = np.split(np.arange(text.tokens), np.flatnonzero(ids == tokenizer.end_id) + 1)[:-1]
@@ -402,7 +402,7 @@ def test_ids_outside_the_vocabulary_are_refused_with_the_file(several, tokenizer
         open_training([Source(str(several))], tokenizer)
 
 
-def test_epochs_read_so_far_are_told():
+def test_epochs_read_so_far_are_reported():
     stream = batches(Numbers(100), Numbers(50, first=1000), weights=(1, 1), block_size=5, batch_size=2)
     take(stream, 10)
     assert stream.epochs == [10 * 5 / 100, 10 * 5 / 50]

@@ -102,8 +102,8 @@ def test_a_fused_run_is_not_grown(experts, tokenizer_folder, substrates, shards,
     fuse(FusionSettings(experts), tmp_path / "moe", "")
     given = recipe(tokenizer_folder, substrates["token_bits"], shards, growth={"base": str(tmp_path / "moe")})
     assert train(given, tmp_path / "run") == 2
-    told = f"glyphlm: growth.base {tmp_path / 'moe'} is fused of 2 experts, and growth adds blocks to a single model; name "
-    assert capsys.readouterr().err.splitlines()[-1] == told + f"one of its experts: {', '.join(experts)}"
+    line = f"glyphlm: growth.base {tmp_path / 'moe'} is fused of 2 experts, and growth adds blocks to a single model; name "
+    assert capsys.readouterr().err.splitlines()[-1] == line + f"one of its experts: {', '.join(experts)}"
 
 
 @pytest.mark.parametrize(

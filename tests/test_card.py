@@ -49,7 +49,7 @@ def test_the_front_matter_is_what_the_hub_reads(run):
     assert (second.metric_value, second.dataset_name, second.metric_name) == (1.5, "held_out.txt", "bits_per_byte")
 
 
-def test_the_card_tells_results_recipe_hashes_and_papers(run):
+def test_the_card_has_results_recipe_hashes_and_papers(run):
     write_card(run, SUMMARY)
     text = (run / "README.md").read_text(encoding="utf-8")
     assert "| arc_easy | accuracy | 0.25 | 0.2, 0.31 | 95% over items |" in text
@@ -59,7 +59,7 @@ def test_the_card_tells_results_recipe_hashes_and_papers(run):
     assert "# mine\n" in text and 'from_pretrained("mine", trust_remote_code=True)' in text
 
 
-def test_nothing_is_told_that_is_not_known(tmp_path):
+def test_nothing_is_reported_that_is_not_known(tmp_path):
     summary = SUMMARY | {"tokens": None, "bits_per_byte": {"validation": None}, "imported": {"source": "them/theirs"}}
     write_card(tmp_path, summary)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

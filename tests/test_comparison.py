@@ -150,7 +150,7 @@ def test_equal_documents_have_equal_digests_however_they_are_cut():
 # What is compared
 
 
-def test_tokenizers_are_told_from_texts(tokenizer_folder, tmp_path):
+def test_tokenizers_are_distinguished_from_texts(tokenizer_folder, tmp_path):
     odd = write(tmp_path, "a=b.txt", "a")
     names = [str(tokenizer_folder), "en=x/y=z.txt", "data/ru.jsonl.gz", odd, "en=hf:a/b:en", str(tmp_path)]
     texts = {"en": ["x/y=z.txt", "hf:a/b:en"], "ru": ["data/ru.jsonl.gz"], "a=b": [odd], tmp_path.name: [str(tmp_path)]}

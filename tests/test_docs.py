@@ -28,7 +28,7 @@ from glyphlm.training.settings import TrainSettings
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEYS = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-SECTIONS = {  # heading of docs/recipes.md -> the settings that its table tells
+SECTIONS = {  # heading of docs/recipes.md -> the settings that its table lists
     "Recipe": Recipe,
     "`tokenizer`": TokenizerSettings,
     "`substrate`": SubstrateSettings,
@@ -58,8 +58,8 @@ def own_fields(kind: type) -> list[Field]:
     return [field for field in fields(kind) if field.name not in inherited]
 
 
-def told_default(field: Field) -> Any:
-    """The default as the document has to tell it."""
+def documented_default(field: Field) -> Any:
+    """The default as the document has to state it."""
     if field.default is MISSING and field.default_factory is MISSING:
         return "required"
     value = field.default_factory() if field.default is MISSING else field.default
@@ -72,20 +72,20 @@ def choices(hint: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-def test_every_key_and_its_default_is_told(heading):
-    told = {key: yaml.safe_load(default.strip("`")) for key, default in ROW.findall(section(heading))}
-    assert told == {field.name: told_default(field) for field in own_fields(SECTIONS[heading])}
+def test_every_key_and_its_default_is_reported(heading):
+    documented = {key: yaml.safe_load(default.strip("`")) for key, default in ROW.findall(section(heading))}
+    assert documented == {field.name: documented_default(field) for field in own_fields(SECTIONS[heading])}
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-def test_every_choice_is_told(heading):
+def test_every_choice_is_reported(heading):
     hints, rows = get_type_hints(SECTIONS[heading]), {row[1]: row[0] for row in ROW.finditer(section(heading))}
     assert not [(field.name, word) for field in own_fields(SECTIONS[heading]) for word in choices(hints[field.name])
                 if f"`{word}`" not in rows[field.name]]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_told_with_its_parameters_and_profiles(path):
+def test_every_recipe_is_reported_with_its_parameters_and_profiles(path):
     text = path.read_text(encoding="utf-8")
     row = re.search(rf"^\| `{path.name}` .*$", KEYS, re.MULTILINE)[0]
     assert re.findall(r"\d[\d,]{9,}", text.partition("\n\n")[0]) == re.findall(r"\d[\d,]{9,}", row)
@@ -93,7 +93,7 @@ def test_every_recipe_is_told_with_its_parameters_and_profiles(path):
     assert profiles == (re.findall(r"`(\w+)`", row) if path.stem.startswith("study") else ["small", "tiny"])
 
 
-def test_no_recipe_is_told_that_is_not_there():
+def test_no_recipe_is_reported_that_is_not_there():
     assert {f"{name}.yaml" for name in re.findall(r"^\| `(\w+)\.yaml` ", KEYS, re.MULTILINE)} == {
         path.name for path in (ROOT / "recipes").glob("*.yaml")
     }

@@ -149,8 +149,8 @@ def test_cut_prompts_are_reported(tokenizer, tasks, tmp_path, capsys):
     run = make_run(tmp_path / "short", tokenizer, block_size=24)
     rows = evaluate([run], [tasks["mmlu"]]).rows
     assert rows[0].cut == 12
-    told = capsys.readouterr().err
-    assert "mmlu: 12 of 12 prompts are longer than the context of 24 tokens and lost their left end" in told
+    reported = capsys.readouterr().err
+    assert "mmlu: 12 of 12 prompts are longer than the context of 24 tokens and lost their left end" in reported
 
 
 def test_a_foreign_model_is_asked_alike_and_its_bytes_are_those_of_the_text(tokenizer, tasks, tmp_path):

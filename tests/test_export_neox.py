@@ -71,8 +71,8 @@ def exports(tokenizer, tmp_path_factory) -> dict[str, tuple[Path, dict]]:
         shape = {"activation": "gelu_tanh", "rope_base": 500.0, "norm_eps": 1e-3} if name == "tiled" else {}
         runs[name] = make_run(folder / name, tokenizer, substrate, number, **shape)
     exported = {name: str(export_gpt_neox(run, folder / f"{name}-neox")) for name, run in runs.items()}
-    told = json.dumps(exported), folder / "found.json", json.dumps(TEXTS), json.dumps(GREEDY)
-    command = [sys.executable, "-c", STRANGER, *told]
+    reported = json.dumps(exported), folder / "found.json", json.dumps(TEXTS), json.dumps(GREEDY)
+    command = [sys.executable, "-c", STRANGER, *reported]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

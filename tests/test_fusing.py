@@ -223,15 +223,15 @@ def test_different_codes_fuse_where_that_is_allowed(runs, logits, tmp_path):
     close(logits_of(tmp_path / "moe"), (logits["a"] + logits["other"]) / 2)
 
 
-def test_vocabularies_that_differ_are_told_by_their_first_id(runs, models, texts, tokenizer, tmp_path):
+def test_vocabularies_that_differ_are_reported_by_their_first_id(runs, models, texts, tokenizer, tmp_path):
     build_tokenizer(texts[1:], TokenizerSettings(vocab_size=tokenizer.vocab_size), tmp_path / "tokenizer")
     another = Tokenizer.load(tmp_path / "tokenizer")
     export_model(models["b"], another, tmp_path / "b")
     number = next(i for i, (one, two) in enumerate(zip(tokenizer.tokens, another.tokens)) if one != two)
     with pytest.raises(InputError) as refused:
         fused({"a": runs["a"], "b": str(tmp_path / "b")}, "a b", tmp_path / "moe")
-    told = str(refused.value)
-    assert f"id {number} is {tokenizer.tokens[number]!r}" in told and repr(another.tokens[number]) in told
+    reported = str(refused.value)
+    assert f"id {number} is {tokenizer.tokens[number]!r}" in reported and repr(another.tokens[number]) in reported
     assert not (tmp_path / "moe").exists()
 
 

@@ -75,15 +75,15 @@ def test_the_file_holds_the_model(run, tmp_path, quantize, error):
         np.testing.assert_allclose(found[name], tensor.detach(), atol=error * float(tensor.detach().abs().max()), rtol=0)
 
 
-def test_the_file_tells_sizes_and_vocabulary(run, tokenizer, tmp_path):
+def test_the_file_has_sizes_and_vocabulary(run, tokenizer, tmp_path):
     reader = gguf.GGUFReader(export_gguf(run, tmp_path / "out"))
-    told = {name: field.contents() for name, field in reader.fields.items()}
+    reported = {name: field.contents() for name, field in reader.fields.items()}
     sizes = {"context_length": 64, "embedding_length": 32, "block_count": 2, "feed_forward_length": 128,
              "rope.dimension_count": 8, "attention.head_count": 4, "use_parallel_residual": False, "rope.freq_base": 10000.0}
-    assert all(told[f"gptneox.{name}"] == value for name, value in sizes.items())
-    assert told["tokenizer.ggml.model"] == "llama" and not told["tokenizer.ggml.add_space_prefix"]
-    assert told["tokenizer.ggml.eos_token_id"] == tokenizer.end_id and not told["tokenizer.ggml.add_bos_token"]
-    tokens = told["tokenizer.ggml.tokens"]
+    assert all(reported[f"gptneox.{name}"] == value for name, value in sizes.items())
+    assert reported["tokenizer.ggml.model"] == "llama" and not reported["tokenizer.ggml.add_space_prefix"]
+    assert reported["tokenizer.ggml.eos_token_id"] == tokenizer.end_id and not reported["tokenizer.ggml.add_bos_token"]
+    tokens = reported["tokenizer.ggml.tokens"]
     assert [token for token, ours in zip(tokens, tokenizer.tokens) if token != ours] == []
 
 
@@ -117,8 +117,8 @@ def test_llama_cpp_gives_the_same_ids_and_tokens(run, tokenizer, tmp_path, quant
     with torch.no_grad():
         logits_V = model(ids_BT).logits[0, -1]
         greedy_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **GREEDY)
-    told = [json.dumps(TEXTS), json.dumps(ids_BT[0].tolist()), "16"]
-    command = [python, "-c", LLAMA, export_gguf(run, tmp_path / "out", quantize), tmp_path / "found.json", *told]
+    reported = [json.dumps(TEXTS), json.dumps(ids_BT[0].tolist()), "16"]
+    command = [python, "-c", LLAMA, export_gguf(run, tmp_path / "out", quantize), tmp_path / "found.json", *reported]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
@@ -155,7 +155,7 @@ def test_ids_are_equal_for_every_text(nested, text):
     assert spm_ids(text, pieces, ids) == tokenizer.encode(text)
 
 
-def test_each_kind_of_token_is_told(nested):
+def test_each_kind_of_token_is_reported(nested):
     pieces, ids, tokenizer = nested
     kinds = {token: pieces[number].kind for number, token in enumerate(tokenizer.tokens)}
     assert kinds["<s>"] == kinds["<pad>"] == CONTROL and kinds["<unk>"] == UNKNOWN and kinds["<0x41>"] == BYTE_KIND

@@ -159,7 +159,7 @@ def test_a_stage_ends_when_validation_is_flat(given, tmp_path):
     assert grow(tmp_path, given | {"stages": stages, "controls": []}) == 0
     made = summary(tmp_path / "grown" / "stage-1")
     assert made["steps"] == 12  # validations at 6 and 12, no better
-    assert grow(tmp_path, given | {"stages": stages, "controls": []}) == 0  # found done
+    assert grow(tmp_path, given | {"stages": stages, "controls": []}) == 0  # finished stages are skipped
 
 
 def test_adapters_kept_apart_are_a_peft_folder_and_give_what_merged_ones_give(given, grown, tmp_path):

@@ -1,4 +1,4 @@
-"""What the report tells of growth: the order of stages, the loss at a border, sums over stages, depths over seeds."""
+"""What the report shows of growth: the order of stages, the loss at a border, sums over stages, depths over seeds."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def labels(found: list[Run]) -> list[str]:
     return [run.label for run in found]
 
 
-def test_a_chain_is_told_from_its_lowest_stage_and_has_its_control(runs):
+def test_a_chain_is_read_from_its_lowest_stage_and_has_its_control(runs):
     (chain,) = chains(runs)
     assert labels(chain) == ["stage-1", "stage-2"] and labels(controls(chain, runs)) == ["monolithic-tokens"]
 
@@ -55,7 +55,7 @@ def test_a_folder_that_was_moved_keeps_its_chain(tmp_path):
     assert [labels(chain) for chain in chains(read_runs(moved))] == [["stage-1", "stage-2"]]
 
 
-def test_a_row_tells_what_adding_layers_did_to_the_loss(runs):
+def test_a_row_shows_what_adding_layers_did_to_the_loss(runs):
     first, second = stage_rows(chains(runs)[0])
     assert (first.layers, first.added, first.border) == (1, 1, None)
     assert (second.layers, second.added, second.start) == (2, 1, "random")

@@ -208,7 +208,7 @@ def test_labels_give_the_shifted_cross_entropy(loaded):
     assert loaded(ids_BT).loss is None
 
 
-def test_trainer_is_told_to_average_accumulated_batches_itself(loaded):
+def test_trainer_has_to_average_accumulated_batches_itself(loaded):
     assert loaded.accepts_loss_kwargs is False
 
 

@@ -29,7 +29,7 @@ class Blocks:
 
 
 def ids(*numbers: int) -> Tensor:
-    """Sequences [B, T] that are told apart by a number."""
+    """Sequences [B, T] that differ by a number."""
     return torch.tensor(numbers)[:, None] * 100 + torch.arange(T)
 
 

@@ -300,7 +300,7 @@ EXPERTS = {
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("prefixes", EXPERTS)
-def test_experts_are_told_apart_under_any_prefix(tokenizer_folder, tmp_path, prefixes, layers):
+def test_experts_are_distinguished_under_any_prefix(tokenizer_folder, tmp_path, prefixes, layers):
     models = [plain(seed, layers=layers) for seed in (1, 2)]
     tensors = {}
     for prefix, model in zip(EXPERTS[prefixes], models):
@@ -308,7 +308,7 @@ def test_experts_are_told_apart_under_any_prefix(tokenizer_folder, tmp_path, pre
     assert_experts(write(tmp_path / "src", tensors, tokenizer_folder, n_layer=layers), models)
 
 
-def test_experts_whose_parts_stand_in_lists_are_told_apart_and_may_share_a_table(tokenizer_folder, tmp_path):
+def test_experts_whose_parts_stand_in_lists_are_distinguished_and_may_share_a_table(tokenizer_folder, tmp_path):
     models = [plain(seed) for seed in (1, 2)]
     models[1].code_VE = models[0].code_VE
     tensors = {"shared_embedding.weight": models[0].code_VE}
@@ -374,31 +374,31 @@ def test_transformers_reads_the_tokenizer_as_it_is(imported, tokenizer):
     assert (found.pad_token, found.bos_token, found.eos_token) == ("<pad>", "</s>", "</s>")
 
 
-@pytest.mark.parametrize("told", [{"eos_token": "</s>"}, {"eos_token": None, "eos_token_id": 2}], ids=["name", "number"])
-def test_special_tokens_that_the_tokenizer_does_not_name_are_those_of_the_model(tokenizer_folder, tokenizer, tmp_path, told):
-    src = write(tmp_path / "src", llama(plain()), tokenizer_folder, **told)
+@pytest.mark.parametrize("names", [{"eos_token": "</s>"}, {"eos_token": None, "eos_token_id": 2}], ids=["name", "number"])
+def test_special_tokens_not_named_by_the_tokenizer_are_those_of_the_model(tokenizer_folder, tokenizer, tmp_path, names):
+    src = write(tmp_path / "src", llama(plain()), tokenizer_folder, **names)
     (src / "tokenizer_config.json").write_text("{}")
     import_checkpoint(str(src), tmp_path / "run", LIKELY)
     _, found = load_run(tmp_path / "run")
     assert found.end_id == found.start_id == tokenizer.end_id
 
 
-def test_what_was_assumed_is_told_once(tokenizer_folder, tmp_path, capsys):
+def test_what_was_assumed_is_reported_once(tokenizer_folder, tmp_path, capsys):
     tensors = gpt2(plain(head_bias=False))
     for name in [name for name in tensors if name.endswith("ln_1.bias")]:
         del tensors[name]
     import_checkpoint(str(write(tmp_path / "src", tensors, tokenizer_folder)), tmp_path / "run", LIKELY)
     lines = capsys.readouterr().err.splitlines()
-    told = [line.split(": ", 2)[1:] for line in lines if "transformer.h.0" in line]
-    assert [what for what, _ in told] == [
+    reported = [line.split(": ", 2)[1:] for line in lines if "transformer.h.0" in line]
+    assert [what for what, _ in reported] == [
         "left out, as the model computes them", "biases of attention that are all 0, left out",
         "taken for LayerNorms with bias 0, not for RMSNorms",
     ]
-    assert [names.count("transformer.h.") for _, names in told] == [3, 3, 3]
+    assert [names.count("transformer.h.") for _, names in reported] == [3, 3, 3]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["imported"]["notes"]
 
 
-def test_a_wrong_n_embed_in_the_config_is_told(tokenizer_folder, tmp_path, capsys):
+def test_a_wrong_n_embed_in_the_config_is_reported(tokenizer_folder, tmp_path, capsys):
     src = write(tmp_path / "src", llama(plain(n_embed=20)), tokenizer_folder, n_embd=D)
     assert_imports(plain(n_embed=20), src, tmp_path / "run")
     assert "config.json says n_embed 40; the table is 20 wide" in capsys.readouterr().err
@@ -577,7 +577,7 @@ ATTACKS = {
     "/ in an index": (lambda f: damage_index(f, str(f.parent / "outside.safetensors")), "which is no file of weights"),
     "missing shard": (lambda f: damage_index(f, "model-2.safetensors"), "names 'model-2.safetensors'"),
     "index of a list": (lambda f: write_index(f, "[1]"), "a list, not an object"),
-    "index of nothing": (lambda f: write_index(f, "{}"), "names no files"),
+    "empty index": (lambda f: write_index(f, "{}"), "names no files"),
     "deep index": (lambda f: write_index(f, "[" * 10**5), "is damaged"),
     "pickle": (lambda f: bomb(f, "pytorch_model.bin"), "no code in it was run"),
     "pickle in .pt": (lambda f: bomb(f, "weights.pt"), "no code in it was run"),

@@ -1,4 +1,4 @@
-"""Inspection tells what a table holds: counted, measured and drawn on tables whose properties are known."""
+"""Inspection of a table: counted, measured and drawn on tables whose properties are known."""
 
 import json
 import shutil
@@ -135,7 +135,7 @@ def test_the_text_names_what_looks_alike_by_code_point():
     assert "nearest to 'the' #4" in text and "0.707" in text
 
 
-def test_a_glyph_folder_is_told_drawn_and_written(glyphs, tokenizer, tmp_path):
+def test_a_glyph_folder_is_reported_drawn_and_written(glyphs, tokenizer, tmp_path):
     text = inspect_folder(glyphs, ["a"], tmp_path / "out")
     findings = json.loads((tmp_path / "out" / "inspect.json").read_text(encoding="utf-8"))
     assert any({"a", "A"} <= {entry["token"] for entry in group} for group in findings["groups"])

@@ -15,7 +15,7 @@ def entry(number, **fields):
 
 
 def choices(right, subjects=None, letter_mass=0.5):
-    """A log in which the letters are right as told, the texts never."""
+    """A log in which the letters are right as given, the texts never."""
     return [
         entry(number, subject=subject, labels=["A", "B"], correct=0, letters=[-1.0, -2.0] if is_right else [-2.0, -1.0],
               choices=["ab", "abcdef"], texts=[-1.0, -2.0], letter_mass=letter_mass, cut=number == 0)
@@ -43,10 +43,10 @@ def test_the_whole_comes_first_and_then_each_subject():
         ("", 2 / 3, 3), ("astronomy", 0.0, 1), ("virology", 1.0, 2)]
 
 
-def test_squad_has_both_scores_and_tells_what_no_answer_would_score():
-    told = entry(0, task="squad", subject="HasAns", answers=["the cat"], output="cat sat", cut=False)
-    untold = entry(1, task="squad", subject="NoAns", answers=[], output="", cut=False)
-    rows = result_rows([told, untold])
+def test_squad_has_both_scores_and_reports_what_no_answer_would_score():
+    answerable = entry(0, task="squad", subject="HasAns", answers=["the cat"], output="cat sat", cut=False)
+    unanswerable = entry(1, task="squad", subject="NoAns", answers=[], output="", cut=False)
+    rows = result_rows([answerable, unanswerable])
     whole = only(rows, metric="f1", subject="")
     assert whole.value == pytest.approx((2 / 3 + 1) / 2) and whole.majority == 0.5 and "bootstrap" in whole.interval
     assert only(rows, metric="exact_match", subject="HasAns").value == 0

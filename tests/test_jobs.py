@@ -148,7 +148,7 @@ def test_what_a_failed_engine_has_made_is_kept(tokenizer, files, goes_on, capsys
     assert contents(out) == contents(prepare(tokenizer, files, Path("plain")))
 
 
-def test_tasks_that_fail_without_a_word_are_told(tokenizer, files, monkeypatch):
+def test_tasks_that_fail_without_a_word_are_reported(tokenizer, files, monkeypatch):
     class Silent:
         def __init__(self, pipeline, tasks=1, logging_dir=None):
             self.tasks = tasks
@@ -216,7 +216,7 @@ def test_a_task_of_slurm_that_fails_is_seen_as_failed(tokenizer, files, slurm):
 
 
 @needs_datatrove
-def test_a_queue_that_takes_nothing_is_told_and_may_be_tried_again(tokenizer, files, slurm):
+def test_a_queue_that_takes_nothing_is_reported_and_may_be_tried_again(tokenizer, files, slurm):
     Path("bin/sbatch").rename("bin/kept")
     engine = Engine("slurm", Path("out"), None, QUEUE)
     with pytest.raises(InputError, match="sbatch.*engine slurm"):
@@ -240,7 +240,7 @@ def test_tasks_of_slurm_have_this_environment_or_the_one_named(tokenizer, files,
 
 
 @needs_datatrove
-@pytest.mark.parametrize(("options", "told"), [
+@pytest.mark.parametrize(("options", "reported"), [
     (["--engine", "slurm"], "the engine slurm needs the option 'partition'"),
     (["--engine", "local", "--engine-options", '{"speed": 9}'], "engine local has no option 'speed'; it has local_"),
     (["--engine", "local", "--engine-options", '{"tasks": 9}'], "engine local has no option 'tasks'"),
@@ -250,13 +250,13 @@ def test_tasks_of_slurm_have_this_environment_or_the_one_named(tokenizer, files,
     (["--tasks", "2"], "name it: --engine local|slurm|ray"),
     (["--engine-options", '{"workers": 2}'], "name it: --engine local|slurm|ray"),
 ])  # fmt: skip
-def test_mistakes_are_one_line_before_anything_is_read(tokenizer_folder, files, capsys, options, told):
+def test_mistakes_are_one_line_before_anything_is_read(tokenizer_folder, files, capsys, options, reported):
     assert command(tokenizer_folder, files, *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line and not Path(".out.logs").exists()
+    assert reported in line and not Path(".out.logs").exists()
 
 
-def test_without_datatrove_the_cure_is_told(monkeypatch):
+def test_without_datatrove_the_cure_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove", None)
     with pytest.raises(InputError, match=r'the engine local needs datatrove; pip install "glyphlm\[cluster\]"'):
         Engine("local", Path("out"))

@@ -209,7 +209,7 @@ def test_counts_are_those_of_the_plain_way_in_the_order_of_count_and_code_point(
 
 @given(st.lists(letters, max_size=20))
 @settings(max_examples=150, deadline=None)
-def test_where_memory_ends_counts_are_at_most_so_much_too_low_as_is_told(texts):
+def test_where_memory_ends_counts_are_at_most_so_much_too_low_as_is_reported(texts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams, "CHECKED_CHARS", 5)
         patch.setattr(ngrams, "PENDING_CHARS", 5)
@@ -357,7 +357,7 @@ def test_a_damaged_part_is_named(shelf, tmp_path):
             count_ngrams({"en": english(shelf, "a.jsonl")}, SETTINGS, tmp_path / "out.txt")
 
 
-def test_a_killed_process_is_told_with_its_cure(shelf, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported_with_its_cure(shelf, tmp_path, monkeypatch):
     class Killed:
         def __init__(self, *args, **kwargs):
             self.shutdown = lambda **_: None
@@ -378,7 +378,7 @@ def test_a_killed_process_is_told_with_its_cure(shelf, tmp_path, monkeypatch):
         count_ngrams({"en": english(shelf)}, SETTINGS, tmp_path / "out.txt", jobs=2)
 
 
-def test_the_bound_of_what_is_missing_is_told(shelf, tmp_path, monkeypatch, capsys):
+def test_the_bound_of_what_is_missing_is_reported(shelf, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ngrams, "MAX_NGRAMS", 12)
     count_ngrams({"en": english(shelf, "a.jsonl")}, NgramSettings(sizes=(2,)), tmp_path / "out.txt")
     assert "en: counts of 2-grams may be up to" in capsys.readouterr().err
@@ -400,7 +400,7 @@ def test_languages_have_their_english_names(code, name):
     assert language_name(code) == name
 
 
-def test_the_verb_counts_and_tells_mistakes(shelf, tmp_path, capsys):
+def test_the_verb_counts_and_reports_mistakes(shelf, tmp_path, capsys):
     out = str(tmp_path / "out.txt")
     a, more, ru = english(shelf, "a.jsonl", "more", "ru.txt")
     options = ["--sizes", "2", "4", "--top", "7", "--scripts", "published", "--jobs", "1", "--out", out]

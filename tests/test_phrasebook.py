@@ -1,4 +1,4 @@
-"""The embedded corpus is the same everywhere, is balanced, and holds out only facts that training tells otherwise."""
+"""The embedded corpus is the same everywhere, is balanced, and holds out only facts that training states in other words."""
 
 import hashlib
 import json
@@ -71,11 +71,11 @@ def test_no_validation_document_is_in_training(book: Documents) -> None:
 
 
 def test_a_held_out_fact_is_trained_in_another_template_and_the_template_on_other_facts(book: Documents) -> None:
-    told = {(phrase.language, claim) for phrase, claim in _claims(book, "train")}
-    templates = {(language, claim.relation, claim.template) for language, claim in told}
-    facts = {(language, claim.subject, claim.relation) for language, claim in told}
+    reported = {(phrase.language, claim) for phrase, claim in _claims(book, "train")}
+    templates = {(language, claim.relation, claim.template) for language, claim in reported}
+    facts = {(language, claim.subject, claim.relation) for language, claim in reported}
     for phrase, claim in _claims(book, "validation"):
-        assert (phrase.language, claim) not in told
+        assert (phrase.language, claim) not in reported
         assert (phrase.language, claim.relation, claim.template) in templates
         assert (phrase.language, claim.subject, claim.relation) in facts
 

@@ -50,7 +50,7 @@ def small(substrate: SubstrateSettings | None = None, **train) -> Recipe:
         ("bvv241-2-3", SubstrateSettings(kind="affine_bits", n_embed=16, lift="tile"), 1024, 32, 470_124_544),
     ],
 )
-def test_published_sizes_are_told_without_allocating(layout, substrate, d_model, n_layer, total):
+def test_published_sizes_are_reported_without_allocating(layout, substrate, d_model, n_layer, total):
     model = ModelConfig(d_model=d_model, n_layer=n_layer, n_head=32, block_size=1024, head_bias=True)
     recipe = Recipe(TokenizerSettings(layout=layout), substrate, model, train=TrainSettings(steps=1))
     plan = make_plan(recipe, H200)
@@ -117,8 +117,8 @@ def test_folders_that_exist_are_asked_and_others_planned_as_described(tokenizer_
     away = TokenizerSettings(str(tmp_path / "tok"), vocab_size=2048), SubstrateSettings(str(tmp_path / "sub"), n_embed=8)
     plan = make_plan(Recipe(*away, SMALL, train=TRAIN), H200)
     assert plan["parameters"]["substrate"] == {"trained": 0, "frozen": 2048 * 8}
-    told = capsys.readouterr().err
-    assert "tok does not exist yet: planned with the 2,048 ids" in told and "planned as kind glyph, width 8" in told
+    reported = capsys.readouterr().err
+    assert "tok does not exist yet: planned with the 2,048 ids" in reported and "planned as kind glyph, width 8" in reported
 
 
 def test_a_foreign_tokenizer_is_asked_for_its_ids(tokenizer_folder):
@@ -274,13 +274,13 @@ def total(plan) -> int:
 def test_the_fused_recipe_is_planned_with_all_experts_and_one_substrate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # where no expert is trained
     assert main(["plan", str(RECIPES / "best_bvv_moe.yaml"), "--gpu", "h200", "--out", "plan.json"]) == 0
-    plan, told = json.loads(Path("plan.json").read_text()), capsys.readouterr()
+    plan, reported = json.loads(Path("plan.json").read_text()), capsys.readouterr()
     assert (total(plan), plan["fusion"]["parameters_in_copies"]) == (805_867_520, 940_085_248)
     assert [part for part, counts in plan["parameters"].items() if counts["trained"]] == ["head"]
     assert plan["flops_per_token"]["frozen"] == {"forward": 2 * 16 * (24 * 1024**2 + 2 * 1024 * 1024), "backward": 0}
-    assert "total       268,697,600  537,169,920  805,867,520\n2 experts as whole models: 940,085,248 param" in told.out
-    assert "model      head over 2 frozen experts (2 of d_model 1024, 16 layers, 32 heads), context of 1024" in told.out
-    assert "runs/best_bvv_ru, runs/best_bvv_zh: no finished run yet; planned with model and substrate of the" in told.err
+    assert "total       268,697,600  537,169,920  805,867,520\n2 experts as whole models: 940,085,248 param" in reported.out
+    assert "model      head over 2 frozen experts (2 of d_model 1024, 16 layers, 32 heads), context of 1024" in reported.out
+    assert "runs/best_bvv_ru, runs/best_bvv_zh: no finished run yet; planned with model and substrate of the" in reported.err
 
 
 @pytest.mark.parametrize("method", ["head", "gate", "adapter"])

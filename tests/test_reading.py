@@ -90,7 +90,7 @@ def test_sources_come_in_the_order_given(tmp_path):
     assert read(first, second) == ["1", "2"]
 
 
-def test_only_the_last_suffix_tells_the_kind(tmp_path):
+def test_only_the_last_suffix_decides_the_kind(tmp_path):
     assert read(write(tmp_path / "notes.txt.jsonl", lines())) == DOCUMENTS
 
 

@@ -43,7 +43,7 @@ def total(plan):
     return sum(sum(counts.values()) for counts in plan["parameters"].values())
 
 
-def test_every_recipe_is_told_here():
+def test_every_recipe_is_reported_here():
     names = {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("study")}
     assert names == {*TOTALS, FUSED}
 

@@ -354,7 +354,7 @@ def section(page: str, start: str, end: str) -> str:
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", page[page.index(start) : page.index(end)])).split())
 
 
-def test_benchmarks_have_their_intervals_and_are_told_from_chance(evaluated: str) -> None:
+def test_benchmarks_have_their_intervals_and_are_marked_against_chance(evaluated: str) -> None:
     text = section(evaluated, 'id="likelihood"', 'id="sampled"')
     assert "mmlu letters, accuracy mmlu/test 60 items chance 25.0%, majority 100.0%" in text
     assert re.search(r"30\.00% ≈ \[19\.\d\d, 42\.\d\d\] 3 cut 90\.00% ▲ \[79\.\d\d, 95\.\d\d\] 3 cut", text)
@@ -367,7 +367,7 @@ def test_sampled_results_stand_beside_published_ones(evaluated: str) -> None:
     assert "bootstrap 95% over items (accuracy)" in text and "9.61%" not in text  # SQuAD was not asked
 
 
-def test_subjects_are_told_in_words_too(evaluated: str) -> None:
+def test_subjects_are_listed_as_text_too(evaluated: str) -> None:
     alts = [attrs["alt"] or "" for tag, attrs in Elements(evaluated).found if tag == "img"]
     maps = [" ".join(alt.split()) for alt in alts if alt.startswith("Heat map")]
     assert len(maps) == 2
@@ -397,7 +397,7 @@ def test_evaluated_page_is_well_formed_and_asks_nothing_of_the_network(evaluated
     assert all(len(attrs["alt"] or "") > 20 for tag, attrs in elements.found if tag == "img")
 
 
-def test_without_logs_the_page_tells_how_to_get_them(asked: Path, tmp_path: Path) -> None:
+def test_without_logs_the_page_says_how_to_get_them(asked: Path, tmp_path: Path) -> None:
     runs = [asked / name for name in ("glyph", "learned")]
     text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "glyphlm eval glyph learned --tasks ... --log-items logs" in text and "The logs given" not in text

@@ -121,7 +121,7 @@ def test_without_claims_nothing_is_said_of_them(found, tmp_path):
     assert not read_json_lines(tmp_path / "claims.jsonl") and 'id="claims"' not in (tmp_path / "report.html").read_text()
 
 
-def test_what_failed_is_told_with_its_reason_and_not_measured(found, tmp_path):
+def test_what_failed_is_reported_with_its_reason_and_not_measured(found, tmp_path):
     (tmp_path / DONE / "train_trained_2").unlink()
     write_atomic(tmp_path / LOGS / "train_trained_2.txt", "step 3\nglyphlm: the loss is | no number\n\n")
     text = write(found, tmp_path)
@@ -130,7 +130,7 @@ def test_what_failed_is_told_with_its_reason_and_not_measured(found, tmp_path):
     assert "| trained | 2 | 2.4000 |" in text
 
 
-def test_what_was_tuned_is_told(found, tmp_path):
+def test_what_was_tuned_is_reported(found, tmp_path):
     choice = Choice({"train.lr": 0.01}, (({"train.lr": 0.01}, 2.0), ({"train.lr": 0.1}, None)))
     text = write(found, tmp_path, {"frozen": choice, "trained": Choice(None)})
     assert "| frozen | train.lr 0.01 | 2.0000 | chosen |\n| frozen | train.lr 0.1 | failed |" in text

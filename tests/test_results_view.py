@@ -1,4 +1,4 @@
-"""Rows of several runs side by side: who shares a line, what is told from chance, experts, depths."""
+"""Rows of several runs side by side: who shares a line, what differs from chance, experts, depths."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_experts_are_found_and_stand_beside_their_fusion(tmp_path):
     assert math.isnan(bars["percent"].values["ru"]["mmlu letters"]) and bars["percent"].levels == {"mmlu letters": 25.0}
 
 
-def test_an_expert_is_told_from_another_run_of_its_name_by_its_folder(tmp_path):
+def test_an_expert_is_distinguished_from_another_run_of_its_name_by_its_folder(tmp_path):
     runs = make_runs(tmp_path, {"a/en": [], "b/en": [], "c": []}, c={"fusion": {"experts": ["b/en", "a/en"]}})
     assert [expert.folder.parent.name for expert in fused(runs)[0].experts] == ["b", "a"]
 

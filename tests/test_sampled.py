@@ -33,7 +33,7 @@ def test_what_is_protocol_items():
     drawn = protocol_items(pairs, 1)
     assert len(drawn) == 128 and drawn == protocol_items(pairs, 1) != protocol_items(pairs, 2)
     squad = [Item("squad", str(number), ("12345678",)) for number in range(300)]
-    others = [Item("squad", "long", ("123456789", "short")), Item("squad", "untold", ())]
+    others = [Item("squad", "long", ("123456789", "short")), Item("squad", "without_subject", ())]
     assert set(protocol_items(others + squad, 1)) <= set(squad) and len(protocol_items(others + squad, 1)) == 256
     assert protocol_items(others, 1) == []
 

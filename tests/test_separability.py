@@ -29,7 +29,7 @@ def far_apart(width=8):
 
 
 @pytest.mark.parametrize("right_of", [knn_right, linear_right])
-def test_classes_far_apart_are_all_told_apart(right_of):
+def test_classes_far_apart_are_all_distinguished(right_of):
     assert right_of(far_apart(), LABELS).all()
 
 

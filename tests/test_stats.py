@@ -1,4 +1,4 @@
-"""Intervals have the known values, pairs are told apart by what differs, and each interval says what it is over."""
+"""Intervals have the known values, paired differences come from items that differ, and each interval says what it covers."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_mcnemar_looks_only_where_two_models_differ():
     assert mcnemar([1, 0], [1, 0]) == 1
 
 
-def test_a_pair_on_the_same_items_is_told_apart_where_their_own_intervals_overlap():
+def test_a_pair_on_the_same_items_is_distinguished_where_their_own_intervals_overlap():
     hard = np.random.default_rng(1).random(400)
     a, b = (hard < 0.50).astype(float), (hard < 0.54).astype(float)
     assert wilson(int(a.sum()), 400).high > wilson(int(b.sum()), 400).low

@@ -529,7 +529,7 @@ def test_strict_refuses_characters_in_no_font_and_names_ten(small, fonts, tmp_pa
     assert message.startswith(f"{len(missing)} of the characters are in no font (first: {', '.join(missing[:10])});")
 
 
-def test_without_strict_missing_characters_are_told_and_drawn_apart(small, fonts, tmp_path, capsys):
+def test_without_strict_missing_characters_are_reported_and_drawn_apart(small, fonts, tmp_path, capsys):
     wanted = SubstrateSettings(kind="glyph", n_embed=8, font=fonts)
     build_substrate(small, wanted, tmp_path / "sub")
     assert f"{len(missing_names(small))} of the characters are in no font" in capsys.readouterr().err

@@ -24,7 +24,7 @@ HUB = {
 OWLS = "Question: What do owls eat?\nOptions:\nA) mice\nB) tar\nAnswer:"
 BOOLQ = {"question": "do owls swim", "passage": "Owls\nfly.", "idx": 0, "label": False}
 STORED = {"prompt": "passage: Owls\nfly.\nquestion: {}", "subject": "do owls swim", "target_new": {"str": "False"}}
-TOLD = {"question": "What flies?", "id": "1", "answers": [{"text": "owls", "answer_start": 4}], "is_impossible": False}
+ITEM = {"question": "What flies?", "id": "1", "answers": [{"text": "owls", "answer_start": 4}], "is_impossible": False}
 UNTOLD = {"question": "Who swims?", "id": "2", "answers": [], "plausible_answers": [{"text": "owls"}], "is_impossible": True}
 ASKED = {"instruction": "Name a bird.", "input": "", "output": "An owl.", "history": []}
 
@@ -97,7 +97,7 @@ def test_commonsense_qa_has_five_options(tmp_path):
 
 
 def test_squad_keeps_every_answer_once_and_questions_without_one(tmp_path):
-    several = changed(TOLD, answers=[{"text": text} for text in ("owls", "big owls", "owls")])
+    several = changed(ITEM, answers=[{"text": text} for text in ("owls", "big owls", "owls")])
     prompt = "Context: Big owls fly.\nQuestion: {}\nAnswer:"
     assert read("squad", squad(tmp_path / "a.json", several, UNTOLD)) == [
         Item("squad", prompt.format("What flies?"), ("owls", "big owls")),
@@ -211,21 +211,21 @@ def test_a_damaged_option_is_named_by_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(("question", "what"), [
-    (changed(TOLD, question=None), "qas[1]: no text in 'question';"),
-    (changed(TOLD, is_impossible=None), "qas[1]: no true or false in 'is_impossible';"),
-    (changed(TOLD, is_impossible=True), "qas[1]: is_impossible is True with 1 answers;"),
+    (changed(ITEM, question=None), "qas[1]: no text in 'question';"),
+    (changed(ITEM, is_impossible=None), "qas[1]: no true or false in 'is_impossible';"),
+    (changed(ITEM, is_impossible=True), "qas[1]: is_impossible is True with 1 answers;"),
     (changed(UNTOLD, is_impossible=False), "qas[1]: is_impossible is False with 0 answers;"),
-    (changed(TOLD, answers=None), "qas[1]: no list in 'answers';"),
-    (changed(TOLD, answers=[{"text": ""}]), "qas[1]:answers[0]: an empty 'text';"),
+    (changed(ITEM, answers=None), "qas[1]: no list in 'answers';"),
+    (changed(ITEM, answers=[{"text": ""}]), "qas[1]:answers[0]: an empty 'text';"),
     ("owls", "qas[1]: no list in 'answers';"),
 ])  # fmt: skip
 def test_a_damaged_question_of_squad_is_named_by_its_place(tmp_path, question, what):
-    path = squad(tmp_path / "a.json", TOLD, question)
+    path = squad(tmp_path / "a.json", ITEM, question)
     assert refusal("squad", path).startswith(f"{path}:data[0]:paragraphs[0]:{what}")
 
 
 def test_a_paragraph_of_squad_without_text_is_named(tmp_path):
-    path = squad(tmp_path / "a.json", TOLD, context="")
+    path = squad(tmp_path / "a.json", ITEM, context="")
     assert refusal("squad", path) == f"{path}:data[0]:paragraphs[0]: an empty 'context'; mend or remove it"
 
 
@@ -365,7 +365,7 @@ def test_a_row_of_the_hub_is_the_item_of_a_file(hub, tmp_path, task):
         (tmp_path / "virology_test.csv").write_text("What is it?,1,2,3,4,C\n")
         assert [item] == read(task, tmp_path)
     elif task == "squad":
-        assert [item] == read(task, squad(tmp_path / "a.json", TOLD | {"question": "What flies?"}))
+        assert [item] == read(task, squad(tmp_path / "a.json", ITEM | {"question": "What flies?"}))
     elif task == "zh-en":
         assert [item] == read(task, write(tmp_path / "a.tsv", "An owl.\t猫头鹰。\tme"))
     else:
@@ -462,7 +462,7 @@ def test_pairs_keep_any_line_whether_in_two_files_or_one(tmp_path, pairs):
 @ONE_FILE
 @given(data=st.data(), task=st.sampled_from(["arc_easy", "boolq", "squad", "instructions"]))
 def test_any_json_gives_items_or_one_line_that_names_the_file(tmp_path, data, task):
-    whole = {"arc_easy": MAKERS, "boolq": STORED, "squad": {"data": [{"paragraphs": [{"context": "c", "qas": [TOLD]}]}]},
+    whole = {"arc_easy": MAKERS, "boolq": STORED, "squad": {"data": [{"paragraphs": [{"context": "c", "qas": [ITEM]}]}]},
              "instructions": [changed(ASKED, history=[["a", "b"]])]}[task]  # fmt: skip
     path = write(tmp_path / "a", json.dumps(damaged(whole, data)))
     try:

@@ -148,7 +148,7 @@ def test_a_damaged_configuration_is_refused(tmp_path):
 # Settings
 
 
-@pytest.mark.parametrize(("changes", "told"), [
+@pytest.mark.parametrize(("changes", "reported"), [
     ({"layout": "compact", "lossless": True}, "layout compact takes no lossless (True); it takes vocab_size"),
     ({"layout": "bvv241-2-3", "vocab_size": 8192}, "layout bvv241-2-3 takes no vocab_size (8192)"),
     ({"layout": "bvv241-nemo", "ngrams": "x"}, "layout bvv241-nemo takes no ngrams ('x'); it takes base"),
@@ -158,8 +158,8 @@ def test_a_damaged_configuration_is_refused(tmp_path):
     ({"layout": "bvv241-max", "ngrams": "nowhere.txt"}, "nowhere.txt does not exist"),
     ({"layout": "bvv241-nemo", "base": "nowhere"}, "nowhere/tokenizer.json does not exist"),
 ])  # fmt: skip
-def test_settings_that_do_not_belong_to_the_layout_are_refused(tmp_path, changes, told):
-    assert told in refusal(tmp_path, **changes)
+def test_settings_that_do_not_belong_to_the_layout_are_refused(tmp_path, changes, reported):
+    assert reported in refusal(tmp_path, **changes)
 
 
 def test_text_for_a_layout_that_counts_none_is_refused(tmp_path):

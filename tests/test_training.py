@@ -134,12 +134,12 @@ def test_logged_loss_is_that_of_the_steps_since_the_last_row(shards, tmp_path, s
     assert each[0] == pytest.approx(math.log(1024), rel=0.02)  # untrained, every token is as likely
 
 
-@pytest.mark.parametrize("rate, is_told", [(1e15, True), (1.0, False), (None, False)])
-def test_utilisation_is_logged_where_the_rate_is_known_and_below_100_percent(shards, tmp_path, monkeypatch, rate, is_told):
+@pytest.mark.parametrize("rate, is_logged", [(1e15, True), (1.0, False), (None, False)])
+def test_utilisation_is_logged_where_the_rate_is_known_and_below_100_percent(shards, tmp_path, monkeypatch, rate, is_logged):
     monkeypatch.setattr("glyphlm.training.loop.peak_rate", lambda *given: rate)
     Arm(shards).train(tmp_path, settings(steps=2))
     use = json.loads((tmp_path / METRICS).read_text(encoding="utf-8").splitlines()[0])["mfu"]
-    assert (use is not None and 0 < use <= 1) == is_told
+    assert (use is not None and 0 < use <= 1) == is_logged
 
 
 def test_run_that_was_stopped_ends_as_if_it_had_not(shards, stopped, straight):

@@ -117,7 +117,7 @@ def test_the_commands_of_the_report_are_those_that_were_run(quick, capsys):
     for line in commands(quick)[1:]:
         assert line in page
         run(*shlex.split(line)[1:])
-    assert capsys.readouterr().err == ""  # nothing was made: every folder was found done
+    assert capsys.readouterr().err == ""  # nothing was made: every folder was finished and skipped
 
 
 def test_a_quickstart_arm_is_what_its_recipe_file_trains(quick, tmp_path):
