@@ -1,8 +1,19 @@
 """GlyphLM: language models over frozen, deterministic codes of Unicode text, next to their trainable twins.
 
-Names are imported when first used, so that `glyphlm --help` does not wait for torch. `import glyphlm` also lets
-AutoModelForCausalLM.from_pretrained(run) open run folders without remote code.
+    import glyphlm
+
+    run = glyphlm.train_recipe("recipe.yaml", out="runs/mine")    # or a finished one: glyphlm.load_run("runs/mine")
+    print(run.generate("Hello, ", max_new_tokens=50))
+    print(run.evaluate(["bpb=held_out.txt"]).rows)
+    run.push("me/mine")                                           # elsewhere: glyphlm.load_run("hf:me/mine")
+
+Out of objects: build_tokenizer, build_substrate, prepare, Batches, GPT, train. Out of runs: fuse, evaluate, probe,
+write_report, export_gpt_neox, export_gguf. dir(glyphlm) lists all names; help(glyphlm.NAME) explains one.
+
+`import glyphlm` lets AutoModelForCausalLM.from_pretrained(run) open run folders without remote code.
 """
+
+# Names are imported when first used, so that `glyphlm --help` does not wait for torch.
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -32,6 +43,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.interop.export_neox import export_gpt_neox as export_gpt_neox
     from glyphlm.interop.gguf import export_gguf as export_gguf
     from glyphlm.interop.import_model import import_checkpoint as import_checkpoint
+    from glyphlm.interop.run import Run as Run
+    from glyphlm.interop.run import load_run as load_run
+    from glyphlm.interop.run import train as train
+    from glyphlm.interop.run import train_recipe as train_recipe
     from glyphlm.interop.serve import serve as serve
     from glyphlm.interop.settings import ImportSettings as ImportSettings
     from glyphlm.interop.settings import ServeSettings as ServeSettings
@@ -45,7 +60,6 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.planning.settings import PlanSettings as PlanSettings
     from glyphlm.runs.card import CardSettings as CardSettings
     from glyphlm.runs.card import write_card as write_card
-    from glyphlm.runs.folder import load_run as load_run
     from glyphlm.runs.generate import generate as generate
     from glyphlm.runs.sampling import Sampling as Sampling
     from glyphlm.studies.settings import Claim as Claim
@@ -57,7 +71,6 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.tokenizer.build import build_tokenizer as build_tokenizer
     from glyphlm.tokenizer.settings import TokenizerSettings as TokenizerSettings
     from glyphlm.tokenizer.tokenizer import Tokenizer as Tokenizer
-    from glyphlm.training.loop import train as train
     from glyphlm.training.settings import TrainSettings as TrainSettings
 
 _HOMES = {
@@ -76,15 +89,17 @@ _HOMES = {
     "Substrate": "modeling.substrate",
     "SubstrateConfig": "modeling.config",
     "TrainSettings": "training.settings",
-    "train": "training.loop",
+    "train": "interop.run",
     "Recipe": "experiments.recipe",
     "load_recipe": "experiments.recipe",
     "run_recipe": "experiments.train_recipe",
+    "train_recipe": "interop.run",
+    "Run": "interop.run",
     "PlanSettings": "planning.settings",
     "make_plan": "planning.plan",
     "Sampling": "runs.sampling",
     "generate": "runs.generate",
-    "load_run": "runs.folder",
+    "load_run": "interop.run",
     "evaluate": "evaluation.evaluate",
     "EvalSettings": "evaluation.settings",
     "compare_items": "evaluation.item_log",
@@ -121,10 +136,12 @@ def _register(_: Any) -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("glyphlm")
     if name not in _HOMES:
         raise AttributeError(f"module 'glyphlm' has no attribute {name!r}")
     return getattr(importlib.import_module(f"glyphlm.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

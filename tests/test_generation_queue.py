@@ -19,7 +19,7 @@ class Generation:
         self.going, self.begun, self.written = threading.Event(), threading.Event(), []
         monkeypatch.setattr(generation_queue, "continue_ids", self)
 
-    def __call__(self, model, ids, sampling, stop):
+    def __call__(self, model, ids, sampling, stop, end_id):
         new: list[int] = []
         self.begun.set()
         for number in range(sampling.max_new_tokens):

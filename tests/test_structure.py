@@ -37,7 +37,7 @@ OWNERS = {
     "scipy": {"evaluation.stats"},
     "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.tokenizer"},
-    "transformers": {"evaluation.model", "interop.openai_api", "modeling.hf", "runs.folder", "runs.foreign"},
+    "transformers": {"evaluation.model", "modeling.hf", "runs.chat", "runs.folder", "runs.foreign"},
     "uvicorn": {"interop.http_server"},
     "wrapt": {"__init__"},
     "yaml": {"base.records"},

@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from glyphlm.base.errors import InputError
 from glyphlm.interop.generation_queue import Answer, Job, Refusal, Worker
 from glyphlm.interop.settings import Limits
+from glyphlm.runs.chat import conversation
 from glyphlm.runs.generate import prompt_ids
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -156,20 +156,14 @@ class Served:
         return ids
 
     def _chat_ids(self, messages: list[Message]) -> list[int]:
-        config = self._chat_tokenizer.config
-        template = config.get("chat_template")
-        if not isinstance(template, str):
-            raise Refusal(400, "the model has no chat template: put one into chat_template.jinja of the run folder and "
-                               "start the server again, or use /v1/completions", "messages")
         turns = [{"role": message.role, "content": "".join(part.text for part in message.content)} for message in messages]
         if sum(len(turn["content"].encode()) for turn in turns) > self._most_bytes:
             raise Refusal(400, f"the messages hold more than {self._most_bytes:,} bytes, the most that {self.block_size} "
                                "tokens of context hold; shorten them", "messages")
-        names: dict[str, Any] = {role: name for role, name in config.items() if role.endswith("_token")}
         try:
-            [text], _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **names)
-        except Exception as error:  # a template may raise whatever it likes
-            raise Refusal(400, f"the chat template refuses these messages ({error})", "messages") from None
+            text = conversation(self._chat_tokenizer, turns)
+        except InputError as error:
+            raise Refusal(400, str(error), "messages") from None
         return self._ids(self._chat_tokenizer, text, "messages")
 
     def _sampling(self, asked: Asked, read: int, most: int | None) -> Sampling:

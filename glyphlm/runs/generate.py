@@ -1,10 +1,9 @@
 """Text from a trained run: prompts in, continuations out, token by token."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,38 +62,49 @@ def continue_ids(
     """The new ids after `ids`, with the one that ends the document if it came.
 
     Args:
-        model: GPT, Fusion, or a model of transformers, whose generate() is used on a GPU and for other architectures.
+        model: GPT, Fusion, or a model of transformers.
         stop: Called after each new id with all new ids; True ends the continuation.
         end_id: The id that ends a document; by default as the model's generation_config says.
 
     Raises:
         InputError: the model gives NaN.
     """
-    inner = model if isinstance(model, GPT | Fusion) else getattr(model, "gpt", None)
-    torch.manual_seed(sampling.seed)
-    if inner is None or inner.device.type == "cuda":
-        return _by_transformers(model, ids, sampling, stop)
     end_id = model.generation_config.eos_token_id if end_id is None else end_id
     new: list[int] = []
-    for chosen in _chosen(inner, ids, sampling):
+    for chosen in new_ids(model, ids, sampling, end_id):
         new.append(chosen)
-        if chosen == end_id or len(new) == sampling.max_new_tokens or (stop is not None and stop(new)):
+        if stop is not None and stop(new):
             break
     return new
 
 
 @torch.no_grad()
-def _chosen(model: GPT | Fusion, ids: list[int], sampling: Sampling) -> Iterator[int]:
-    """Endlessly the next id; the numbers are those of transformers' generate()."""
-    cache, read_BT = KVCache(), torch.tensor([ids])
-    for place in itertools.count(len(ids) + 1):
-        x_BTD = model.hidden(read_BT, cache=cache)
-        scores_BV = _check_numbers(model.logits(x_BTD[:, -1:])[:, -1].float(), place)
-        chosen_B1 = scores_BV.argmax(-1, keepdim=True)
+def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int) -> Iterator[int]:
+    """The ids after `ids`, one by one, up to `end_id`; the numbers are those of transformers' generate()."""
+    logits_after = reader(model, len(ids) + sampling.max_new_tokens)
+    drawn = torch.Generator(model.device).manual_seed(sampling.seed)
+    read_BT = torch.tensor([ids], device=model.device)
+    for number in range(sampling.max_new_tokens):
+        scores_BV = _check_numbers(logits_after(read_BT).float(), len(ids) + number + 1)
         if sampling.temperature > 0:
-            chosen_B1 = torch.multinomial(_narrowed(scores_BV, sampling).softmax(-1), 1)
-        yield int(chosen_B1)
-        read_BT = chosen_B1
+            read_BT = torch.multinomial(_narrowed(scores_BV, sampling).softmax(-1), 1, generator=drawn)
+        else:
+            read_BT = scores_BV.argmax(-1, keepdim=True)
+        chosen = int(read_BT)
+        yield chosen
+        if chosen == end_id:
+            return
+
+
+def reader(model: Any, length: int) -> Callable[[Tensor], Tensor]:
+    """A function that reads more ids [1, T] of one text of at most `length` ids, and gives logits [1, V] of the next one."""
+    inner = model if isinstance(model, GPT | Fusion) else getattr(model, "gpt", None)
+    if inner is None or model.device.type != "cpu":
+        from glyphlm.runs.foreign import cached_reader  # loads transformers
+
+        return cached_reader(model, length)
+    cache = KVCache()
+    return lambda ids_BT: inner.logits(inner.hidden(ids_BT, cache=cache)[:, -1])
 
 
 def _narrowed(scores_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -109,23 +119,6 @@ def _narrowed(scores_BV: Tensor, sampling: Sampling) -> Tensor:
         outside_BV[..., -1] = False
         scores_BV = scores_BV.masked_fill(outside_BV.scatter(1, order_BV, outside_BV), -math.inf)
     return scores_BV
-
-
-def _by_transformers(model: Any, ids: list[int], sampling: Sampling, stop: Callable[[list[int]], bool] | None) -> list[int]:
-    ids_BT = torch.tensor([ids], device=model.device)
-    chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if sampling.temperature > 0:
-        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    if stop is not None:
-        chosen["stopping_criteria"] = [lambda seen_BS, _: torch.tensor([stop(seen_BS[0, len(ids):].tolist())],
-                                                                       device=model.device)]
-    with torch.no_grad():
-        out_BT = cast(Any, model).generate(
-            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=sampling.max_new_tokens,
-            cache_implementation="static" if model.device.type == "cuda" else None,
-            logits_processor=[lambda seen_BS, scores_BV: _check_numbers(scores_BV, seen_BS.shape[1] + 1)], **chosen
-        )
-    return out_BT[0, len(ids):].tolist()
 
 
 def _check_numbers(scores_BV: Tensor, place: int) -> Tensor:
@@ -178,3 +171,21 @@ class TextStream:
             settled -= 1
         text, _ = self.text(new[:settled])
         return text[: len(text) - self._held].rstrip(PARTIAL)
+
+
+def stream(opened: Opened, ids: list[int], sampling: Sampling, stops: Sequence[str] = ()) -> Iterator[str]:
+    """Pieces of the text after `ids`, as they are written; a text of `stops` ends it.
+
+    Raises:
+        InputError: the model gives NaN.
+    """
+    shown, new = TextStream(opened.tokenizer, ids, stops), []
+    for chosen in new_ids(opened.model, ids, sampling, opened.tokenizer.end_id):
+        new.append(chosen)
+        piece, stopped = shown.next_piece(new)
+        if piece:
+            yield piece
+        if stopped:
+            return
+    if piece := shown.rest(new):
+        yield piece

@@ -4,6 +4,7 @@ A run on a CPU is opened without transformers, which take 4 seconds to import.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Opened:
     tokenizer: Tokenizer
     block_size: int
     start: tuple[int, ...] = ()
+
+    @cached_property
+    def control(self) -> Tokenizer:
+        """The tokenizer in which names of special tokens are those tokens, with the chat template, if there is one."""
+        return Tokenizer.load(self.folder, specials_in_text="control")
 
     def prompt_ids(self, text: str) -> list[int]:
         """What the model reads before it continues `text`; documents begin after an end-of-text token."""
