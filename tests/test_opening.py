@@ -1,4 +1,4 @@
-"""Runs, exports and names of the Hub are opened to generate from; a run on a CPU without transformers, and with equal text."""
+"""Runs, exports and names of the Hub are opened to generate from; a run on a CPU without transformers, with equal text."""
 
 import json
 import subprocess

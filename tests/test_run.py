@@ -10,7 +10,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.data.batches import validation_batches
 
 SMALL = {"d_model": 32, "n_layer": 1, "n_head": 2, "block_size": 32}
-TRAIN = {"steps": 4, "batch_tokens": 128, "micro_batch_tokens": 128, "validate_every": 4, "device": "cpu", "precision": "fp32"}
+TRAIN = {"steps": 4, "batch_tokens": 128, "micro_batch_tokens": 128, "validate_every": 4, "device": "cpu",
+         "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
