@@ -240,7 +240,7 @@ def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, t
     out = tmp_path / "run"
     found = iter(["fp32", "bf16"])
     monkeypatch.setattr(
-        "glyphlm.experiments.recipe.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked
+        "glyphlm.base.devices.resolve_precision", lambda asked, _: next(found) if asked == "auto" else asked
     )
     assert main(["train", recipe, "--out", str(out)]) == main(["train", recipe, "--out", str(out)]) == 0
     assert "is done already" in capsys.readouterr().err

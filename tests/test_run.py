@@ -45,7 +45,7 @@ def test_overrides_and_stages(recipe, tmp_path):
 def test_it_is_evaluated_and_keeps_the_rows(run, tmp_path):
     (tmp_path / "held.txt").write_text("A text that was held out.")
     found = run.evaluate([f"bpb={tmp_path / 'held.txt'}"])
-    assert found.rows[0].metric == "bits per byte" and (run.folder / "results.jsonl").is_file()
+    assert found.rows[0].metric == "bits_per_byte" and (run.folder / "results.jsonl").is_file()
 
 
 def test_a_copy_is_a_run_without_checkpoints(run, tmp_path):
