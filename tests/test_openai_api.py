@@ -7,11 +7,13 @@ import pytest
 from examinees import make_run
 from starlette.testclient import TestClient
 
+from glyphlm.analysis.show import Explorer
 from glyphlm.interop import openai_api
 from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.openai_api import Api, Served
 from glyphlm.interop.settings import Limits
 from glyphlm.runs.folder import load_run
+from glyphlm.runs.opening import open_model
 from glyphlm.runs.generate import continue_text
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -185,3 +187,18 @@ def test_a_request_that_takes_too_long_gets_status_504(loaded, worker):
         pytest.skip("this machine writes 58 tokens in 0.1 s")
     assert answers[0].status_code == 504 and "0.1 s" in answers[0].json()["error"]["message"]
     assert '"code": 504' in answers[1].text and "[DONE]" not in answers[1].text
+
+
+def test_the_page_is_served_and_reads_typed_text(loaded, worker):
+    served = Served("mine", loaded[1], loaded[1], BLOCK, Limits())
+    opened = open_model(loaded[0].config._name_or_path)
+    client = TestClient(Api(served, worker, lambda: Explorer(opened)).app(), raise_server_exceptions=False)
+    page = client.get("/")
+    assert page.status_code == 200 and 'id="ask"' in page.text and "connect-src 'self'" in page.text
+    found = client.post("/look", json={"text": "Hello"}).json()
+    assert [one["text"] for one in found["texts"]] == ["Hello"] and found["texts"][0]["ids"][1:] == loaded[1].encode("Hello")
+    assert client.post("/look", json={"text": ""}).status_code == 400
+    refused = client.post("/look", json={"text": "\ud800"})
+    assert refused.status_code == 400
+    assert complete(client).status_code == 200  # the same thread goes on
+    assert client_of(loaded, worker).get("/").status_code == 404

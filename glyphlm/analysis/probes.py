@@ -110,11 +110,13 @@ def layer_states(gpt: GPT, ids: Sequence[Sequence[int]], end_id: int) -> Tensor:
         for start in range(0, len(alike), BATCH):
             members = alike[start : start + BATCH]
             ids_BT = torch.tensor([[end_id, *ids[number]] for number in members], device=gpt.device)
-            states_LND[:, members] = torch.stack([x_BTD[:, 1:].float().mean(1).cpu() for x_BTD in _outputs(gpt, ids_BT)])
+            outputs = layer_outputs(gpt, ids_BT)
+            states_LND[:, members] = torch.stack([x_BTD[:, 1:].float().mean(1).cpu() for x_BTD in outputs])
     return states_LND
 
 
-def _outputs(gpt: GPT, ids_BT: Tensor) -> list[Tensor]:
+def layer_outputs(gpt: GPT, ids_BT: Tensor) -> list[Tensor]:
+    """x_BTD of the lifted codes, after each block, and after the final norm."""
     kept: list[Any] = []
     hooks = [module.register_forward_hook(lambda _, given, x_BTD: kept.append(x_BTD))
              for module in (gpt.substrate, *gpt.blocks, gpt.norm)]

@@ -30,6 +30,7 @@ VERBS = {  # verb -> its module, and a description
     "serve": ("share", "a run -> an OpenAI-compatible endpoint"),
     "push": ("share", "a run or an export -> a model repository on the Hub"),
     "report": ("use", "runs -> one HTML page"),
+    "show": ("use", "a run and its twin -> a page of tokens: pictures, codes, neighbours, predictions"),
 }
 HELP = """usage: glyphlm VERB [options]
 

@@ -112,3 +112,23 @@ def run_report(arguments: Sequence[str]) -> None:
 
     inputs = {name: options[name] for name in ("published", "logs")}
     print(write_report(options.runs, options.out, options.title, **inputs))
+
+
+def run_show(arguments: Sequence[str]) -> None:
+    """glyphlm show."""
+    parser = Parser.of(
+        "show",
+        "Show on one HTML page how a run reads a text: each token's picture, code and nearest tokens, the prediction after "
+        "each layer, and the next token beside that of a twin. glyphlm serve shows the same page for text that is typed.",
+        "glyphlm show runs/quickstart/runs/glyph --twin runs/quickstart/runs/twin --out page.html\n"
+        '  glyphlm show runs/mine --text "Hello, мир! " --text 你好 --out page.html',
+    )
+    parser.add_argument("run", help="run folder: trained, grown, fused or imported")
+    parser.add_argument("--twin", metavar="RUN", help="a run over the same tokenizer, shown beside it")
+    parser.add_argument("--text", action="append", default=[], help="text to show; may be given several times (default: "
+                        "prepared texts in several scripts, and samples of the run)")
+    parser.add_out("the page", default=Path("page.html"))
+    options = parser.read(arguments)
+    from glyphlm.analysis.show import write_show
+
+    print(write_show(options.run, options.out, options.twin, options.text))

@@ -41,12 +41,13 @@ class Job:
     sampling: Sampling
     stops: list[str] = field(default_factory=list)
     stream: bool = False
+    work: Callable[[], object] | None = None  # what the thread does instead of generating
     deltas: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)  # of a stream; None ends it
     refusal: Refusal | None = None  # read by the thread at each token
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Answer] = self.loop.create_future()
+        self.done: asyncio.Future[Any] = self.loop.create_future()
 
     def call(self, act: Callable[..., object], *arguments: object) -> None:
         """Call `act` in the event loop from the worker thread; a closed loop is ignored."""
@@ -58,7 +59,7 @@ class Job:
         self.refusal = self.refusal or refusal
         self.finish(self.refusal)
 
-    def finish(self, outcome: Answer | Refusal) -> None:
+    def finish(self, outcome: object) -> None:
         """Set the outcome; only the first one counts."""
         if self.done.done():
             return
@@ -109,8 +110,10 @@ class Worker:
             outcome = job.refusal or self._outcome(job)
             job.call(job.finish, outcome)
 
-    def _outcome(self, job: Job) -> Answer | Refusal:
+    def _outcome(self, job: Job) -> object:
         try:
+            if job.work is not None:
+                return job.work()
             watch = _Watch(job, self._tokenizer, lambda text: job.call(job.deltas.put_nowait, text))
             new = continue_ids(self._model, job.ids, job.sampling, watch, self._tokenizer.end_id)
             _, stopped = watch.shown.text(new)
@@ -118,6 +121,8 @@ class Worker:
             return Answer(watch.shown.rest(new), len(new), "stop" if ended else "length")
         except Exception as error:  # of whatever kind: the next job must get its answer
             say(f"a request failed: {type(error).__name__}: {error}")
+            if job.work is not None and isinstance(error, InputError):
+                return Refusal(400, str(error))
             return Refusal(500, f"generation failed ({type(error).__name__}: {error})")
 
 

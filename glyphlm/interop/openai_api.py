@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible HTTP server around one loaded run: health, models, completions, chat completions.
+"""A small OpenAI-compatible HTTP server around one loaded run: health, models, completions, chat completions, its page.
 
 A request is validated before anything is computed; unsupported fields are refused with a reason, never ignored.
 """
@@ -7,16 +7,18 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from glyphlm.analysis.show import Explorer
 from glyphlm.base.errors import InputError
 from glyphlm.interop.generation_queue import Answer, Job, Refusal, Worker
 from glyphlm.interop.settings import Limits
@@ -113,6 +115,15 @@ class ChatAsked(Asked):
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
+Body = TypeVar("Body", bound=_Strict)
+
+
+class LookAsked(_Strict):
+    """POST /look: a text for the page at /."""
+
+    text: str = Field(min_length=1, max_length=4000)
+
+
 class Served:
     """A model with the two modes of its tokenizer, and the limits of requests to it.
 
@@ -185,10 +196,11 @@ class Served:
 
 
 class Api:
-    """The four routes."""
+    """The routes; `explorer` makes what the page of `glyphlm show` is drawn from, when it is first asked for."""
 
-    def __init__(self, served: Served, worker: Worker):
+    def __init__(self, served: Served, worker: Worker, explorer: Callable[[], Explorer] | None = None):
         self._served, self._worker, self._limits = served, worker, served.limits
+        self._explorer = explorer and cache(explorer)
         self._started = int(time.time())
 
     def app(self) -> Starlette:
@@ -199,6 +211,8 @@ class Api:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
+        if self._explorer:
+            routes += [Route("/", self.page), Route("/look", self.look, methods=["POST"])]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Refusal: _refused, ClientDisconnect: _gone}
         return Starlette(routes=routes, exception_handlers=handlers)
 
@@ -211,6 +225,21 @@ class Api:
         model = {"id": self._served.name, "object": "model", "created": self._started, "owned_by": "glyphlm"}
         return JSONResponse({"object": "list", "data": [model]})
 
+    async def page(self, request: Request) -> Response:
+        """The page of `glyphlm show`, for text that is typed into it."""
+        return HTMLResponse(await self._worked(request, lambda explorer: explorer.live_page))
+
+    async def look(self, request: Request) -> Response:
+        """What the page says of a text."""
+        asked = _parse(await self._body(request), LookAsked)
+        return JSONResponse(await self._worked(request, lambda explorer: explorer.look_at(asked.text)))
+
+    async def _worked(self, request: Request, work: Callable[[Explorer], Any]) -> Any:
+        """The result of some work with the explorer, done by the one thread that uses the model."""
+        assert self._explorer is not None
+        explorer = self._explorer
+        return await self._done(request, Job([], Sampling(), work=lambda: work(explorer())))
+
     async def completions(self, request: Request) -> Response:
         """Continue a prompt."""
         return await self._answer(request, CompletionAsked)
@@ -222,17 +251,26 @@ class Api:
     async def _answer(self, request: Request, kind: type[CompletionAsked] | type[ChatAsked]) -> Response:
         asked = _parse(await self._body(request), kind)
         job = self._served.job(asked)
+        reply = _Reply(job, self._served.name, chat=kind is ChatAsked)
+        if job.stream:
+            self._submit(job)
+            return _Stream(job, reply.events(asked.stream_options))
+        return JSONResponse(reply.whole(await self._done(request, job)))
+
+    def _submit(self, job: Job) -> None:
+        """Queue a job, which is refused when its time is over."""
         self._worker.submit(job)
         late = Refusal(504, f"no answer within {self._limits.request_seconds:g} s; ask for fewer tokens, or start the "
                             "server with a larger --request_seconds")
         clock = job.loop.call_later(self._limits.request_seconds, job.refuse, late)
         job.done.add_done_callback(lambda _: clock.cancel())
-        reply = _Reply(job, self._served.name, chat=kind is ChatAsked)
-        if job.stream:
-            return _Stream(job, reply.events(asked.stream_options))
+
+    async def _done(self, request: Request, job: Job) -> Any:
+        """The outcome of a job, which ends early where the client goes."""
+        self._submit(job)
         gone = asyncio.ensure_future(_until_gone(request, job))
         try:
-            return JSONResponse(reply.whole(await job.done))
+            return await job.done
         finally:
             gone.cancel()
 
@@ -254,7 +292,7 @@ class Api:
         return bytes(body)
 
 
-def _parse(body: bytes, kind: type[CompletionAsked] | type[ChatAsked]) -> CompletionAsked | ChatAsked:
+def _parse(body: bytes, kind: type[Body]) -> Body:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

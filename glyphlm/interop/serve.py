@@ -14,6 +14,7 @@ from glyphlm.interop.export_neox import export_gpt_neox
 from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.settings import ServeSettings
 from glyphlm.runs.folder import load_run, run_config
+from glyphlm.runs.opening import Opened, open_model
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 EXPORT = ".served"  # hidden in the run folder, so that it is never pushed
@@ -57,6 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve_here(run: Path, settings: ServeSettings, listening: socket.socket) -> None:
     """Load the run once and serve it from this process."""
+    from glyphlm.analysis.show import Explorer
     from glyphlm.interop.http_server import Server
     from glyphlm.interop.openai_api import Api, Served
 
@@ -65,8 +67,11 @@ def serve_here(run: Path, settings: ServeSettings, listening: socket.socket) -> 
     served = Served(run.name, tokenizer, chat_tokenizer, model.config.max_position_embeddings, settings)
     worker = Worker(model, tokenizer, settings.max_waiting)
     port = listening.getsockname()[1]
-    ready = f"OpenAI endpoint: http://{settings.host}:{port}/v1  model: {run.name}"
-    server = Server(Api(served, worker).app(), settings, worker, lambda: say(ready))
+    address = f"http://{settings.host}:{port}"
+    ready = f"OpenAI endpoint: {address}/v1  model: {run.name}  page: {address}/"
+    opened = Opened(run.name, run, model.gpt, tokenizer, served.block_size)
+    api = Api(served, worker, lambda: Explorer(opened, open_model(settings.twin) if settings.twin else None))
+    server = Server(api.app(), settings, worker, lambda: say(ready))
     try:
         server.run([listening])
     finally:

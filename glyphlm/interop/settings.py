@@ -87,16 +87,20 @@ class ServeSettings(Limits):
         port: Port to listen at; 0 takes a free one, which is printed.
         server: `glyphlm` serves every run, one request after another, within the limits. `vllm` answers many at once; it has
             limits of its own, needs a run without bias in its head that is no fusion, and was not tried by us.
+        twin: A run over the same tokenizer, which stands beside the run on the page at /.
     """
 
     host: str = "localhost"
     port: int = 8000
     server: Literal["glyphlm", "vllm"] = "glyphlm"
+    twin: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.port <= 65535:
             raise InputError(f"port {self.port} is out of range; give --port from 0 to 65535")
         changed = [name for name, limit in vars(Limits()).items() if getattr(self, name) != limit]
+        if self.server == "vllm" and self.twin:
+            raise InputError(f"twin {self.twin} applies only to --server glyphlm; leave it out")
         if self.server == "vllm" and changed:
             raise InputError(f"{', '.join(changed)}: limits apply only to --server glyphlm; vllm has options of its own")

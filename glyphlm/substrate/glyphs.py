@@ -28,6 +28,7 @@ STRIP_BYTES = 1 << 20  # strips are composed in pieces of at most 1 MiB, which s
 DRAWN_AT_ONCE = 64  # code points
 CODE_POINT_BITS = 21
 SHOWN, TILE = 64, (72, 80)  # glyph sheet: pictures of 64 pixels, tiles with room for a margin and a caption
+LEGIBLE = 4  # pixels a character below which a squeezed picture cannot be read: strokes of Unifont are 2 of 32 wide
 EASY_SCRIPTS = re.compile(r"[\u0000-\u024F\u0370-\u058F]*")  # Latin to Extended-B; Greek, Cyrillic, Armenian
 
 
@@ -86,6 +87,11 @@ def draw_tokens(
             bits_GP |= noise_P
             bits_VP[rows] = bits_GP
     return Drawing(bits_VP, missing)
+
+
+def pixels_a_character(token: str, side: int) -> float:
+    """Width of a character in the picture of a token, whose characters share `side` pixels."""
+    return side / len(token)
 
 
 def polar_order(side: int) -> np.ndarray:

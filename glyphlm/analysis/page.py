@@ -1,0 +1,76 @@
+"""Pages of one file: templates filled in, scripts and styles inlined, a policy that lets the browser run nothing else."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
+GENERATOR = '<meta name="generator" content="GlyphLM">'  # of every page since the first: these may be written over
+DASH = "–"
+# Neither half a character pair nor a control character may stand in HTML.
+UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@cache
+def inlined(name: str) -> str:
+    """The text of a script or style sheet of the templates."""
+    return (TEMPLATES / name).read_text(encoding="utf-8").strip()
+
+
+def policy(script: str, live: bool = False) -> str:
+    """The content security policy of a page: its own script by its hash, pictures inside the page, no address at all.
+
+    Styles are the page's own, so they need no hash; `live` also allows requests to the server that sent the page.
+    """
+    digest = base64.b64encode(hashlib.sha256(inlined(script).encode()).digest()).decode()
+    asks = "; connect-src 'self'" if live else ""
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{asks}"
+
+
+def render(template: str, values: Mapping[str, Any], script: str, live: bool = False, **filters: Any) -> str:
+    """The page: a template with its values; in it `script`, `policy`, and the filters `data` and `image`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, finalize=_writable, trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters.update(filters, data=_data, image=image, inline=lambda name: _trusted(inlined(name)))
+    page = environment.get_template(template)
+    return page.render(values, script=script, policy=_trusted(policy(script, live)), generator=_trusted(GENERATOR))
+
+
+def image(data: bytes | str, kind: str) -> str:
+    """A picture as the address of an <img>, so that the page stays one file."""
+    payload = data.encode() if isinstance(data, str) else data
+    return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"
+
+
+def _trusted(text: str) -> Any:
+    """Text of ours that is HTML already; the class marks it for jinja2."""
+    return jinja2.utils.markupsafe.Markup(text)
+
+
+def _data(value: Any) -> Any:
+    """JSON for a <script type="application/json">; without the signs that could end that element."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return _trusted(text.replace("<", "\\u003c"))
+
+
+def _writable(value: Any) -> Any:
+    """Every value passes here on its way into the page, before it is escaped."""
+    if value is None or isinstance(value, jinja2.Undefined):
+        return DASH
+    if isinstance(value, str) and not hasattr(value, "__html__"):  # what a macro gives was made of writable values
+        return UNWRITABLE.sub(_stand_in, value)
+    return value
+
+
+def _stand_in(match: re.Match[str]) -> str:
+    """The picture Unicode has of an ASCII control character, else the replacement character."""
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"
