@@ -65,7 +65,9 @@ class Browser:
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of an element, scrolled into view."""
         script = f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
-            e.scrollIntoView({{block: "center"}}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+            e.scrollIntoView({{block: "center"}});
+            const r = e.getBoundingClientRect();
+            return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
         return tuple(self.value(script))
 
     def mouse(self, kind: str, x: float, y: float) -> None:

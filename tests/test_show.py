@@ -29,7 +29,7 @@ from glyphlm.substrate.glyphs import draw_tokens
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+FONT, BOLD = (str(Path(matplotlib.get_data_path()) / f"fonts/ttf/DejaVuSans{face}.ttf") for face in ("", "-Bold"))
 GIVEN = ["Germany is а country", "abc"]
 
 
@@ -119,7 +119,7 @@ def _context(gpt, x_BTD):
 
 def test_pictures_are_those_that_the_codes_were_computed_from(page, explorer):
     data, made = data_of(page.read_text(encoding="utf-8")), "the pictures that the codes of glyph were computed from"
-    assert f"These are {made} (drawn with DejaVuSans.ttf" in explorer.picture_note
+    assert f"These are {made}: drawn again with DejaVuSans.ttf" in explorer.picture_note
     number = explorer.tokenizer.encode("G")[0]
     bits_P = draw_tokens(["G"], load_fonts([FONT], 32), 32).bits_VP[0]
     assert base64.b64decode(data["tokens"][str(number)]["picture"]) == np.packbits(bits_P).tobytes()
@@ -130,8 +130,9 @@ def test_pictures_are_those_that_the_codes_were_computed_from(page, explorer):
 
 def test_other_codes_are_not_said_to_come_from_pictures(runs, monkeypatch):
     monkeypatch.setenv("GLYPHLM_FONT", FONT)
-    assert "token bits codes of token_bits are not made from pictures" in Explorer(open_model(runs["token_bits"])).picture_note
-    monkeypatch.setattr(show, "_drawings", lambda reader: [SubstrateSettings(n_embed=16, font=[FONT], side=64)])
+    note = Explorer(open_model(runs["token_bits"])).picture_note
+    assert "token bits codes of token_bits are not made from pictures" in note
+    monkeypatch.setattr(show, "_drawings", lambda reader: [SubstrateSettings(n_embed=16, font=[BOLD])])
     explorer = Explorer(open_model(runs["glyph"]))
     assert "The codes are not those that come from them" in explorer.picture_note and explorer.pictures.axes is None
 
