@@ -131,8 +131,8 @@ class Reader:
         found, ids, width = [], len(self.comparable), self.config.n_embed
         if isinstance(self.gpt, Fusion):
             experts, tables = len(self.gpt.experts), len(self.gpt.substrates)
-            found.append(f"{self.label} is fused from {experts} experts, which have no layers in common: predictions are shown "
-                         "by expert, and states after a first layer do not apply")
+            found.append(f"{self.label} is fused from {experts} experts, which have no layers in common: predictions are "
+                         "shown by expert, and states after a first layer do not apply")
             found += [f"the experts of {self.label} read {tables} tables of codes; the first is shown"] if tables > 1 else []
         elif ids > COMPARED:
             found.append(f"states of {self.label} after the first layer are compared among {COMPARED:,} of {ids:,} tokens")
