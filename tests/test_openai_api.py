@@ -13,8 +13,8 @@ from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.openai_api import Api, Served
 from glyphlm.interop.settings import Limits
 from glyphlm.runs.folder import load_run
-from glyphlm.runs.opening import open_model
 from glyphlm.runs.generate import continue_text
+from glyphlm.runs.opening import open_model
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
 

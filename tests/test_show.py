@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glyphlm.analysis import show
+from glyphlm.analysis import pictures, reader, show
 from glyphlm.analysis.show import TEXTS, Explorer, write_show
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
@@ -83,15 +83,15 @@ def test_probabilities_are_those_of_both_models_after_the_end_of_a_text(page, ex
     data = data_of(page.read_text(encoding="utf-8"))
     one = data["texts"][0]
     assert one["ids"] == [explorer.tokenizer.end_id, *explorer.tokenizer.encode(GIVEN[0])] and one["cut"] == 0
-    for number, reader in enumerate(explorer.readers):
-        p_TV = reader.gpt(torch.tensor([one["ids"]]))[0].softmax(-1)
+    for number, opened in enumerate(explorer.readers):
+        p_TV = opened.gpt(torch.tensor([one["ids"]]))[0].softmax(-1)
         for place, rows in enumerate(one["next"]):
             for row in rows:
                 assert row[1 + number] == pytest.approx(p_TV[place, row[0]].item(), rel=6e-3)
             assert p_TV[place].argmax().item() in [row[0] for row in rows]
         lens = one["runs"][number]["lens"]
         assert len(lens) == 3 and [id for id, _ in lens[-1]] == p_TV.argmax(-1).tolist()
-        first = reader.gpt.logits(reader.gpt.norm(reader.gpt.substrate(torch.tensor([one["ids"]]))))[0]
+        first = opened.gpt.logits(opened.gpt.norm(opened.gpt.substrate(torch.tensor([one["ids"]]))))[0]
         assert [id for id, _ in lens[0]] == first.argmax(-1).tolist()
         came = [p_TV[place, id].item() for place, id in enumerate(one["ids"][1:])]
         assert [p for p, _ in one["runs"][number]["came"]] == pytest.approx(came, rel=6e-3)
@@ -100,17 +100,17 @@ def test_probabilities_are_those_of_both_models_after_the_end_of_a_text(page, ex
 
 
 def test_neighbours_are_the_nearest_tokens_of_the_whole_vocabulary(explorer):
-    reader = explorer.readers[0]
-    number = reader.tokenizer.encode("a")[0]
-    others = [other for other in reader.comparable if other != number]
-    ids_BT = torch.tensor([[reader.tokenizer.end_id, other] for other in [number, *others]])
-    x_BTD = reader.gpt.substrate(ids_BT)
-    after_B = reader.gpt.blocks[0](x_BTD, _context(reader.gpt, x_BTD))[:, 1]
-    by_code = reader.near_codes(number), reader.code_VE[[number, *others]]
-    for found, x_NX in (by_code, (reader.near_states(number), after_B)):
-        cosine_N = F.cosine_similarity(x_NX[1:], x_NX[:1]).sort(descending=True).values[: show.NEIGHBOURS]
+    opened = explorer.readers[0]
+    number = opened.tokenizer.encode("a")[0]
+    others = [other for other in opened.comparable if other != number]
+    ids_BT = torch.tensor([[opened.tokenizer.end_id, other] for other in [number, *others]])
+    x_BTD = opened.gpt.substrate(ids_BT)
+    after_B = opened.gpt.blocks[0](x_BTD, _context(opened.gpt, x_BTD))[:, 1]
+    by_code = opened.near_codes(number), opened.code_VE[[number, *others]]
+    for found, x_NX in (by_code, (opened.near_states(number), after_B)):
+        cosine_N = F.cosine_similarity(x_NX[1:], x_NX[:1]).sort(descending=True).values[: reader.NEIGHBOURS]
         assert [pair[1] for pair in found] == pytest.approx(cosine_N.tolist(), abs=1e-4)
-        assert not {pair[0] for pair in found} & {number, *reader.tokenizer.special_ids}
+        assert not {pair[0] for pair in found} & {number, *opened.tokenizer.special_ids}
 
 
 def _context(gpt, x_BTD):
@@ -124,7 +124,7 @@ def test_pictures_are_those_that_the_codes_were_computed_from(page, explorer):
     bits_P = draw_tokens(["G"], load_fonts([FONT], 32), 32).bits_VP[0]
     assert base64.b64decode(data["tokens"][str(number)]["picture"]) == np.packbits(bits_P).tobytes()
     pairs = np.frombuffer(base64.b64decode(data["tokens"][str(number)]["kept"]), np.uint8)
-    grey_P = np.stack([pairs >> 4, pairs & 15], -1).ravel() / show.GREYS
+    grey_P = np.stack([pairs >> 4, pairs & 15], -1).ravel() / pictures.GREYS
     assert np.corrcoef(grey_P, bits_P)[0, 1] > 0.5 and grey_P.std() < bits_P.std()  # like it, but not all of it
 
 
@@ -132,7 +132,7 @@ def test_other_codes_are_not_said_to_come_from_pictures(runs, monkeypatch):
     monkeypatch.setenv("GLYPHLM_FONT", FONT)
     note = Explorer(open_model(runs["token_bits"])).picture_note
     assert "token bits codes of token_bits are not made from pictures" in note
-    monkeypatch.setattr(show, "_drawings", lambda reader: [SubstrateSettings(n_embed=16, font=[BOLD])])
+    monkeypatch.setattr(pictures, "_drawings", lambda _: [SubstrateSettings(n_embed=16, font=[BOLD])])
     explorer = Explorer(open_model(runs["glyph"]))
     assert "The codes are not those that come from them" in explorer.picture_note and explorer.pictures.axes is None
 
@@ -157,7 +157,7 @@ def test_a_page_that_would_be_too_large_loses_its_last_texts(explorer, monkeypat
 
 
 def test_without_texts_those_are_shown_that_the_vocabulary_spells(runs, monkeypatch):
-    monkeypatch.setattr(show, "find_pictures", lambda readers: (None, ""))
+    monkeypatch.setattr(show, "find_pictures", lambda _: (None, ""))
     samples = [{"prompt": "a", "text": "a sample"}]
     (runs["learned"] / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     titles = [title for title, _ in Explorer(open_model(runs["learned"])).readable()]

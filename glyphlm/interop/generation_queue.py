@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.runs.generate import TextStream, continue_ids
 from glyphlm.runs.sampling import Sampling
