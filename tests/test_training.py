@@ -26,7 +26,7 @@ from glyphlm.experiments.train_recipe import initial_digest
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.substrate.build import load_substrate
-from glyphlm.training.checkpoint import TrainState, list_states
+from glyphlm.training.checkpoint import TrainState, list_states, load_state
 from glyphlm.training.loop import METRICS, train
 from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 
@@ -355,6 +355,34 @@ def test_steps_that_are_no_number_can_be_skipped_and_are_counted(shards, tmp_pat
     assert "at step 3 (batch position [16]): skipped, 2 so far" in capsys.readouterr().err
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path) if row["step"] > 4)
     assert all(tensor.isfinite().all() for tensor in arm.model.state_dict().values())
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1e6])
+def test_steps_whose_gradient_is_clipped_are_counted_over_a_stop(shards, tmp_path, clip):
+    class Stop(Exception):
+        """Stands for whatever ends a run."""
+
+    def stop(state):
+        if state.step == 5:
+            raise Stop
+
+    asked = settings(clip=clip, log_every=3)
+    with pytest.raises(Stop):
+        Arm(shards).train(tmp_path, asked, stop)
+    state = Arm(shards).train(tmp_path, asked)
+    share = float(clip < 1)
+    assert state.clipped == 10 * share and state.clipped_share(10) == share
+    assert [row["clipped"] for row in rows(tmp_path) if row["split"] == "train"] == [share] * 3
+
+
+def test_a_run_that_an_older_version_began_does_not_know_its_share_of_clipped_steps(shards, tmp_path):
+    Arm(shards).train(tmp_path, settings())
+    path = list_states(tmp_path)[-1] / "state.json"
+    record = json.loads(path.read_text())
+    del record["clipped"]
+    path.write_text(json.dumps(record))
+    arm = Arm(shards)
+    assert load_state(tmp_path, arm.model).clipped_share(10) is None
 
 
 @pytest.mark.parametrize("changes", [{"recompute": True}, {"micro_batch_tokens": BLOCK, "recompute": True}])

@@ -30,6 +30,7 @@ CHECKS = (
     ("number of training tokens", ("tokens",)),
     ("shape of the model", ("model",)),
 )
+ALIKE = 0.1  # shares of clipped steps that differ by more make arms train at different effective learning rates
 # Neither half a character pair nor a control character may stand in HTML.
 UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -123,7 +124,11 @@ def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         values = [run.get(*keys) for run in runs]
         same = None if None in values else all(value == values[0] for value in values)
         checks.append({"name": name, "same": same, "values": [_brief(value) for value in values]})
-    return checks
+    shares = [finite(run.get("clipped")) for run in runs]
+    known = [share for share in shares if share is not None]
+    alike = max(known) - min(known) <= ALIKE if len(known) == len(runs) else None
+    return [*checks, {"name": "share of clipped steps, nearly", "same": alike,
+                      "values": [None if share is None else f"{share:.0%}" for share in shares]}]
 
 
 def _brief(value: Any) -> str | None:

@@ -272,6 +272,7 @@ def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dic
         "tokens": state.tokens,
         "steps": state.step,
         "skipped": state.skipped,
+        "clipped": state.clipped_share(state.step),
         "epochs": opened.batches.epochs,
         "shards": shards_read(opened.training),
         "position": opened.batches.state(),

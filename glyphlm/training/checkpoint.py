@@ -31,7 +31,7 @@ from glyphlm.training.parallel import is_sharded, world
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-\d{8,}")
-RANGES = {name: Range(0, 2**63, whole=True) for name in ("step", "tokens", "skipped", "cached", "flat")} | {
+RANGES = {name: Range(0, 2**63, whole=True) for name in ("step", "tokens", "skipped", "clipped", "cached", "flat")} | {
     "seconds": Range(0, 1e12), "best": Range(0, 1e12),
 }  # fmt: skip
 PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
@@ -40,13 +40,15 @@ PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
 @dataclass
 class TrainState:
     """Scalars that resuming needs: steps and tokens done, seconds spent, steps skipped because their loss was not
-    finite, tokens served from the frozen-activation cache (`cached`), the best validation in bits per byte and how many
-    came after it (`flat`), position of the batches, and the sums since the last logged row (`window`)."""
+    finite, steps whose gradient was clipped (None where an older version began the run), tokens served from the
+    frozen-activation cache (`cached`), the best validation in bits per byte and how many came after it (`flat`), position
+    of the batches, and the sums since the last logged row (`window`)."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    clipped: int | None = 0
     cached: int = 0
     best: float | None = None
     flat: int = 0
@@ -55,6 +57,10 @@ class TrainState:
 
     def __post_init__(self) -> None:
         check_values(self, "", RANGES)
+
+    def clipped_share(self, steps: int) -> float | None:
+        """Share of the first `steps` steps, all of them read, whose gradient was clipped; None where it was not counted."""
+        return None if self.clipped is None or not steps else self.clipped / steps
 
 
 def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, keep: int) -> None:
@@ -125,7 +131,7 @@ def _read_record(folder: Path, device: torch.device, alone: bool) -> TrainState:
     """The state, after checking every file of the checkpoint against its digest (older checkpoints have none)."""
     record = json.loads((folder / STATE).read_text(encoding="utf-8"))
     digests = record.pop("files", None)
-    state = TrainState(**record)
+    state = TrainState(**{"clipped": None} | record)
     if folder.name != f"step-{state.step:08}":
         raise InputError(f"{STATE} is of step {state.step}")
     if digests is not None:

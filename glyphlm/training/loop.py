@@ -198,6 +198,8 @@ class _Trainer:
                 self._window.nats += loss * done.fed.targets
                 self._window.tokens += done.fed.targets
                 self._window.bytes += done.fed.bytes
+            if self._state.clipped is not None:
+                self._state.clipped += norm > self._settings.clip
             self._advance(bar, done, norm)
 
     def validate(self, batches: Iterator[Batch]) -> None:
@@ -290,7 +292,8 @@ class _Trainer:
         bar.advance(1, f"loss {window.loss:.3f}  {window.bits_per_byte:.3f} bits/byte  {speed:,.0f} tok/s{shown_mfu}")
         if done.step % self._settings.log_every == 0:
             self._log({"split": "train", "loss": window.loss, "bits_per_byte": window.bits_per_byte, "lr": done.lr,
-                       "grad_norm": norm, "tokens_per_second": speed, "mfu": mfu}, done.step, done.tokens)
+                       "grad_norm": norm, "clipped": self._state.clipped_share(done.step), "tokens_per_second": speed,
+                       "mfu": mfu}, done.step, done.tokens)
             self._window = Score()
 
     def _hits(self) -> int:
