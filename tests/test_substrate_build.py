@@ -431,11 +431,41 @@ def test_a_damaged_table_is_refused_with_its_file(small, tmp_path, damage):
         load_substrate(tmp_path / "out", 32)
 
 
+# Controls: the same codes at other tokens, and starts of other sizes
+
+
+@pytest.mark.parametrize("kind", ["given", "glyph"])
+def test_shuffled_tables_have_the_same_codes_at_other_tokens(small, tmp_path, kind):
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32))
+    settings = SubstrateSettings(kind=kind, n_embed=16, file=str(tmp_path / "t.npy") if kind == "given" else None)
+    plain = table(small, settings, tmp_path / "plain")
+    shuffled = table(small, replace(settings, shuffle_seed=3), tmp_path / "shuffled")
+    assert torch.equal(shuffled, plain[torch.randperm(512, generator=torch.Generator().manual_seed(3))])
+    assert not torch.equal(shuffled, plain)
+
+
+def test_unique_bits_stay_those_of_the_id_in_a_shuffled_table(small, tmp_path):
+    settings = SubstrateSettings(kind="glyph", n_embed=32, unique=True)
+    plain, shuffled = (table(small, replace(settings, shuffle_seed=seed), tmp_path / str(seed)) for seed in (None, 3))
+    assert torch.equal(plain[:, -9:].sign(), shuffled[:, -9:].sign()) and not torch.equal(plain[:, :-9], shuffled[:, :-9])
+
+
+def test_a_learned_table_can_start_small(small, tmp_path):
+    plain = table(small, replace(LEARNED, scale="none"), tmp_path / "1")
+    low = table(small, replace(LEARNED, scale="none", std=0.02), tmp_path / "2")
+    assert torch.equal(low, plain * 0.02) and 0.95 < float(plain.std()) < 1.05
+
+
+def test_a_scale_that_sets_the_norm_takes_no_std(small, tmp_path):
+    message = refusal(small, tmp_path, kind="learned", n_embed=16, std=0.02)
+    assert "std 0.02 applies only to scale none, not to l2" in message and "give --scale none" in message
+
+
 # Refused options, widths and characters
 
 
 @pytest.mark.parametrize(("option", "value", "kind"), [
-    ("file", "x.pt", "glyph"), ("unique", True, "token_bits"), ("unique", True, "random_bits"), ("shuffle_seed", 0, "glyph"),
+    ("file", "x.pt", "glyph"), ("unique", True, "token_bits"), ("unique", True, "random_bits"), ("std", 0.02, "glyph"),
     ("shuffle_seed", 1, "learned"), ("seed", 2, "token_bits"), ("seed", 2, "given"), ("side", 64, "learned"),
     ("augment", "published", "token_bits"), ("pca", False, "random_float"), ("spelling", "raw", "learned"),
     ("lift_seed", 2, "learned"),

@@ -56,7 +56,7 @@ class SubstrateConfig:
         trainable: Whether training changes the table.
         seed: Of kinds that are drawn by chance.
         lift_seed: Of the orthogonal matrix.
-        shuffle_seed: Ids are permuted before a rule takes their bits, which removes the order of code points.
+        shuffle_seed: Ids were permuted before they got their codes: of a rule it removes the order of code points.
         fingerprint: Identifies kind, vocabulary, parameters and initial values; growth and fusion compare it.
     """
 

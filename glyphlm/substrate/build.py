@@ -35,6 +35,7 @@ from glyphlm.substrate.codes import (
     read_table,
     rule_tensors,
     scale_table,
+    shuffled_ids,
 )
 from glyphlm.substrate.fonts import FontChain, load_fonts
 from glyphlm.substrate.glyphs import Drawing, draw_tokens, glyph_sheet, polar_order
@@ -180,6 +181,9 @@ def check_settings(settings: SubstrateSettings, config: SubstrateConfig) -> None
     if settings.lift_seed != SubstrateSettings.lift_seed and settings.lift != "orthogonal":
         raise InputError(f"lift_seed {settings.lift_seed} applies only to lift orthogonal, not to {settings.lift}; "
                          "remove it")
+    if settings.std is not None and settings.scale != "none":
+        raise InputError(f"std {settings.std:g} applies only to scale none, not to {settings.scale}, which sets the norm of "
+                         "each code; give --scale none, or remove it")
     if settings.kind == "given" and not settings.file:
         raise InputError("kind given needs a table; name it with --file TABLE.pt, .safetensors or .npy")
     _check_width(settings, config)
@@ -216,6 +220,8 @@ def make_values(
 
 def _table(config: SubstrateConfig, settings: SubstrateSettings, bits_VP: np.ndarray) -> Tensor:
     table_VE = _content(config, settings, bits_VP)
+    if config.shuffle_seed is not None:
+        table_VE = table_VE[shuffled_ids(config.vocab_size, config.shuffle_seed)]
     if settings.unique:
         put_id_bits(table_VE, config.places, config.scale)
     else:
@@ -238,7 +244,7 @@ def _content(config: SubstrateConfig, settings: SubstrateSettings, bits_VP: np.n
             return principal_components(random_bits(ids, max(width, FLOAT_BITS), config.places, seed), width)
         case "given":
             return read_table(Path(str(settings.file)), ids, width)
-    return torch.randn(ids, width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(ids, width, generator=torch.Generator().manual_seed(seed)) * (settings.std or 1.0)
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:

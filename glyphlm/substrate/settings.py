@@ -11,7 +11,8 @@ SIDES = (32, 64)  # Unifont is drawn on a grid of 16 x 16, so these are whole mu
 OPTIONS = {
     "file": ("given",),
     "unique": ("glyph", "given"),
-    "shuffle_seed": ("token_bits", "affine_bits"),
+    "shuffle_seed": ("token_bits", "affine_bits", "glyph", "given"),
+    "std": ("learned",),
     "seed": ("random_bits", "random_float", "affine_bits", "learned"),
     **dict.fromkeys(("side", "augment", "pca", "spelling"), ("glyph",)),
 }
@@ -33,7 +34,9 @@ class SubstrateSettings:
         trainable: Whether training changes the table; the codes are then its initial values.
         unique: Put the bits of the id into the last columns of kinds glyph and given, where tokens can share a code.
         seed: Seed of the kinds random_bits, random_float, affine_bits and learned.
-        shuffle_seed: Permute the ids before token_bits or affine_bits are taken: removes the order of code points.
+        shuffle_seed: Permute the ids before they get their codes: the same codes, so the same spectrum, at other tokens; of
+            bits it removes the order of code points. `unique` bits stay those of the id.
+        std: Standard deviation of the numbers of kind learned with scale none; by default 1.
         file: The table of kind given: .pt, .safetensors or .npy.
         side: Canvas of a glyph in pixels, 32 or 64.
         augment: The published rotation, shift and noise of pictures (the 2-3 set for 65,536 ids, else the max set), or none.
@@ -53,6 +56,7 @@ class SubstrateSettings:
     unique: bool = False
     seed: int = 1
     shuffle_seed: int | None = None
+    std: float | None = None
     file: str | None = None
     side: int = 32
     augment: Literal["none", "published"] = "none"
@@ -63,6 +67,7 @@ class SubstrateSettings:
 
     def __post_init__(self) -> None:
         seeds = dict.fromkeys(("seed", "lift_seed", "shuffle_seed"), Range(0, 2**63 - 1, whole=True))
-        check_values(self, "substrate.", seeds | {"n_embed": Range(1, 1 << 20, whole=True)})
+        check_values(self, "substrate.", seeds | {"n_embed": Range(1, 1 << 20, whole=True),
+                                                  "std": Range(0, 1e6, above=True)})
         if self.side not in SIDES:
             raise InputError(f"substrate.side {self.side} must be {' or '.join(map(str, SIDES))}")
