@@ -8,6 +8,7 @@ import pytest
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.item_log import compare_items, read_log, result_rows
 from glyphlm.evaluation.stats import holm, mcnemar, wilson
+from glyphlm.evaluation.text import comparison_line
 
 
 def entry(number, **fields):
@@ -91,6 +92,30 @@ def test_two_models_are_paired_by_item_and_corrected_over_subjects():
     assert all(row.interval.low <= row.difference <= row.interval.high and row.mde > 0 for row in letters)
     texts = only(rows, scoring="texts", subject="")
     assert texts.difference == 0 and texts.p == 1
+
+
+def test_a_subject_whose_prompts_are_cut_is_no_test_of_the_family():
+    first, second, subjects = [0] * 12 + [1] * 28, [1] * 20 + [1] * 13 + [0] * 7, ["a"] * 20 + ["b"] * 20
+    cut = [row | {"cut": number < 2} for number, row in enumerate(choices(first, subjects))]
+    whole, a, b = (row for row in compare_items(cut, choices(second, subjects)) if row.scoring == "letters")
+    assert (a.cut, b.cut, whole.cut) == (0.1, 0, 0.05) and math.isnan(a.p_holm)
+    assert b.p_holm == b.p and whole.p_holm == whole.p
+    assert "not judged: 10% of the prompts are cut" in comparison_line(a) and "Holm" in comparison_line(b)
+
+
+def test_a_text_that_is_one_document_has_the_interval_of_its_blocks():
+    log = [entry(0, task="bpb", nats=10.0, bytes=100, tokens=9, blocks=[[8.0, 60], [2.0, 40]])]
+    (row,) = result_rows(log)
+    assert (row.value, row.documents, row.interval) == (
+        pytest.approx(10 / math.log(2) / 100), 1, "bootstrap 95% over blocks of a document")
+    assert row.low < row.value < row.high
+    (plain,) = result_rows([{key: value for key, value in log[0].items() if key != "blocks"}])
+    assert plain.interval == "none: a single document"
+    (same,) = compare_items(log, [plain_row := log[0] | {"nats": 12.0, "blocks": [[9.0, 60], [3.0, 40]]}])
+    assert same.interval.name == "paired bootstrap 95% over blocks of a document" and same.difference > 0
+    del plain_row["blocks"]
+    (old,) = compare_items(log, [plain_row])
+    assert old.interval.low == -math.inf
 
 
 def test_logs_come_from_files_as_well(tmp_path):

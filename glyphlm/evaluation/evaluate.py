@@ -4,13 +4,11 @@ Results go into results.jsonl of each run folder and into a file, item logs into
 model, files and settings is not computed again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from glyphlm.base.devices import resolve_precision
 from glyphlm.base.errors import InputError
@@ -18,18 +16,16 @@ from glyphlm.base.names import RESULTS
 from glyphlm.base.outputs import one_writer, write_atomic
 from glyphlm.base.progress import meter, say
 from glyphlm.base.records import to_lines
-from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
+from glyphlm.corpus.reading import STRICT, Reading
 from glyphlm.corpus.sources import describe
 from glyphlm.corpus.tasks import Item, describe_task, read_task
-from glyphlm.evaluation.decoding import READ_TOKENS
+from glyphlm.evaluation.documents import score_documents
 from glyphlm.evaluation.item_log import Log, compare_items, gives, log_name, model_logs, read_log, result_rows
 from glyphlm.evaluation.likelihood import generate_answers, score_options
 from glyphlm.evaluation.model import EvalModel, is_run, load_eval_model
 from glyphlm.evaluation.rows import ComparisonRow, ResultRow, keep_results, read_results
 from glyphlm.evaluation.sampled import protocol_items, sample_answers, subsample
 from glyphlm.evaluation.settings import BPB, TASK_NAMES, EvalSettings
-from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
-from glyphlm.training.bits_per_byte import NotFinite, document_scores
 
 
 class EvalTask(NamedTuple):
@@ -220,7 +216,7 @@ def run_task(model: EvalModel, task: EvalTask, reading: Reading, settings: EvalS
         InputError: the text of bits per byte is bad, or logits are not finite.
     """
     if task.name == BPB:
-        scores = _score_documents(model, task.source, reading)
+        scores = score_documents(model, task.source, reading)
         return [_entry(task, "likelihood", number, "", "") | score for number, score in enumerate(scores)]
     with meter(f"{task.name}, {Path(model.name).name}", len(task.items)) as bar:
         answers = _answer(model, task.items, settings, bar.advance)
@@ -256,45 +252,3 @@ def _count_unknown(model: EvalModel, item: Item) -> dict[str, int]:
     texts = (item.prompt, *item.labels, *item.choices)
     count = 0 if unknown is None else sum(encode(text).count(unknown) for text in texts)
     return {"unknown": count} if count else {}
-
-
-def _score_documents(model: EvalModel, source: str, reading: Reading) -> Iterator[dict[str, Any]]:
-    """`nats`, `tokens` and `bytes` of each document that has tokens, and its `unknown` ones; bytes are those of its text."""
-    tokenizer, scored = model.tokenizer, 0
-    sizes: list[int] = []
-    documents: list[tuple[int, dict[str, int]]] = []
-    stream = _count_bytes(passages([source], reading, "scoring"), sizes)
-    pieces = _number_documents(tokenizer.encode_passages(stream), tokenizer, documents)
-    none_V, budget = np.zeros(tokenizer.vocab_size, np.uint16), READ_TOKENS.get(model.device.type, 0)
-    try:
-        for score in document_scores(model.scorer, pieces, model.first_id, none_V, budget):
-            document, unknown = documents[scored]
-            yield {"nats": score.nats, "tokens": score.tokens, "bytes": sizes[document], **unknown}
-            scored += 1
-    except NotFinite:
-        raise model.not_finite(f"in document {documents[scored][0] + 1} of {source}") from None
-
-
-def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passage]:
-    """Pass passages through; the bytes of each document are appended to `sizes` before its last passage is yielded."""
-    size = 0
-    for passage in stream:
-        size += len(passage.text.encode(errors="surrogatepass"))  # lone surrogates are refused where text is encoded
-        if passage.last:
-            sizes.append(size)
-            size = 0
-        yield passage
-
-
-def _number_documents(
-    pieces: Iterable[Piece], tokenizer: Tokenizer, documents: list[tuple[int, dict[str, int]]]
-) -> Iterator[Piece]:
-    """Pass pieces through; for each document with tokens append its number and its count of `<unk>` to `documents`."""
-    number = tokens = unknown = 0
-    for piece in pieces:
-        tokens, unknown = tokens + len(piece.ids), unknown + int((piece.ids == tokenizer.unknown_id).sum())
-        if piece.last:
-            if tokens:
-                documents.append((number, {"unknown": unknown} if unknown else {}))
-            number, tokens, unknown = number + 1, 0, 0
-        yield piece

@@ -4,7 +4,8 @@ A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subje
 - options by likelihood: `labels`, `correct` (index), `letters` and `texts` (natural log-probability of each), `choices`;
 - free answers by likelihood: `answers` (all right ones; empty where the passage does not answer) and `output`;
 - sampled: `labels` and `correct`, or `answers`; `outputs` and `scores`, one a decoding run;
-- bits per byte: `nats`, `tokens`, `bytes` of each document;
+- bits per byte: `nats`, `tokens`, `bytes` of each document, and of a text that is one long document `blocks`, nats and bytes
+  of equal parts of it;
 and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`; where the vocabulary of
 the model lacks characters of the text also `unknown`, the number of its `<unk>` tokens.
 """
@@ -24,7 +25,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json_lines, to_json
 from glyphlm.evaluation import stats
 from glyphlm.evaluation.answers import CorpusMetric, squad_scores, translation_metrics
-from glyphlm.evaluation.rows import BITS_PER_BYTE, ComparisonRow, ResultRow
+from glyphlm.evaluation.rows import BITS_PER_BYTE, MANY_CUT, ComparisonRow, ResultRow
 
 Log = Sequence[dict[str, Any]]
 NEEDED = {"task": (str,), "protocol": (str,), "number": (int,), "prompt": (str,), "subject": (str,)}
@@ -33,7 +34,12 @@ DIGITS = 12  # of a model's digest in the name of its folder
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric of a log: what each item adds to its sums, and the value of sums; `right`: an item counts 0 or 1."""
+    """A metric of a log: what each item adds to its sums, and the value of sums.
+
+    Args:
+        right: An item counts 0 or 1.
+        unit: What is counted: items, documents, or blocks of the only document.
+    """
 
     scoring: str
     name: str
@@ -41,16 +47,12 @@ class Metric:
     statistic: stats.Statistic = stats.ratio
     right: bool = False
     signature: str | None = None
+    unit: str = "items"
 
     @property
     def value(self) -> float:
         """The value over all items."""
         return float(self.statistic(self.sums_NS.sum(0)))
-
-    @property
-    def unit(self) -> str:
-        """The unit of the count: items or documents."""
-        return "documents" if self.name == BITS_PER_BYTE else "items"
 
     def interval(self) -> stats.Interval:
         """The interval over items; for a single item it is the value, since JSON has no infinity."""
@@ -66,8 +68,9 @@ def metrics(log: Log) -> Iterator[Metric]:
     """All metrics of a log of one task and protocol."""
     first = log[0]
     if "nats" in first:
-        sums = [(row["nats"] / math.log(2), row["bytes"]) for row in log]
-        yield Metric("", BITS_PER_BYTE, np.array(sums, float))
+        blocks = first.get("blocks", []) if len(log) == 1 else []
+        nats = np.array(blocks or [(row["nats"], row["bytes"]) for row in log], float)
+        yield Metric("", BITS_PER_BYTE, nats / (math.log(2), 1), unit="blocks of a document" if blocks else "documents")
     elif "scores" in first:
         name = "accuracy" if "labels" in first else "bleu" if "-" in first["task"] else "contains"
         yield _mean("first letter" if name == "accuracy" else "", name, [np.mean(row["scores"]) for row in log], False)
@@ -165,6 +168,8 @@ def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[Comp
             for row in _compared(subject, of_a, of_b)]
     families: dict[tuple[str, str, bool], list[int]] = {}
     for number, row in enumerate(rows):
+        if row.cut > MANY_CUT:
+            continue
         families.setdefault((row.scoring, row.metric, bool(row.subject)), []).append(number)
     for family in families.values():
         for number, p in zip(family, stats.holm([rows[number].p for number in family])):
@@ -173,10 +178,13 @@ def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[Comp
 
 
 def _compared(subject: str, a: Log, b: Log) -> Iterator[ComparisonRow]:
+    if ("blocks" in a[0]) != ("blocks" in b[0]):  # one log is of an older version
+        a, b = ([{name: value for name, value in row.items() if name != "blocks"} for row in log] for log in (a, b))
+    cut = sum(bool(of_a.get("cut") or of_b.get("cut")) for of_a, of_b in zip(a, b)) / len(a)
     for of_a, of_b in zip(metrics(a), metrics(b)):
         found = stats.paired(of_a.sums_NS, of_b.sums_NS, of_a.statistic, of_a.right, of_a.unit)
         yield ComparisonRow(a[0]["task"], a[0]["protocol"], of_a.scoring, subject, of_a.name, len(a), of_a.value, of_b.value,
-                            found.difference, found.interval, found.test, found.p, found.mde)
+                            found.difference, found.interval, found.test, found.p, found.mde, cut=cut)
 
 
 def _check_same(a: Log, b: Log) -> None:

@@ -160,7 +160,9 @@ class ComparisonRow:
 
     Args:
         mde: The smallest difference that would be found with probability 0.8; None where it is unknown.
-        p_holm: `p` corrected over the subjects of a metric; the whole task stands alone.
+        p_holm: `p` corrected over the subjects of a metric; the whole task stands alone. NaN where `cut` is above MANY_CUT:
+            such a row is no test of the family.
+        cut: Share of the prompts that lost their left end with either model.
         a: The first model as the user named it, `b` the second; in reports the label of the second.
     """
 
@@ -181,6 +183,7 @@ class ComparisonRow:
     a: str = ""
     b: str = ""
     source: str = ""
+    cut: float = 0.0
 
     def named(self, a: str, b: str, source: str) -> "ComparisonRow":
         """A copy with the names of the models and the source of the items."""

@@ -85,6 +85,51 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean - half, mean + half, name)
 
 
+def student_p(values: Sequence[float], against: float = 0.0) -> float:
+    """Two-sided p-value of Student's test that the mean is `against`; 1 for a single value, 0 or 1 where all are equal."""
+    if len(values) < 2:
+        return 1.0
+    apart, error = float(np.mean(values)) - against, float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if not error:
+        return float(not apart)
+    return float(2 * stats.t.sf(abs(apart) / error, len(values) - 1))
+
+
+def pooled_over_seeds(values_AS: ArrayLike, a: int, b: int) -> Interval:
+    """Interval of the mean of arm `a` minus that of arm `b`, with the variance of all A arms over the same S seeds.
+
+    The balanced equivalent of a mixed model with a fixed effect of the arm and a random one of the seed: the residual
+    variance has (A - 1)(S - 1) degrees of freedom, where the paired interval of two arms alone has S - 1. It assumes that
+    all arms vary alike. Of two arms it is the paired interval.
+    """
+    values_AS, name = np.asarray(values_AS, float), "pooled 95% over arms and training seeds"
+    arms, seeds = values_AS.shape
+    difference = float(values_AS[a].mean() - values_AS[b].mean())
+    freedom = (arms - 1) * (seeds - 1)
+    if not freedom:
+        return Interval(-math.inf, math.inf, name)
+    rest_AS = values_AS - values_AS.mean(1, keepdims=True) - values_AS.mean(0) + values_AS.mean()
+    error = math.sqrt(2 * float((rest_AS**2).sum()) / freedom / seeds)
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return Interval(difference - half, difference + half, name)
+
+
+def power(seeds: int, spread: float, effect: float) -> float:
+    """Probability that Student's two-sided test at level 0.05 finds a true mean difference `effect`.
+
+    `spread` is the standard deviation over seeds of the paired difference.
+    """
+    if seeds < 2 or not effect:
+        return 0.0
+    apart, freedom = effect * math.sqrt(seeds) / spread, seeds - 1
+    return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, apart))
+
+
+def seeds_for(spread: float, effect: float, wanted: float = 0.8, most: int = 1000) -> int | None:
+    """The fewest seeds at which `power` reaches `wanted`; None where `most` are too few."""
+    return next((seeds for seeds in range(2, most + 1) if power(seeds, spread, effect) >= wanted), None)
+
+
 def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike) -> float:
     """Exact p-value of equal accuracy (McNemar 1947): a binomial test on the discordant items."""
     a_N, b_N = np.asarray(right_a_N, bool), np.asarray(right_b_N, bool)

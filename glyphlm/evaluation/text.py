@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from glyphlm.evaluation.published import published_line
-from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
+from glyphlm.evaluation.rows import BITS_PER_BYTE, MANY_CUT, PERCENT, ComparisonRow, ResultRow
 
 
 def result_line(row: ResultRow) -> str:
@@ -28,7 +28,8 @@ def _values(row: ResultRow, low: float | None, high: float | None) -> str:
 def comparison_line(row: ComparisonRow) -> str:
     """The difference of two models on the same items, its interval, p-value and minimum detectable effect."""
     difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
-    corrected = f", Holm {row.p_holm:.2g}" if row.subject else ""
+    judged = f", Holm {row.p_holm:.2g}" if row.subject else ""
+    corrected = judged if row.cut <= MANY_CUT else f", not judged: {row.cut:.0%} of the prompts are cut"
     return (f"{Path(row.b).name} - {Path(row.a).name} {_title(row)}: {difference} [{low}, {high}] ({row.interval.name}), "
             f"p {row.p:.2g} ({row.test}{corrected}), detectable: {_detectable(row)}")
 

@@ -82,22 +82,31 @@ def score_documents(model: LanguageModel, pieces: Iterable[Piece], end_id: int, 
 
 @torch.no_grad()
 def document_scores(
-    model: LanguageModel, pieces: Iterable[Piece], end_id: int, bytes_per_id_V: np.ndarray, batch_tokens: int = 0
+    model: LanguageModel,
+    pieces: Iterable[Piece],
+    end_id: int,
+    bytes_per_id_V: np.ndarray,
+    batch_tokens: int = 0,
+    seen: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Iterator[Score]:
     """The score of each document that has tokens; each token is scored once.
+
+    `seen` is called with the number of the document, counted from 0, and nats and ids of its next targets [N].
 
     A document starts after `</s>`, as in training. Longer ones slide through the context by half of it, so that every
     token but the first ones sees at least block_size / 2 tokens before it. Windows of one or several documents are
     computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
     """
-    score = Score()  # empty
+    score, number = Score(), -1  # empty
     for batch in _batched(_windows(pieces, end_id, model.config.block_size), batch_tokens):
         for window, nats_N, y_N in zip(batch, *_window_nats(model, batch)):
             if window.begins:
                 if score.documents:
                     yield score
-                score = Score(documents=1)
+                score, number = Score(documents=1), number + 1
             score.add(nats_N, y_N, bytes_per_id_V)
+            if seen is not None:
+                seen(number, nats_N, y_N)
     if score.documents:
         yield score
 
