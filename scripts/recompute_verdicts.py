@@ -3,8 +3,9 @@
 
     python scripts/recompute_verdicts.py docs/results/freezing docs/results/fusion
 
-For each row of claims.jsonl: the paired differences over seeds, Student's 95% interval, the smallest difference that as
-many seeds would find (power 0.8), and the verdict. Prints what differs; the exit code is 1 where anything does.
+For each row of claims.jsonl: the paired differences over seeds, Student's 95% interval, the interval with the variance of
+all arms, the smallest difference that as many seeds would find (power 0.8), p, Holm's correction within the source, and the
+verdict. Prints what differs; the exit code is 1 where anything does.
 """
 
 import json
@@ -14,10 +15,28 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from scipy.stats import norm, t
+from scipy.stats import norm, t, ttest_1samp
 
 TOLERANCE = 1e-6  # relative: the recorded detectable differences use rounded normal quantiles
-LOWER_IS_BETTER = ("tokens", "values trained", "petaFLOP", "seconds")
+LOWER_IS_BETTER = ("tokens", "values trained", "petaFLOP", "seconds", "clipped steps", "tokens to threshold")
+MOST_CUT, LEVEL = 0.05, 0.05
+DECIDED = ("supported", "equivalent", "not supported")
+
+
+class Measure:
+    """The rows of one measure: model -> seed -> value, reference levels, and the share of prompts that were cut."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[int, float]] = defaultdict(dict)
+        self.levels: dict[str, float] = {}
+        self.cut = 0.0
+
+    def add(self, row: dict) -> None:
+        """Count a row of results.jsonl."""
+        self.values[row["arm"]][row["seed"]] = row["value"]
+        self.levels |= {name: row[name] for name in ("chance", "majority", "unigram") if name in row}
+        if "cut" in row:
+            self.cut = max(self.cut, row["cut"] / row["items"])
 
 
 def read(path: Path) -> list[dict]:
@@ -31,38 +50,87 @@ def student(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values) - half, statistics.mean(values) + half
 
 
-def level_reached(values: list[list[float]], levels: dict[str, float]) -> bool:
-    """Whether neither model is above chance, or above always giving the commonest answer."""
-    best = max(student(of_model)[0] for of_model in values)
-    return any(best <= level for level in levels.values())
+def pooled(measure: Measure, claim: dict, seeds: list[int]) -> tuple[float, float]:
+    """The interval of the difference with the residual variance of all models over these seeds, as in a two-way layout."""
+    arms = {arm: [of[seed] for seed in seeds] for arm, of in measure.values.items()
+            if all(math.isfinite(of.get(seed, math.nan)) for seed in seeds)}
+    columns = [statistics.mean(column) for column in zip(*arms.values())]
+    grand = statistics.mean(columns)
+    squares = sum((value - statistics.mean(of) - column + grand) ** 2
+                  for of in arms.values() for value, column in zip(of, columns))
+    freedom = (len(arms) - 1) * (len(seeds) - 1)
+    half = t.ppf(0.975, freedom) * math.sqrt(2 * squares / freedom / len(seeds))
+    centre = statistics.mean(arms[claim["arm"]]) - statistics.mean(arms[claim["against"]])
+    return centre - half, centre + half
 
 
-def verdict(claim: dict, differences: list[float]) -> str:
-    """Supported where the claim holds in the whole interval, not supported where it holds nowhere in it."""
-    measure = claim["measure"]
-    lower = measure.split(",")[0].endswith("bits per byte") or measure in LOWER_IS_BETTER
-    ends = student([-d if lower else d for d in differences])
-    holds = [end > 0 if claim["kind"] == "better" else end >= -claim["margin"] for end in ends]
-    return {2: "supported", 1: "not decidable", 0: "not supported"}[sum(holds)]
+def is_lower_better(measure: str) -> bool:
+    """Fewer bits per byte and lower costs are better."""
+    return measure.split(",")[0].endswith("bits per byte") or measure in LOWER_IS_BETTER
 
 
-def recompute(claim: dict, values: dict, levels: dict) -> dict:
-    """The figures of one row of claims.jsonl."""
-    mine, theirs = values[claim["arm"], claim["measure"]], values[claim["against"], claim["measure"]]
+def reference_failed(measure: Measure, claim: dict, seeds: list[int], lower: bool) -> bool:
+    """Whether the model compared with is no better than a unigram model, or behind the one that it should beat."""
+    mean = statistics.mean(measure.values[claim["against"]][seed] for seed in seeds)
+    if lower and mean >= measure.levels.get("unigram", math.inf):
+        return True
+    below = measure.values.get(claim.get("reference_beats", ""), {})
+    if not below or any(seed not in below for seed in seeds):
+        return False
+    gap = mean - statistics.mean(below[seed] for seed in seeds)
+    return (gap if lower else -gap) > claim["margin"]
+
+
+def decide(claim: dict, differences: list[float], lower: bool) -> tuple[str, float]:
+    """The verdict on this row alone, and the p-value of the difference at the edge of the claim."""
+    better = [-d if lower else d for d in differences]
+    low, high = student(better)
+    holds = [end > 0 if claim["kind"] == "better" else end >= -claim["margin"] for end in (low, high)]
+    p = float(ttest_1samp(better, -claim["margin"]).pvalue) if low < high else 0.0
+    if sum(holds) < 2:
+        return ("not supported", "not decidable")[sum(holds)], p
+    is_equal = claim["kind"] == "at_least" and claim["margin"] > 0 and high <= claim["margin"]
+    return "equivalent" if is_equal else "supported", p
+
+
+def recompute(claim: dict, measure: Measure) -> dict:
+    """The figures of one row of claims.jsonl before the correction for their number."""
+    mine, theirs = measure.values[claim["arm"]], measure.values[claim["against"]]
     seeds = [seed for seed in mine if seed in theirs and math.isfinite(mine[seed]) and math.isfinite(theirs[seed])]
-    differences = [mine[seed] - theirs[seed] for seed in seeds]
+    differences, lower = [mine[seed] - theirs[seed] for seed in seeds], is_lower_better(claim["measure"])
     if len(seeds) < 2:
-        return {"seeds": len(seeds), "verdict": "not decidable"}
-    low, high = student(differences)
-    at_level = level_reached([[v[s] for s in seeds] for v in (mine, theirs)], levels[claim["measure"]])
-    return {
+        return {"seeds": len(seeds), "p": None, "verdict": "not decidable"}
+    (low, high), (pooled_low, pooled_high) = student(differences), pooled(measure, claim, seeds)
+    found = {
         "seeds": len(seeds),
         "difference": statistics.mean(differences),
         "low": low,
         "high": high,
+        "pooled_low": pooled_low,
+        "pooled_high": pooled_high,
         "would_find": (high - low) / 2 * (1 + norm.ppf(0.8) / norm.ppf(0.975)),
-        "verdict": "not decidable" if at_level else verdict(claim, differences),
+        "p": None,
     }
+    if reference_failed(measure, claim, seeds, lower):
+        return found | {"verdict": "reference failed"}
+    guess = max(measure.levels.get("chance", -math.inf), measure.levels.get("majority", -math.inf))
+    if measure.cut > MOST_CUT or max(student([of[seed] for seed in seeds])[0] for of in (mine, theirs)) <= guess:
+        return found | {"verdict": "not decidable"}
+    verdict, p = decide(claim, differences, lower)
+    return found | {"verdict": verdict, "p": p}
+
+
+def correct(found: list[dict], sources: list[str]) -> None:
+    """Add p_holm within each source, and undo the verdicts that it does not leave."""
+    for source in set(sources):
+        family = [row for row, of in zip(found, sources) if of == source and row["p"] is not None]
+        tested = sorted(family, key=lambda row: row["p"])
+        worst = 0.0
+        for rank, row in enumerate(tested):
+            worst = max(worst, min(1.0, row["p"] * (len(tested) - rank)))
+            row["p_holm"] = worst
+            if row["verdict"] in DECIDED and row["p"] < LEVEL <= worst:
+                row["verdict"] = "not decidable"
 
 
 def differing(claim: dict, found: dict) -> list[str]:
@@ -78,14 +146,15 @@ def differing(claim: dict, found: dict) -> list[str]:
 
 def check(folder: Path) -> int:
     """Print the claims of a study whose figures differ; their number."""
-    values, levels = defaultdict(dict), defaultdict(dict)
+    measures: dict[str, Measure] = defaultdict(Measure)
     for row in read(folder / "results.jsonl"):
         if not row.get("subject"):
-            values[row["arm"], row["measure"]][row["seed"]] = row["value"]
-            levels[row["measure"]] |= {name: row[name] for name in ("chance", "majority") if name in row}
+            measures[row["measure"]].add(row)
     claims, wrong = read(folder / "claims.jsonl"), 0
-    for claim in claims:
-        differences = differing(claim, recompute(claim, values, levels))
+    found = [recompute(claim, measures[claim["measure"]]) for claim in claims]
+    correct(found, [claim["source"] for claim in claims])
+    for claim, row in zip(claims, found):
+        differences = differing(claim, row)
         wrong += bool(differences)
         for line in differences:
             print(f"{folder}: {claim['claim']!r}, {claim['measure']}: {line}")

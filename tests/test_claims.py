@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
-from glyphlm.evaluation.stats import over_seeds
-from glyphlm.studies.claims import Claim, check_claims, detectable, judge, lower_is_better
+from glyphlm.evaluation.stats import over_seeds, pooled_over_seeds, student_p
+from glyphlm.studies.claims import Claim, check_claims, claims_digest, detectable, judge, lower_is_better
 
 BPB, EASY = "bpb bits per byte, notes.txt", "arc_easy texts accuracy, easy.jsonl"
 
@@ -31,7 +31,9 @@ OLD = (2.0, 2.0, 2.0)
 @pytest.mark.parametrize(
     ("new", "asked", "verdict"),
     [
-        (NEAR, {"margin": 0.02}, "supported"),
+        (NEAR, {"margin": 0.02}, "equivalent"),
+        ((1.9, 1.91, 1.92), {"margin": 0.02}, "supported"),
+        (OLD, {"margin": 0.02}, "equivalent"),
         (NEAR, {"margin": 0.005}, "not supported"),
         (NEAR, {"margin": 0.011}, "not decidable"),
         (NEAR, {}, "not supported"),
@@ -72,7 +74,9 @@ def test_a_verdict_never_says_more_than_its_interval(new, old, margin):
     (row,) = judge([Claim("", "new", "old", margin=margin)], rows(BPB, new=new, old=old))
     low, high, _ = over_seeds([a - b for a, b in zip(new, old)])
     assert (row["low"], row["high"]) == (low, high)
-    assert (row["verdict"] == "supported") == (high <= margin) and (row["verdict"] == "not supported") == (low > margin)
+    assert (row["verdict"] in ("supported", "equivalent")) == (high <= margin)
+    assert (row["verdict"] == "equivalent") == (0 < margin and -margin <= low and high <= margin)
+    assert (row["verdict"] == "not supported") == (low > margin)
     (better,) = judge([Claim("", "old", "new", kind="better")], rows(BPB, new=new, old=old))
     if better["verdict"] == "supported":
         ((plain, _),) = verdicts(rows(BPB, new=new, old=old))
@@ -87,6 +91,66 @@ def test_models_that_guess_are_not_compared():
     assert verdicts(rows(EASY, levels, new=constant, old=guessing), **asked) == [("not decidable", "both at majority")]
     assert verdicts(rows(EASY, levels, new=able, old=guessing), **asked) == [("supported", "")]
     assert verdicts(rows(EASY, levels, new=guessing, old=able), **asked) == [("not supported", "")]
+
+
+def test_a_task_whose_prompts_are_cut_is_not_judged():
+    able, better = (0.5, 0.51, 0.52), (0.6, 0.61, 0.62)
+    lost = "not decidable", "6% of the prompts lost their beginning to the context"
+    for cut, verdict in ((5, ("supported", "")), (6, lost)):
+        found = rows(EASY, {"cut": cut, "items": 100}, new=better, old=able)
+        assert verdicts(found, measures=["arc_easy"]) == [verdict]
+
+
+def test_a_reference_that_does_not_do_its_work_is_none():
+    found = rows(BPB, {"unigram": 3.0}, new=(2.0, 2.1, 2.0), old=(3.0, 3.1, 3.2))
+    assert verdicts(found) == [("reference failed", "old is not better than a unigram model")]
+    found = rows(BPB, new=(2.0, 2.1, 2.0), old=(2.5, 2.6, 2.7), small=(2.3, 2.3, 2.3))
+    assert verdicts(found, reference_beats="small") == [("reference failed", "old is 0.3000 behind small")]
+    assert verdicts(found, reference_beats="new")[0][0] == "reference failed"
+    assert verdicts(found, reference_beats="not made") == verdicts(found) == [("supported", "")]
+
+
+def test_claims_of_one_source_are_corrected_together():
+    """One difference that is found alone and not among ten; another that is found among them, too."""
+    weak, strong, none = (1.9, 1.96, 1.97), (1.9, 1.9001, 1.9002), (2.0, 2.1, 1.9)
+    found = rows(BPB, weak=weak, strong=strong, none=none, old=(1.99, 2.0, 2.0))
+    alone = {"weak": judge([Claim("", "weak", "old", kind="better")], found)[0]}
+    assert alone["weak"]["verdict"] == "supported" and alone["weak"]["p"] == alone["weak"]["p_holm"]
+    many = [Claim("", arm, "old", "one paper", kind="better") for arm in ("weak", "strong", *["none"] * 8)]
+    first, second, *_ = judge([*many, Claim("", "weak", "old", "another", kind="better")], found)
+    assert first["verdict"] == "not decidable" and first["p"] < 0.05 <= first["p_holm"]
+    assert first["reason"] == "supported alone, not among the 10 tests of this source"
+    assert second["verdict"] == "supported" and second["p_holm"] == pytest.approx(10 * second["p"])
+    assert judge([*many, Claim("", "weak", "old", "another", kind="better")], found)[-1]["verdict"] == "supported"
+
+
+def test_the_pooled_interval_of_two_arms_is_the_paired_one():
+    (row,) = judge([Claim("", "new", "old")], rows(BPB, new=WIDE, old=(2.0, 2.1, 1.9)))
+    assert (row["pooled_low"], row["pooled_high"]) == pytest.approx((row["low"], row["high"]))
+    assert row["p"] == pytest.approx(student_p([a - b for a, b in zip((2.0, 2.1, 1.9), WIDE)]))
+
+
+def test_the_pooled_interval_has_the_variance_of_all_arms():
+    values = [[2.0, 2.1, 2.3], [2.5, 2.5, 2.9], [1.0, 1.2, 1.1]]
+    (row,) = judge([Claim("", "b", "a")], rows(BPB, a=values[0], b=values[1], c=values[2], short=[2.0, 2.1]))
+    assert (row["pooled_low"], row["pooled_high"]) == pytest.approx(pooled_over_seeds(values, 1, 0)[:2])
+
+
+def test_a_claim_can_name_its_languages():
+    names = ("bits per byte, validation", "bpb bits per byte, texts/en-held-out.txt", "bpb bits per byte, ru-held-out.txt",
+             "bpb bits per byte, embedded:ru,validation")
+    found = [row for name in names for row in rows(name, new=OLD, old=OLD)]
+    asked = [row["measure"] for row in judge([Claim("", "new", "old", languages=["ru"])], found)]
+    assert asked == [*names[2:]]
+    (missing,) = judge([Claim("", "new", "old", measures=["bpb"], languages=["zh"])], found)
+    assert (missing["measure"], missing["reason"]) == ("bpb, zh", "it was not measured")
+
+
+def test_the_digest_is_of_claims_and_seeds():
+    claims = [Claim("x", "new", "old")]
+    digest = claims_digest(claims, [1, 2])
+    assert digest == claims_digest([Claim("x", "new", "old")], [1, 2]) and len(digest) == 16
+    assert digest != claims_digest(claims, [1, 3]) != claims_digest([Claim("x", "new", "old", margin=0.1)], [1, 3])
 
 
 def test_what_cannot_be_compared_says_why():
@@ -125,6 +189,7 @@ def test_measures_are_asked_by_how_they_begin():
     ("claim", "message"),
     [
         (Claim("x", "new", "odd"), "claim 'x' names odd; the models are new, old"),
+        (Claim("x", "new", "old", reference_beats="odd"), "claim 'x' names odd; the models are new, old"),
         (Claim("x", "new", "new"), "claim 'x' names new twice; name two models"),
         (Claim("x", "new", "old", margin=-1.0), "margin -1.0 and kind at_least; a margin is 0 or more"),
         (Claim("x", "new", "old", kind="better", margin=0.1), "and only at_least has one"),

@@ -1,14 +1,16 @@
 """The numbers of a study: rows of what was measured, means over seeds, paired differences, what they would find."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.evaluation.stats import over_seeds
+from glyphlm.evaluation.stats import over_seeds, power, seeds_for, student_p
 from glyphlm.studies.claims import Claim, detectable
 from glyphlm.studies.commands import Model, Study
+from glyphlm.studies.registration import REGISTERED, planned_power, register
 from glyphlm.studies.results import VALIDATION, Choice, measured, write_results
 from glyphlm.studies.workflow import DONE, LOGS, Command
 
@@ -27,16 +29,17 @@ def add_run(place, arm, seed, bits):
         "substrate": {"kind": "learned", "trainable": arm == "trained"},
         "tokens": 768,
         "seconds": 2.0,
+        "clipped": 0.5,
         "parameters": {"trained": 1000, "frozen": 0, "total": 1000},
         "cost": {"flops_total": 4e15},
         "bits_per_byte": {"train": bits, "validation": bits},
         "unigram_bits_per_byte": {"validation": 3.0},
     }
     write_atomic(run / "summary.json", json.dumps(summary))
-    scored = {"task": "boolq", "scoring": "letters", "metric": "accuracy", "subject": "", "source": "boolq.jsonl",
+    scored = {"task": "boolq", "cut": 2, "scoring": "letters", "metric": "accuracy", "subject": "", "source": "boolq.jsonl",
               "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "chance": 0.5, "majority": 0.625, "letter_mass": 0.25}
     subject = scored | {"task": "mmlu", "subject": "anatomy"}
-    write_atomic(rows, to_lines([scored, subject]))
+    write_atomic(rows, to_lines([scored, scored | {"scoring": "texts"}, subject]))
     model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, evaluated_by=f"eval_{arm}_{seed}")
     return model, [Command(name, ("glyphlm", name), rows, needs)
                    for name, needs in ((model.made_by, ()), (model.evaluated_by, (model.made_by,)))]
@@ -67,6 +70,11 @@ def test_every_arm_seed_and_measure_is_a_row(found):
     boolq = [row for row in rows if row["measure"] == "boolq letters accuracy, boolq.jsonl"]
     assert len(boolq) == 6 and boolq[0] | {"value": 0.5, "low": 0.4, "high": 0.6, "items": 90} == boolq[0]
     assert [row["value"] for row in rows if row["measure"] == "boolq letter mass, boolq.jsonl"] == [0.25] * 6
+    run = str(models[0].run)
+    assert rows[0] == {"arm": "frozen", "seed": 1, "run": run, "measure": VALIDATION, "value": 2.0, "unigram": 3.0}
+    assert boolq[0]["cut"] == 2 and [row["value"] for row in rows if row["measure"] == "clipped steps"] == [0.5] * 6
+    keys = [(row["arm"], row["seed"], row["measure"]) for row in rows]
+    assert len(keys) == len(set(keys))
 
 
 def test_the_table_has_means_and_paired_differences(found, tmp_path):
@@ -78,7 +86,7 @@ def test_the_table_has_means_and_paired_differences(found, tmp_path):
     assert "## boolq letters accuracy, boolq.jsonl\n\nChance 0.5000, majority 0.6250.\n\n| arm |" in text
     assert "anatomy" not in text
     assert "anatomy" in (tmp_path / "results.jsonl").read_text()
-    assert "| trained | 768 | 1,000 | 4 | 2 |" in text and (tmp_path / "report.html").is_file()
+    assert "| trained | 768 | 1,000 | 4 | 2 | 0.5 |" in text and (tmp_path / "report.html").is_file()
 
 
 def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkeypatch):
@@ -89,7 +97,11 @@ def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkey
         rows = [{"split": split, "step": step, "tokens": 100 * step, "seconds": 1.0, "loss": 5.0, "bits_per_byte": bits}
                 for step, bits in enumerate(values, 1) for split in ("train", "validation")]
         write_atomic(tmp_path / f"runs/frozen-{seed}/metrics.jsonl", to_lines(rows))
-    assert "(curves.svg)" in write(found, tmp_path) and (tmp_path / "curves.svg").read_text() == "<svg/>"
+    text = write(found, tmp_path)
+    assert "(curves.svg)" in text and (tmp_path / "curves.svg").read_text() == "<svg/>"
+    every = read_json_lines(tmp_path / "results.jsonl")
+    rows = {row["seed"]: row for row in every if row["measure"] == "tokens to threshold"}
+    assert {seed: (row["value"], row["threshold"]) for seed, row in rows.items()} == {1: (150, 2.5), 2: (200, 2.5)}
     assert drawn == {"frozen": [{"tokens": 100, "bits_per_byte": 4.0}, {"tokens": 200, "bits_per_byte": 2.25}]}
 
 
@@ -103,17 +115,44 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
               Claim("more is known", "trained", "both", measures=["boolq"], kind="better")]
     text = write(found, tmp_path, claims=claims, fuse={"both": {"experts": ["frozen", "trained"]}})
     low, high = over_seeds([-0.3, -0.4, -0.4])[:2]
+    p = student_p([-0.3, -0.4, -0.4], 0.02)
     assert text.startswith("# Title\n\n## Claims\n\n1 supported, 1 not decidable. ")
     assert "is made again by `glyphlm study s.yaml --out out` with its last column." in text
     assert ("| frozen \\| is as good | a paper | frozen − trained | bits per byte, validation | -0.3667 "
-            f"| {low:+.4f} to {high:+.4f} | 0.02 | supported | --only frozen trained |\n") in text
-    assert ("| more is known | – | trained − both | boolq | – | – | better | not decidable: arm both was not made "
+            f"| {low:+.4f} to {high:+.4f} | {low:+.4f} to {high:+.4f} | {p:.2g} | 0.02 | supported "
+            "| --only frozen trained |\n") in text
+    assert ("| more is known | – | trained − both | boolq | – | – | – | – | better | not decidable: arm both was not made "
             "| --only trained frozen |\n") in text
     rows = read_json_lines(tmp_path / "claims.jsonl")
     assert [row["verdict"] for row in rows] == ["supported", "not decidable"]
     assert rows[0]["command"] == "glyphlm study s.yaml --out out --only frozen trained"
     page = (tmp_path / "report.html").read_text()
     assert page.index("<h2") == page.index('<h2 id="claims">') and '<td class="yes">supported</td>' in page
+
+
+def test_claims_that_were_registered_late_say_so(found, tmp_path):
+    claims = [Claim("frozen is as good", "frozen", "trained", margin=0.02)]
+    settings = Study({}, {}, claims=claims, margin_reason="a table of random numbers varies as much")
+    row = register(settings, tmp_path)
+    assert row["trainings"] == 6 and row == register(settings, tmp_path)
+    assert len(read_json_lines(tmp_path / REGISTERED)) == 1
+    other = register(Study({}, {}, claims=[], seeds=[4]), tmp_path)
+    assert other["digest"] != row["digest"] and len(read_json_lines(tmp_path / REGISTERED)) == 2
+    study = replace(settings, arms=dict.fromkeys(("frozen", "trained")))
+    text = write_results(study, {}, *found, tmp_path, "glyphlm study s.yaml", row).read_text()
+    assert f"when 6 trainings had finished; their digest is `{row['digest']}`. Margins: a table of random numbers" in text
+    assert read_json_lines(tmp_path / "claims.jsonl")[0]["registered"] == row["digest"]
+    assert "(claims.svg)" in text and (tmp_path / "claims.svg").is_file()
+
+
+def test_the_power_of_the_planned_seeds_is_printed_before_anything_runs():
+    claims = [Claim("", "a", "b", margin=0.02), Claim("", "a", "b", kind="better"), Claim("", "a", "b", measures=["mmlu"])]
+    settings = Study({}, {}, claims=claims, seeds=[1, 2, 3])
+    assert len(unknown := list(planned_power(settings))) == 2 and "not known: give `spread`" in unknown[0]
+    equal, better = planned_power(replace(settings, spread=0.02, effect=0.1))
+    assert f"equal within 0.02 with probability {power(3, 0.02, 0.02):.0%}" in equal and "WARNING: under 80%" in equal
+    assert f"takes {seeds_for(0.02, 0.02)} seeds" in equal
+    assert "0.1 better with probability 98%" in better and "WARNING" not in better
 
 
 def test_without_claims_nothing_is_said_of_them(found, tmp_path):

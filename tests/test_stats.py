@@ -17,7 +17,11 @@ from glyphlm.evaluation.stats import (
     over_runs,
     over_seeds,
     paired,
+    pooled_over_seeds,
+    power,
     ratio,
+    seeds_for,
+    student_p,
     wilson,
 )
 
@@ -60,6 +64,32 @@ def test_over_seeds_is_students_interval():
     expected = reference.t.interval(0.95, 2, np.mean(values), reference.sem(values))
     assert over_seeds(values)[:2] == pytest.approx(expected)
     assert over_seeds([0.3]).low == -math.inf and "training seeds" in over_seeds([0.3]).name
+
+
+def test_students_test_is_scipys():
+    values = [0.31, 0.35, 0.30]
+    assert student_p(values, 0.25) == pytest.approx(reference.ttest_1samp(values, 0.25).pvalue)
+    assert (student_p([1.0]), student_p([2.0, 2.0], 2.0), student_p([2.0, 2.0], 1.0)) == (1, 1, 0)
+
+
+def test_the_pooled_interval_is_that_of_a_two_way_analysis_of_variance():
+    values = np.random.default_rng(3).normal(size=(4, 5)) + np.arange(5)
+    low, high, _ = pooled_over_seeds(values, 2, 0)
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    error = math.sqrt(2 / 5 * (rest**2).sum() / 12)
+    expected = values[2].mean() - values[0].mean() + np.array([-1, 1]) * reference.t.ppf(0.975, 12) * error
+    assert (low, high) == pytest.approx(tuple(expected))
+    two = over_seeds(values[1] - values[3])
+    assert pooled_over_seeds(values[[1, 3]], 0, 1)[:2] == pytest.approx(two[:2])
+
+
+def test_power_is_what_simulated_studies_find():
+    random = np.random.default_rng(0).normal(0.02, 0.02, (20000, 8))
+    found = (reference.ttest_1samp(random, 0, axis=1).statistic > reference.t.ppf(0.975, 7)).mean()
+    assert power(8, 0.02, 0.02) == pytest.approx(found, abs=0.01)
+    needed = seeds_for(0.02, 0.02)
+    assert power(needed - 1, 0.02, 0.02) < 0.8 <= power(needed, 0.02, 0.02)
+    assert power(1, 0.02, 0.02) == 0 and seeds_for(1.0, 1e-6) is None
 
 
 def test_mcnemar_looks_only_where_two_models_differ():

@@ -104,6 +104,15 @@ def test_other_texts_take_the_place_of_the_data():
     assert [source.text for source in recipe.data] == ["a.txt", "hf:b"]
 
 
+def test_beside_text_examples_are_no_part_of_the_validation():
+    asked = Study(RECIPE, {"bits": None}, data=["a.txt", "arc_easy=b.jsonl", "c.txt"])
+    commands = StudyCommands(asked, Path("out"))
+    recipe, _ = commands._with_inputs(arm_recipe(asked, {}, 1, {}))
+    assert recipe.validation == [recipe.data[0].shards, recipe.data[2].shards]
+    recipe, _ = commands._with_inputs(arm_recipe(replace(asked, data=["a.txt"]), {}, 1, {}))
+    assert recipe.validation == []
+
+
 def test_an_arm_that_changes_gets_another_folder_and_others_keep_theirs():
     before, after = (planned(1, bits=None, learned=arm, tuned={"train.lr": 0.1}) for arm in (LEARNED, LEARNED | GROWN))
     assert before.models[0].run == after.models[0].run
@@ -161,6 +170,8 @@ def test_every_model_is_asked_the_same():
         ({"fuse": {"bits": {"experts": ["bits", "bits"]}}}, "names an arm and a fused model"),
         ({"seeds": [-1]}, "seed -1 must be .*at least 0"),
         ({"tune": {"train.lr": []}}, "tune.train.lr has no values"),
+        ({"tune": {"train.lr": [1, 2]}, "tune_seeds": [2]}, "seed 2 is in seeds and in tune_seeds; tune with another"),
+        ({"tune": {"train.lr": [1, 2]}, "tune_seeds": []}, "tune_seeds is empty; give a seed"),
         ({"fuse": {"both": {"experts": ["bits"], "methot": "gate"}}}, "'methot' in fuse.both; did you mean method"),
         ({"evaluate": ["nonsense=x"]}, "nonsense=x"),
         ({"only": ["glyph"]}, "only names glyph; the arms are bits"),
@@ -278,7 +289,10 @@ def test_tuning_chooses_by_validation(monkeypatch):
                 stage.makes.write_text(json.dumps(summary))
 
     monkeypatch.setattr("glyphlm.studies.study.run_workflow", stand_in)
-    text = study(Study(RECIPE, {"bits": None}, tune={"train.lr": [0.1, 0.01]}), Path("out")).read_text()
-    assert [len(names) for names in ran] == [2, 3] and ran[0][1] == ran[1][0]
+    fixed = {"train": {"lr": 0.1}}
+    asked = Study(RECIPE, {"bits": None, "fixed": fixed}, tune={"train.lr": [0.1, 0.01]}, tune_seeds=[8, 9])
+    text = study(asked, Path("out")).read_text()
+    assert [len(names) for names in ran] == [4, 6] and not set(ran[0]) & set(ran[1])
+    assert all(name.startswith("train_bits") and name[-1] in "89" for name in ran[0])
     assert "| bits | train.lr 0.1 | 2.0000 |  |\n| bits | train.lr 0.01 | 1.5000 | chosen |" in text
-    assert "| bits | 3 | 1.5000 | 1.5000 to 1.5000 |" in text
+    assert "| bits | 3 | 1.5000 | 1.5000 to 1.5000 |" in text and "| fixed | 3 | 2.0000 |" in text

@@ -1,31 +1,41 @@
-"""Claims about the models of a study, and the verdict of its seeds: supported, not supported or not decidable.
+"""Claims about the models of a study, and the verdict that its seeds give on each.
 
-A verdict is computed from the differences of two models, paired by seed, and never written by hand.
+A verdict is computed from the differences of two models, paired by seed, and never written by hand. Claims are registered:
+their digest is kept before the first result, and printed with the verdicts.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.evaluation.stats import Z_95, Z_POWER_80, over_seeds
+from glyphlm.base.records import to_json
+from glyphlm.evaluation.rows import MANY_CUT
+from glyphlm.evaluation.stats import Z_95, Z_POWER_80, holm, over_seeds, pooled_over_seeds, student_p
 from glyphlm.studies.settings import Claim
 
-SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
+SUPPORTED, EQUIVALENT, NOT_SUPPORTED = "supported", "equivalent", "not supported"
+NOT_DECIDABLE, REFERENCE_FAILED = "not decidable", "reference failed"
 BITS_PER_BYTE, LETTER_MASS = "bits per byte", "letter mass"
-COSTS = ("tokens", "values trained", "petaFLOP", "seconds")  # of training
-LEVELS = ("chance", "majority")  # what guessing scores, and always giving the commonest answer
+COSTS = ("tokens", "values trained", "petaFLOP", "seconds", "clipped steps", "tokens to threshold")  # of training
+# What guessing scores, always giving the commonest answer, and a unigram model (bits per byte).
+LEVELS = ("chance", "majority", "unigram")
+LEVEL = 0.05
 Row = dict[str, Any]
 Seeds = dict[int, float]  # seed -> value
 
 
 @dataclass
 class Measure:
-    """The values of one measure: model -> seed -> value; and its LEVELS."""
+    """The values of one measure: model -> seed -> value; its LEVELS, and the largest share of prompts that were cut."""
 
     values: dict[str, Seeds] = field(default_factory=dict)
     levels: dict[str, float] = field(default_factory=dict)
+    cut: float = 0.0
 
 
 def check_claims(claims: Sequence[Claim], models: Sequence[str]) -> None:
@@ -35,13 +45,19 @@ def check_claims(claims: Sequence[Claim], models: Sequence[str]) -> None:
         InputError: with the value and what is allowed.
     """
     for claim in claims:
-        if unknown := [name for name in (claim.arm, claim.against) if name not in models]:
+        named = filter(None, (claim.arm, claim.against, claim.reference_beats))
+        if unknown := [name for name in named if name not in models]:
             raise InputError(f"claim {claim.claim!r} names {', '.join(unknown)}; the models are {', '.join(models)}")
         if claim.arm == claim.against:
             raise InputError(f"claim {claim.claim!r} names {claim.arm} twice; name two models")
         if claim.margin < 0 or (claim.margin and claim.kind == "better"):
             raise InputError(f"claim {claim.claim!r} has margin {claim.margin} and kind {claim.kind}; a margin is 0 or "
                              "more, and only at_least has one")
+
+
+def claims_digest(claims: Sequence[Claim], seeds: Sequence[int]) -> str:
+    """sha256 of the claims and the seeds that they are to be judged with, 16 digits."""
+    return hashlib.sha256(to_json([[asdict(claim) for claim in claims], list(seeds)]).encode()).hexdigest()[:16]
 
 
 def by_measure(rows: Sequence[Row]) -> dict[str, Measure]:
@@ -52,6 +68,7 @@ def by_measure(rows: Sequence[Row]) -> dict[str, Measure]:
             measure = found.setdefault(row["measure"], Measure())
             measure.values.setdefault(row["arm"], {})[row["seed"]] = row["value"]
             measure.levels |= {name: row[name] for name in LEVELS if name in row}
+            measure.cut = max(measure.cut, row.get("cut", 0) / row.get("items", 1))
     return found
 
 
@@ -59,17 +76,32 @@ def judge(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Row]:
     """A verdict a claim and measure, from the rows of results.jsonl.
 
     A row has what the claim says and `measure`, `seeds` (those of both models), `difference` (`arm` minus `against`, mean
-    over seeds), `low` and `high` (Student's 95%), `would_find` (see `detectable`), `verdict` and `reason`. The verdict is
+    over seeds), `low` and `high` (Student's 95%), `pooled_low` and `pooled_high` (the same with the variance of all arms),
+    `would_find` (see `detectable`), `p` (Student's two-sided test against the margin), `p_holm` (corrected over all rows of
+    the same source), `verdict` and `reason`. The verdict is
     - supported: the claim holds everywhere in the interval;
-    - not supported: it holds nowhere in it;
-    - not decidable: it holds in a part, or the models cannot be compared: `reason` says why.
+    - equivalent: moreover no end of the interval is further from 0 than the margin;
+    - not supported: it holds nowhere in the interval;
+    - not decidable: it holds in a part, or only before the correction, or there is nothing to compare: `reason` says why;
+    - reference failed: the model that is compared with does not do what it is there for: `reason` says what.
     """
     found, made = by_measure(rows), {row["arm"] for row in rows}
-    return [_stated(claim) | verdict for claim in claims for verdict in _verdicts(claim, found, made)]
+    verdicts = [_stated(claim) | verdict for claim in claims for verdict in _verdicts(claim, found, made)]
+    families: dict[str, list[Row]] = {}
+    for row in verdicts:
+        if row["p"] is not None:
+            families.setdefault(row["source"], []).append(row)
+    for family in families.values():
+        for row, p_holm in zip(family, holm([row["p"] for row in family])):
+            row["p_holm"] = p_holm
+            if row["verdict"] in (SUPPORTED, EQUIVALENT, NOT_SUPPORTED) and row["p"] < LEVEL <= p_holm:
+                reason = f"{row['verdict']} alone, not among the {len(family)} tests of this source"
+                row |= {"verdict": NOT_DECIDABLE, "reason": reason}
+    return verdicts
 
 
 def _stated(claim: Claim) -> Row:
-    return {key: value for key, value in asdict(claim).items() if key != "measures"}
+    return {key: value for key, value in asdict(claim).items() if key not in ("measures", "languages") and value is not None}
 
 
 def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterator[Row]:
@@ -77,13 +109,17 @@ def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterat
     names = [] if missing else [name for name in found if _is_about(claim, name)]
     if not names:
         reason = ", ".join(f"arm {name} was not made" for name in missing) or "it was not measured"
-        yield _verdict(", ".join(claim.measures) or BITS_PER_BYTE, reason=reason)
+        asked = ", ".join(claim.measures) or BITS_PER_BYTE
+        yield _verdict(", ".join([asked, *claim.languages]), reason=reason)
     for name in names:
         yield _judged(claim, name, found[name])
 
 
 def _is_about(claim: Claim, measure: str) -> bool:
     """Whether the claim covers this measure; letter mass is not an ability, so only claims that name it do."""
+    source = Path(measure.partition(", ")[2]).name
+    if claim.languages and not set(claim.languages) & set(re.split(r"[\W_]+", source)):
+        return False
     if not claim.measures:
         return _is_bits(measure)
     return any(measure.startswith(name) and (LETTER_MASS in name or LETTER_MASS not in measure) for name in claim.measures)
@@ -92,18 +128,22 @@ def _is_about(claim: Claim, measure: str) -> bool:
 def _judged(claim: Claim, name: str, measure: Measure) -> Row:
     mine, theirs = (measure.values.get(model, {}) for model in (claim.arm, claim.against))
     seeds = [seed for seed in mine if math.isfinite(mine[seed] - theirs.get(seed, math.nan))]  # without diverged runs
-    differences = [mine[seed] - theirs[seed] for seed in seeds]
+    row = _verdict(name, [mine[seed] - theirs[seed] for seed in seeds])
     if len(seeds) < 2:
-        return _verdict(name, differences, reason="1 seed" if seeds else "no seed in common")
-    reason = _at_level([[values[seed] for seed in seeds] for values in (mine, theirs)], measure.levels)
-    verdict = NOT_DECIDABLE if reason else _decided(claim, differences, lower_is_better(name))
-    if verdict == NOT_DECIDABLE and not reason:
-        reason = f"{len(seeds)} seeds would find {detectable(differences):.4f}"
-    return _verdict(name, differences, verdict, reason)
+        return row | {"reason": "1 seed" if seeds else "no seed in common"}
+    row |= _pooled(measure, seeds, claim)
+    values = [[found[seed] for seed in seeds] for found in (mine, theirs)]
+    if failed := _failure(claim, name, measure, seeds):
+        return row | {"verdict": REFERENCE_FAILED, "reason": failed}
+    if measure.cut > MANY_CUT:
+        return row | {"reason": f"{measure.cut:.0%} of the prompts lost their beginning to the context"}
+    if level := _at_level(values, measure.levels):
+        return row | {"reason": f"both at {level}"}
+    return row | _decided(claim, values, lower_is_better(name))
 
 
-def _verdict(measure: str, differences: Sequence[float] = (), verdict: str = NOT_DECIDABLE, reason: str = "") -> Row:
-    """JSON has no infinity: what one seed cannot decide is None."""
+def _verdict(measure: str, differences: Sequence[float] = (), reason: str = "") -> Row:
+    """What can be said of these differences without a claim. JSON has no infinity: what one seed cannot decide is None."""
     interval = over_seeds(differences) if len(differences) > 1 else None
     return {
         "measure": measure,
@@ -111,23 +151,58 @@ def _verdict(measure: str, differences: Sequence[float] = (), verdict: str = NOT
         "difference": sum(differences) / len(differences) if differences else None,
         "low": interval and interval.low,
         "high": interval and interval.high,
+        "pooled_low": None,
+        "pooled_high": None,
         "would_find": interval and detectable(differences),
-        "verdict": verdict,
+        "p": None,
+        "p_holm": None,
+        "verdict": NOT_DECIDABLE,
         "reason": reason,
     }
 
 
-def _decided(claim: Claim, differences: Sequence[float], fewer: bool) -> str:
-    """Whether the claim holds at both ends of the interval, and so in all of it; at none; or at one."""
-    low, high, _ = over_seeds([-one for one in differences] if fewer else differences)  # above 0 is better
+def _pooled(measure: Measure, seeds: Sequence[int], claim: Claim) -> Row:
+    """The interval with the variance over all models that have a finite value with each of these seeds."""
+    whole = {arm: values for arm, values in measure.values.items()
+             if all(math.isfinite(values.get(seed, math.nan)) for seed in seeds)}
+    values_AS = [[values[seed] for seed in seeds] for values in whole.values()]
+    interval = pooled_over_seeds(values_AS, [*whole].index(claim.arm), [*whole].index(claim.against))
+    return {"pooled_low": interval.low, "pooled_high": interval.high}
+
+
+def _failure(claim: Claim, name: str, measure: Measure, seeds: Sequence[int]) -> str:
+    """Why the reference is none: it is no better than a unigram model, or worse than a model that it should beat."""
+    theirs, fewer = measure.values[claim.against], lower_is_better(name)
+    mean = sum(theirs[seed] for seed in seeds) / len(seeds)
+    if fewer and mean >= measure.levels.get("unigram", math.inf):
+        return f"{claim.against} is not better than a unigram model"
+    below = measure.values.get(claim.reference_beats or "", {})
+    if below and all(seed in below for seed in seeds):
+        behind = (mean - sum(below[seed] for seed in seeds) / len(seeds)) * (1 if fewer else -1)
+        if behind > claim.margin:
+            return f"{claim.against} is {behind:.4f} behind {claim.reference_beats}"
+    return ""
+
+
+def _decided(claim: Claim, values: Sequence[Sequence[float]], fewer: bool) -> Row:
+    """Verdict and p-value: whether the claim holds at both ends of the interval, and so in all of it; at none; or at one."""
+    differences = [mine - theirs for mine, theirs in zip(*values)]
+    better = [-one for one in differences] if fewer else differences
+    low, high, _ = over_seeds(better)
     holds = [end > 0 if claim.kind == "better" else end >= -claim.margin for end in (low, high)]
-    return SUPPORTED if all(holds) else NOT_DECIDABLE if any(holds) else NOT_SUPPORTED
+    is_equal = claim.kind == "at_least" and claim.margin > 0 and high <= claim.margin
+    verdict = EQUIVALENT if all(holds) and is_equal else SUPPORTED if all(holds) else NOT_SUPPORTED
+    reason = ""
+    if any(holds) and not all(holds):
+        verdict, reason = NOT_DECIDABLE, f"{len(better)} seeds would find {detectable(differences):.4f}"
+    p = student_p(better, -claim.margin) if low < high else 0.0
+    return {"verdict": verdict, "reason": reason, "p": p}
 
 
 def _at_level(values: Sequence[Sequence[float]], levels: dict[str, float]) -> str:
     """The level that neither model is above, if there is one: then their scores are no ability that could be compared."""
     highest = max(over_seeds(of_model).low for of_model in values)
-    return next((f"both at {name}" for name in LEVELS if name in levels and highest <= levels[name]), "")
+    return next((name for name in ("chance", "majority") if name in levels and highest <= levels[name]), "")
 
 
 def detectable(differences: Sequence[float]) -> float:

@@ -122,8 +122,8 @@ class StudyCommands:
         (self._out / "evaluations").mkdir(parents=True, exist_ok=True)
 
     def _make(self, arm: str, recipe: GrowthRecipe, seed: int, needs: Sequence[str] = ()) -> Model:
-        same = replace(recipe, train=replace(recipe.train, seed=0), substrate=_drawn(recipe.substrate, 0))
-        place = f"{arm}-{_digest(asdict(same))}"
+        same = asdict(replace(recipe, train=replace(recipe.train, seed=0), substrate=_drawn(recipe.substrate, 0)))
+        place = f"{arm}-{_digest([same, 'validation: text'] if _validates_text(recipe) else same)}"
         recipe, inputs = self._with_inputs(recipe)
         grown = bool(recipe.stages)
         kept = recipe if grown else Recipe(**{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__})
@@ -140,7 +140,8 @@ class StudyCommands:
     def _with_inputs(self, recipe: GrowthRecipe) -> tuple[GrowthRecipe, list[str]]:
         """The recipe with paths of tokenizer, substrate and text shards, and the commands that make them.
 
-        Examples (sft) are left as they are: they are few, and each training prepares its own.
+        Examples (sft) are left as they are: they are few, and each training prepares its own. Beside text they are no part
+        of the validation, whose bits per byte would be those of questions otherwise.
         """
         if recipe.growth.base:
             return recipe, []
@@ -148,8 +149,10 @@ class StudyCommands:
         data = [self._shards(tokenizer, before, source) for source in recipe.data]
         substrate, after = self._substrate(tokenizer, before, recipe.substrate)
         recipe = replace(
-            recipe, tokenizer=TokenizerSettings(path=tokenizer), substrate=substrate, data=[source for source, _ in data]
-        )
+            recipe, tokenizer=TokenizerSettings(path=tokenizer), substrate=substrate, data=[source for source, _ in data],
+            validation=[str(source.shards) for source, _ in data if source.shards] if _validates_text(recipe)
+            else recipe.validation,
+        )  # fmt: skip
         return recipe, [*dict.fromkeys([*before, *(name for _, names in data for name in names), *after])]
 
     def _tokenizer(self, recipe: GrowthRecipe) -> tuple[str, list[str]]:
@@ -213,6 +216,11 @@ def _parts(recipe: GrowthRecipe) -> list[str]:
     """The models of one growth: its stages, and its controls; none without stages."""
     stages = [f"stage-{number}" for number in range(1, len(recipe.stages) + 1)]
     return [*stages, *(f"monolithic-{kind}" for kind in recipe.controls)] if stages else []
+
+
+def _validates_text(recipe: Recipe) -> bool:
+    """Whether the recipe mixes text with examples, and leaves open what is held out of which."""
+    return not recipe.validation and len({bool(source.sft) for source in recipe.data}) > 1
 
 
 def _texts(recipe: Recipe) -> list[str]:

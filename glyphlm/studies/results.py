@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glyphlm.analysis.plots import draw_held_out
+from glyphlm.analysis.plots import draw_forest, draw_held_out
 from glyphlm.analysis.report import write_report
 from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
@@ -18,13 +18,17 @@ from glyphlm.evaluation.stats import over_seeds
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import BITS_PER_BYTE, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
 from glyphlm.studies.commands import Model, Values, arms_of
+from glyphlm.studies.registration import registered_line
 from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason
 
-CLAIMS, TABLE, CURVES = "claims.jsonl", "results.md", "curves.svg"
+CLAIMS, TABLE, CURVES, FOREST = "claims.jsonl", "results.md", "curves.svg", "claims.svg"
 VALIDATION = f"{BITS_PER_BYTE}, validation"
-BESIDE = ("subject", "low", "high", "interval", "items", "chance", "majority")  # what is kept of a result
+# What is kept of a result.
+BESIDE = ("subject", "low", "high", "interval", "items", "documents", "cut", "unknown", "chance", "majority")
+TO_THRESHOLD = "tokens to threshold"
 DASH = "–"
+Logged = dict[tuple[str, int], list[tuple[int, float]]]  # arm and seed -> validations: tokens, bits per byte
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,17 @@ def measured(models: Sequence[Model], done: set[str]) -> list[Row]:
 
 def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
     cost = summary.get("cost") or {}
+    floor = (summary.get("unigram_bits_per_byte") or {}).get("validation")
+    if (bits := summary["bits_per_byte"]["validation"]) is not None:
+        yield {"measure": VALIDATION, "value": bits} | ({} if floor is None else {"unigram": floor})
     found = {
-        VALIDATION: summary["bits_per_byte"]["validation"],
         "tokens": summary["tokens"],
         "values trained": summary["parameters"]["trained"],
         "petaFLOP": cost.get("flops_total", 0) / 1e15,
         "seconds": summary.get("seconds", 0),
+        "clipped steps": summary.get("clipped"),
     }
-    return ({"measure": name, "value": value} for name, value in found.items() if value is not None)
+    yield from ({"measure": name, "value": value} for name, value in found.items() if value is not None)
 
 
 def _of_evaluation(path: Path) -> Iterator[Row]:
@@ -63,7 +70,7 @@ def _of_evaluation(path: Path) -> Iterator[Row]:
         parts = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
         name = f"{' '.join(filter(None, parts))}, {row['source']}"
         yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
-        if row.get("letter_mass") is not None and not row.get("subject"):
+        if row.get("letter_mass") is not None and not row.get("subject") and row.get("scoring") != "texts":
             yield {"measure": f"{row['task']} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
 
 
@@ -77,8 +84,12 @@ def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
 def _mean(values: Sequence[float], sign: str) -> tuple[str, str]:
     """Mean and Student's interval."""
     interval = over_seeds(values)
-    low, high = _number(interval.low, sign), _number(interval.high, sign)
-    return _number(sum(values) / len(values), sign), f"{low} to {high}" if DASH not in (low, high) else DASH
+    return _number(sum(values) / len(values), sign), _ends(interval.low, interval.high, sign)
+
+
+def _ends(low: float | None, high: float | None, sign: str) -> str:
+    ends = _number(low, sign), _number(high, sign)
+    return DASH if DASH in ends else " to ".join(ends)
 
 
 def write_results(
@@ -88,25 +99,32 @@ def write_results(
     commands: Sequence[Command],
     out: Path,
     command: str,
+    registered: Row | None = None,
 ) -> Path:
-    """Write the results of what is finished into `out`: results.md (its path is returned), rows, curves and page.
+    """Write the results of what is finished into `out`: results.md (its path is returned), rows, verdicts, plots and page.
 
-    `command` is what made all of it.
+    `command` is what made all of it; `registered` is the row of the claims in registered.jsonl.
     """
-    done = finished(commands, out)
-    rows = measured(models, done)
-    verdicts = [row | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
+    done, registered = finished(commands, out), registered or {}
+    logged = _logged(models, done)
+    rows = [*measured(models, done), *_to_threshold(logged)]
+    beside = {"registered": registered["digest"]} if registered else {}
+    verdicts = [row | beside | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
-    runs, claims = [model.run for model in models if model.made_by in done], [_claim(settings, row) for row in verdicts]
-    curves = _curves(models, done)
-    if curves:
-        write_atomic(out / CURVES, curves)
+    runs, claims = [model.run for model in models if model.made_by in done], [_claim(row, settings) for row in verdicts]
+    curves, forest = _curves(logged), _forest(verdicts)
+    for name, drawing in ((CURVES, curves), (FOREST, forest)):
+        if drawing:
+            write_atomic(out / name, drawing)
     if runs:
         typed = [shlex.join(each.arguments) for each in commands]
         write_report(runs, out / REPORT, settings.title, typed, claims=claims, curves=curves)
     figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
-    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command),
+    figure += [f"![Differences that claims are about, with their intervals]({FOREST})\n"] if forest else []
+    noted = [registered_line(registered)] if registered else []
+    noted += [f"Margins: {settings.margin_reason}"] if settings.margin_reason else []
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command, noted),
                 *_missing(choices, models, commands, done, out), *figure,
                 *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(commands)]
     write_atomic(out / TABLE, "\n".join(sections))
@@ -114,30 +132,42 @@ def write_results(
     return out / TABLE
 
 
-def _claims(claims: Sequence[dict[str, str]], verdicts: Sequence[Row], command: str) -> Iterator[str]:
+def _claims(
+    claims: Sequence[dict[str, str]], verdicts: Sequence[Row], command: str, noted: Sequence[str]
+) -> Iterator[str]:
     if claims:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
-        yield (f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean. "
-               "Supported: the claim holds everywhere in the interval (at least as good: worse by no more than the margin); "
-               "not supported: nowhere in it. Claims are judged one by one: of 40 that are not true, one looks like a gain. "
-               f"A row is made again by `{command}` with its last column.\n")
+        yield " ".join((
+            f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean; beside it "
+            "the interval with the variance of all arms (pooled). Supported: the claim holds everywhere in the interval (at "
+            "least as good: worse by no more than the margin); equivalent: moreover better by no more than the margin; not "
+            "supported: nowhere in it; not decidable: in a part, or not after Holm's correction for all rows of the same "
+            "source.", *noted, f"A row is made again by `{command}` with its last column.\n",
+        ))
         yield _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
 
 
-def _claim(settings: Study, row: Row) -> dict[str, str]:
-    """A verdict as a row of the table, by the heads of its columns."""
-    low, high = _number(row["low"], "+"), _number(row["high"], "+")
+def claims_table(verdicts: Sequence[Row]) -> str:
+    """Verdicts as a table of Markdown."""
+    claims = [_claim(row) for row in verdicts]
+    return _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
+
+
+def _claim(row: Row, settings: Study | None = None) -> dict[str, str]:
+    """A verdict as a row of the table, by the heads of its columns; with the study also how to make it again."""
+    again = {"made again by": _only(settings, row)} if settings else {}
     return {
         "claim": row["claim"],
         "source": row["source"] or DASH,
         "difference of": f"{row['arm']} − {row['against']}",
         "measure": row["measure"],
         "difference": _number(row["difference"], "+"),
-        "95%": f"{low} to {high}" if DASH not in (low, high) else DASH,
+        "95%": _ends(row["low"], row["high"], "+"),
+        "pooled 95%": _ends(row["pooled_low"], row["pooled_high"], "+"),
+        "p (Holm)": DASH if row["p_holm"] is None else f"{row['p_holm']:.2g}",
         "margin": f"{row['margin']:g}" if row["kind"] == "at_least" else row["kind"],
         "verdict": ": ".join(filter(None, (row["verdict"], row["reason"]))),
-        "made again by": _only(settings, row),
-    }
+    } | again
 
 
 def _only(settings: Study, row: Row) -> str:
@@ -161,21 +191,59 @@ def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None)
             yield f"{levels.capitalize()}.\n"
         yield _table(("arm", "seeds", "mean", "95%", f"minus {reference}", "95%", "would find"), cells)
     arms = dict.fromkeys(row["arm"] for row in rows)
-    cells = [[arm, *(f"{sum(found[arm].values()) / len(found[arm]):,.4g}" for found in costs.values())] for arm in arms]
+    cells = [[arm, *(f"{sum(found[arm].values()) / len(found[arm]):,.4g}" if arm in found else DASH
+                     for found in costs.values())] for arm in arms]
     yield f"## Cost of one training, mean over seeds\n\n{_table(('arm', *costs), cells)}"
 
 
-def _curves(models: Sequence[Model], done: set[str]) -> str | None:
-    """Held-out bits per byte over tokens as SVG, means over the seeds; the stages of growth have curves of their own."""
-    logged: dict[str, dict[int, list[float]]] = {}
+def _logged(models: Sequence[Model], done: set[str]) -> Logged:
+    """The validations of each finished model in the order of training; stages of growth have curves of their own."""
+    logged: Logged = {}
     for model in models:
         if model.made_by in done and "." not in model.arm and (model.run / METRICS).is_file():
-            for row in read_json_lines(model.run / METRICS, finite=False):
-                if row["split"] == "validation":
-                    logged.setdefault(model.arm, {}).setdefault(row["tokens"], []).append(row["bits_per_byte"])
+            rows = read_json_lines(model.run / METRICS, finite=False)
+            logged[model.arm, model.seed] = [(row["tokens"], row["bits_per_byte"]) for row in rows
+                                             if row["split"] == "validation" and row["bits_per_byte"] is not None]
+    return logged
+
+
+def _to_threshold(logged: Logged) -> Iterator[Row]:
+    """The tokens after which each training reached the bits per byte that all of them reach, between two validations.
+
+    Trainings that stop at their first validation, such as an untrained model, neither set the threshold nor have a row.
+    """
+    curves = {key: curve for key, curve in logged.items() if len(curve) > 1}
+    if not curves:
+        return
+    threshold = max(min(bits for _, bits in curve) for curve in curves.values())
+    for (arm, seed), curve in curves.items():
+        place = next(place for place, (_, bits) in enumerate(curve) if bits <= threshold)
+        tokens, bits = curve[place]
+        if place:
+            before, worse = curve[place - 1]
+            tokens = before + (tokens - before) * (worse - threshold) / (worse - bits)
+        yield {"arm": arm, "seed": seed, "measure": TO_THRESHOLD, "value": tokens, "threshold": threshold}
+
+
+def _curves(logged: Logged) -> str | None:
+    """Held-out bits per byte over tokens as SVG, means over the seeds."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for (arm, _), curve in logged.items():
+        for tokens, bits in curve:
+            curves.setdefault(arm, {}).setdefault(tokens, []).append(bits)
     means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
-             for arm, found in logged.items()}
+             for arm, found in curves.items() if found}
     return draw_held_out(means, "tokens") if means else None
+
+
+def _forest(verdicts: Sequence[Row]) -> str | None:
+    """The differences in bits per byte that the claims are about, each pair of models once a measure, as SVG."""
+    found = [row for row in verdicts if row["low"] is not None and row["measure"].partition(",")[0].endswith(BITS_PER_BYTE)]
+    rows = {(f"{row['arm']} − {row['against']}", Path(row["measure"].partition(", ")[2]).name): row for row in found}
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(source for _, source in rows))}
+    drawn = [{"name": pair, "run": source, "mde": row["would_find"],
+              **{key: row[key] for key in ("difference", "low", "high")}} for (pair, source), row in rows.items()]
+    return draw_forest(drawn, "bits_per_byte", numbers) if drawn else None
 
 
 def _missing(
@@ -194,7 +262,7 @@ def _chosen(choices: dict[str, Choice]) -> Iterator[str]:
     if any(choice.tried for choice in choices.values()):
         rows = [(arm, _shown(values), _number(bits) if bits is not None else "failed", "chosen" * (values == choice.values))
                 for arm, choice in choices.items() for values, bits in choice.tried]
-        yield f"## Tuned with the first seed\n\n{_table(('arm', 'values', VALIDATION, ''), rows)}"
+        yield f"## Tuned with seeds that are not judged\n\n{_table(('arm', 'values', VALIDATION, ''), rows)}"
 
 
 def _commands(commands: Sequence[Command]) -> Iterator[str]:

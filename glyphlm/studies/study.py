@@ -15,6 +15,7 @@ from glyphlm.experiments.recipe import settings_of
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import check_claims
 from glyphlm.studies.commands import Model, StudyCommands, Values, model_names
+from glyphlm.studies.registration import planned_power, register
 from glyphlm.studies.results import Choice, write_results
 from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason, run_workflow
@@ -48,12 +49,15 @@ def study(
     check(settings, jobs)
     if settings.only:
         settings = replace(settings, arms={name: settings.arms[name] for name in settings.only})
+    for line in planned_power(settings):
+        say(line)
     with one_writer(out):
         engine = {"out": out, "jobs": jobs, "dry_run": dry_run, "unlock": unlock, "options": options}
         return _made(settings, out, engine, command)
 
 
 def _made(settings: Study, out: Path, engine: Values, command: str) -> Path:
+    registered = register(settings, out) if settings.claims and not engine["dry_run"] else {}
     tuning, choices = _tune(settings, out, engine)
     if engine["dry_run"] and any(choice.values is None for choice in choices.values()):
         say("what comes after tuning is printed when the values are chosen")
@@ -69,7 +73,7 @@ def _made(settings: Study, out: Path, engine: Values, command: str) -> Path:
     if engine["dry_run"]:
         return out
     every = [*{each.name: each for each in [*tuning, *commands.ordered]}.values()]
-    table = write_results(settings, choices, commands.models, every, out, command)
+    table = write_results(settings, choices, commands.models, every, out, command, registered)
     if failed := failures(every, out):
         name = failed[0].name
         raise CommandsFailed(f"{len(failed)} of {len(every)} commands failed ({name}: {reason(out, name)}); {table} has all "
@@ -90,8 +94,13 @@ def check(settings: Study, jobs: int) -> None:
             raise InputError(f"{name!r} cannot name an arm; use letters, digits and underscores")
     if twice := set(settings.arms) & set(settings.fuse):
         raise InputError(f"{', '.join(sorted(twice))} names an arm and a fused model; choose another name")
-    if wrong := [seed for seed in settings.seeds if seed not in RANGES["seed"]]:
+    if wrong := [seed for seed in [*settings.seeds, *settings.tune_seeds] if seed not in RANGES["seed"]]:
         raise InputError(f"seed {wrong[0]} must be {RANGES['seed']}")
+    if settings.tune and (both := sorted(set(settings.seeds) & set(settings.tune_seeds))):
+        raise InputError(f"seed {both[0]} is in seeds and in tune_seeds; tune with another, so that the results are of "
+                         "seeds that chose nothing")
+    if settings.tune and not settings.tune_seeds:
+        raise InputError("tune_seeds is empty; give a seed that is not in seeds, such as [0]")
     if empty := [name for name, values in settings.tune.items() if not values]:
         raise InputError(f"tune.{empty[0]} has no values to try; give some, or remove it")
     for name, fused in settings.fuse.items():
@@ -111,22 +120,38 @@ def check(settings: Study, jobs: int) -> None:
 
 
 def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Command], dict[str, Choice]]:
-    """The commands that try values with the first seed, and the values of each arm with the fewest bits per byte."""
-    if not settings.tune:
-        return [], {arm: Choice({}) for arm in settings.arms}
+    """The commands that try values with the tuning seeds, and the values of each arm with the fewest bits per byte."""
     commands, tried = StudyCommands(settings, out), {}
-    combinations = [dict(zip(settings.tune, values)) for values in itertools.product(*settings.tune.values())]
+    choices = {arm: Choice(next(iter(_combinations(settings, arm)))) for arm in settings.arms}
     for arm in settings.arms:
-        tried[arm] = [(values, commands.train(arm, settings.seeds[0], values)) for values in combinations]
+        if len(combinations := _combinations(settings, arm)) > 1:
+            tried[arm] = [(values, [commands.train(arm, seed, values) for seed in settings.tune_seeds])
+                          for values in combinations]
+    if not tried:
+        return [], choices
     run_workflow(commands.ordered, **engine)
     done = finished(commands.ordered, out)
-    best = {arm: _best([(values, _reached(model, done)) for values, model in runs]) for arm, runs in tried.items()}
-    return commands.ordered, best
+    best = {arm: _best([(values, _reached(models, done)) for values, models in runs]) for arm, runs in tried.items()}
+    return commands.ordered, choices | best
 
 
-def _reached(model: Model, done: set[str]) -> float | None:
-    summary = read_summary(model.run) if model.made_by in done else None
-    return summary["bits_per_byte"]["validation"] if summary else None
+def _combinations(settings: Study, arm: str) -> list[Values]:
+    """All combinations of the values to try, without those of keys that the arm sets itself; at least an empty one."""
+    free = {key: values for key, values in settings.tune.items() if not _sets(settings.arms[arm] or {}, key)}
+    return [dict(zip(free, values)) for values in itertools.product(*free.values())]
+
+
+def _sets(changes: Values, key: str) -> bool:
+    """Whether the changes of an arm set the dotted `key`."""
+    first, _, rest = key.partition(".")
+    return key in changes or (first in changes and (not rest or _sets(changes[first] or {}, rest)))
+
+
+def _reached(models: Sequence[Model], done: set[str]) -> float | None:
+    """The mean bits per byte of the models of all tuning seeds; None where one of them failed."""
+    summaries = [read_summary(model.run) if model.made_by in done else None for model in models]
+    reached = [summary["bits_per_byte"]["validation"] for summary in summaries if summary]
+    return sum(reached) / len(reached) if len(reached) == len(models) and None not in reached else None
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:

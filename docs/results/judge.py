@@ -1,0 +1,62 @@
+"""Judge the published rows of the studies anew by the claims of their files: claims.jsonl of each, and its table on stdout.
+
+    python docs/results/judge.py
+
+Reads results.jsonl of freezing and fusion with recipes/study_*.yaml, and growth.jsonl with the claims below.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from glyphlm.base.outputs import write_atomic
+from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.experiments.recipe import load_recipe
+from glyphlm.studies.claims import Claim, Row, claims_digest, judge
+from glyphlm.studies.results import claims_table
+from glyphlm.studies.settings import Study
+
+HERE = Path(__file__).parent
+MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
+GROWTH = [
+    *(Claim(f"depth brings ability: {n} layers are better than {n - 1}", f"random.{n}", f"random.{n - 1}", FIRST,
+            kind="better") for n in range(2, 7)),
+    Claim("depth brings ability: 6 layers are better than 1", "random.6", "random.1", FIRST, kind="better"),
+    Claim("a grown model rivals one trained at once on as many tokens", "random.6", "monolithic-tokens.6",
+          "arXiv 2507.07129v2", margin=0.02),
+    Claim("a grown model rivals one trained at once with as many operations", "random.6", "monolithic-flops.6",
+          "our question", margin=0.02),
+    Claim("freezing the old layers costs nothing beside training all of them (G_stack)", "random.6", "stackall.6",
+          "our control", margin=0.02),
+    Claim("a start that changes nothing is better than a random one", "zero.6", "random.6", "our question", kind="better"),
+]
+
+
+def study_verdicts(name: str) -> list[Row]:
+    """The verdicts of a study on its published rows, written to its claims.jsonl."""
+    folder, settings = HERE / name, load_recipe(HERE.parents[1] / "recipes" / f"study_{name}.yaml", kind=Study)
+    rows, before = (read_json_lines(folder / file) for file in ("results.jsonl", "claims.jsonl"))
+    commands = {(row["arm"], row["against"]): row["command"] for row in before}
+    beside = {"claims": claims_digest(settings.claims, settings.seeds)}
+    verdicts = [row | beside | {"command": commands.get((row["arm"], row["against"]), "")}
+                for row in judge(settings.claims, rows)]
+    write_atomic(folder / "claims.jsonl", to_lines(verdicts))
+    return verdicts
+
+
+def growth_verdicts() -> list[Row]:
+    """The verdicts on the runs of growth.jsonl."""
+    rows = [{"arm": f"{row['arm']}.{row['layers']}", "seed": row["seed"], "measure": MEASURE, "value": row["bits_per_byte"]}
+            for row in read_json_lines(HERE / "growth.jsonl")]
+    return judge(GROWTH, rows)
+
+
+def main() -> None:
+    """Print the tables."""
+    for name, verdicts in (("freezing", study_verdicts("freezing")), ("fusion", study_verdicts("fusion")),
+                           ("growth", growth_verdicts())):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
+        print(f"## {name}: {counts}\n\n{claims_table(verdicts)}")
+
+
+if __name__ == "__main__":
+    main()
