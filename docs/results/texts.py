@@ -2,38 +2,68 @@
 
     python texts.py FOLDER
 
-Read are en_wikipedia.jsonl.gz, ru_literature.jsonl.gz and zh_wikipedia.jsonl.gz (a JSON object with `text` a line) and the
-line-aligned tatoeba.rus-eng.{eng,rus} and tatoeba.cmn-eng.{eng,cmn}. Every 40th document is held out, and of these the
-beginning is scored; of the others as many are trained on as give about six million tokens a language.
+Read are en_wikipedia.jsonl.gz, ru_literature.jsonl.gz and zh_wikipedia.jsonl.gz (a JSON object with `text` and `title` a
+line; parts of one work are called WORK [0], WORK [1]) and the line-aligned tatoeba.rus-eng.{eng,rus} and
+tatoeba.cmn-eng.{cmn,eng}.
+
+Whole articles and works are held out, HELD_OUT of each language, drawn over all of them; a passage of each is scored, from
+a paragraph drawn in it, so that no document dominates. Of the others as many are trained on as give about six million
+tokens.
 """
 
 import gzip
 import json
+import random
+import re
 import sys
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
-TEXTS = {  # name -> file, characters to train on, characters to score
-    "en": ("en_wikipedia", 13_000_000, 60_000),
-    "ru": ("ru_literature", 10_000_000, 40_000),
-    "zh": ("zh_wikipedia", 7_000_000, 30_000),
+TEXTS = {  # name -> file, characters to train on, characters of a passage to score
+    "en": ("en_wikipedia", 13_000_000, 600),
+    "ru": ("ru_literature", 10_000_000, 400),
+    "zh": ("zh_wikipedia", 7_000_000, 250),
 }
 PAIRS = {"tatoeba.rus-eng": {"eng": "en-of-ru", "rus": "ru"}, "tatoeba.cmn-eng": {"eng": "en-of-zh", "cmn": "zh"}}
-EACH, PLACE, TRAINED, SCORED = 40, 20, 900, 60  # documents; pairs
+HELD_OUT, SEED = 120, 1  # documents of each language
+TRAINED, SCORED = 900, 60  # pairs
+
+
+def works(path: Path) -> list[dict[str, str]]:
+    """The articles or works of a file, their parts joined."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    named = groupby(rows, key=lambda row: re.sub(r" \[\d+\]$", "", row["title"]))
+    return [{"title": title, "text": "\n".join(row["text"] for row in parts)} for title, parts in named]
+
+
+def passage(text: str, characters: int, dice: random.Random) -> str:
+    """So many characters of a text from a paragraph on that leaves room for them; all of a shorter one."""
+    starts = [match.end() for match in re.finditer(r"^|\n", text) if match.end() + characters <= len(text)]
+    start = dice.choice(starts) if starts else 0
+    return text[start : start + characters]
 
 
 def cut_texts(folder: Path) -> None:
-    """Write NAME.jsonl and NAME-held-out.txt."""
+    """Write NAME.jsonl and NAME-held-out.jsonl, a document a line."""
     for name, (file, characters, scored) in TEXTS.items():
-        with gzip.open(next(folder.rglob(f"{file}.jsonl.gz")), "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in lines]
-        Path(f"{name}-held-out.txt").write_text("\n".join(texts[PLACE::EACH])[:scored], encoding="utf-8")
-        size = 0
-        with open(f"{name}.jsonl", "w", encoding="utf-8") as out:
-            for number, text in enumerate(texts):
-                if number % EACH != PLACE and size < characters:
-                    out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                    size += len(text)
+        documents, dice = works(next(folder.rglob(f"{file}.jsonl.gz"))), random.Random(SEED)
+        held_out = {*dice.sample(range(len(documents)), HELD_OUT)}
+        passages = [documents[number] | {"text": passage(documents[number]["text"], scored, dice)}
+                    for number in sorted(held_out)]
+        _write(Path(f"{name}-held-out.jsonl"), passages)
+        others, size = [document for number, document in enumerate(documents) if number not in held_out], 0
+        dice.shuffle(others)
+        trained = []
+        for document in others:
+            if size < characters:
+                trained.append(document)
+                size += len(document["text"])
+        _write(Path(f"{name}.jsonl"), trained)
+
+
+def _write(path: Path, documents: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), encoding="utf-8")
 
 
 def cut_pairs(folder: Path) -> None:
