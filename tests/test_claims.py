@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glyphlm.base.errors import InputError
@@ -68,6 +68,7 @@ def test_which_way_is_better():
 values = st.lists(st.floats(0, 4), min_size=2, max_size=5)
 
 
+@settings(deadline=None)  # a busy machine takes longer
 @given(values, values, st.floats(0, 1))
 def test_a_verdict_never_says_more_than_its_interval(new, old, margin):
     """What is supported cannot be not supported the other way round with no margin, and the row holds its own reason."""
@@ -112,8 +113,8 @@ def test_a_reference_that_does_not_do_its_work_is_none():
 
 def test_claims_of_one_source_are_corrected_together():
     """One difference that is found alone and not among ten; another that is found among them, too."""
-    weak, strong, none = (1.9, 1.96, 1.97), (1.9, 1.9001, 1.9002), (2.0, 2.1, 1.9)
-    found = rows(BPB, weak=weak, strong=strong, none=none, old=(1.99, 2.0, 2.0))
+    weak, strong, none = (1.95, 1.94, 1.91), (1.9, 1.9001, 1.9002), (2.0, 2.1, 1.9)
+    found = rows(BPB, weak=weak, strong=strong, none=none, old=OLD)
     alone = {"weak": judge([Claim("", "weak", "old", kind="better")], found)[0]}
     assert alone["weak"]["verdict"] == "supported" and alone["weak"]["p"] == alone["weak"]["p_holm"]
     many = [Claim("", arm, "old", "one paper", kind="better") for arm in ("weak", "strong", *["none"] * 8)]

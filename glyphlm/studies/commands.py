@@ -108,11 +108,13 @@ class StudyCommands:
         self.models.append(Model(name, seed, run, made_by))
 
     def evaluate(self) -> None:
-        """A command for each model that evaluates it on the tasks of the study."""
+        """A command for each model that has none yet, which evaluates it on the tasks of the study."""
         if not self._settings.evaluate:
             return
         files = [path for task in self._settings.evaluate if (path := Path(task.partition("=")[2])).is_file()]
         for number, model in enumerate(self.models):
+            if model.evaluated_by:
+                continue
             name = f"eval_{_word(model.arm)}_{model.seed}_{_digest([str(model.run), self._settings.evaluate])}"
             rows = self._out / "evaluations" / f"{name}.jsonl"
             command = ["glyphlm", "eval", str(model.run), "--tasks", *self._settings.evaluate, "--log-items",

@@ -2,8 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
@@ -21,6 +22,7 @@ from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason, run_workflow
 from glyphlm.training.settings import RANGES
 
+Runner = Callable[[Sequence[Command]], None]
 NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -36,11 +38,14 @@ def study(
     unlock: bool = False,
     options: Sequence[str] = (),
     command: str = "glyphlm study",
+    runner: Callable[..., None] | None = None,
 ) -> Path:
     """Make what is missing of the study in the folder `out`; its table, `out`/results.md, with what could not be made.
 
     The same call again goes on after any stop; where all is finished it only writes the results. `jobs` commands run at
-    once; `options` are Snakemake's. `command` is what a reader types to repeat it.
+    once; `options` are Snakemake's. `command` is what a reader types to repeat it. `runner` runs the commands in place of
+    `workflow.run_workflow`, with the same arguments. Commands are in the order of the seeds: a study that is stopped has all
+    arms with the first ones.
 
     Raises:
         InputError: the study or a recipe of it contradicts itself, or as `workflow.run_workflow`.
@@ -53,24 +58,25 @@ def study(
         say(line)
     with one_writer(out):
         engine = {"out": out, "jobs": jobs, "dry_run": dry_run, "unlock": unlock, "options": options}
-        return _made(settings, out, engine, command)
+        return _made(settings, out, partial(runner or run_workflow, **engine), command, dry_run)
 
 
-def _made(settings: Study, out: Path, engine: Values, command: str) -> Path:
-    registered = register(settings, out) if settings.claims and not engine["dry_run"] else {}
-    tuning, choices = _tune(settings, out, engine)
-    if engine["dry_run"] and any(choice.values is None for choice in choices.values()):
+def _made(settings: Study, out: Path, run: Runner, command: str, dry_run: bool) -> Path:
+    registered = register(settings, out) if settings.claims and not dry_run else {}
+    tuning, choices = _tune(settings, out, run)
+    if dry_run and any(choice.values is None for choice in choices.values()):
         say("what comes after tuning is printed when the values are chosen")
         return out
     commands = StudyCommands(settings, out)
-    for arm, seed in itertools.product(settings.arms, settings.seeds):
-        if (values := choices[arm].values) is not None:
-            commands.train(arm, seed, values)
-    for name, seed in itertools.product(settings.fuse, settings.seeds):
-        commands.fuse(name, settings.fuse[name], seed)
-    commands.evaluate()
-    run_workflow(commands.ordered, **engine)
-    if engine["dry_run"]:
+    for seed in settings.seeds:
+        for arm in settings.arms:
+            if (values := choices[arm].values) is not None:
+                commands.train(arm, seed, values)
+        for name, fused in settings.fuse.items():
+            commands.fuse(name, fused, seed)
+        commands.evaluate()
+    run(commands.ordered)
+    if dry_run:
         return out
     every = [*{each.name: each for each in [*tuning, *commands.ordered]}.values()]
     table = write_results(settings, choices, commands.models, every, out, command, registered)
@@ -119,7 +125,7 @@ def check(settings: Study, jobs: int) -> None:
         raise InputError(f"--jobs {jobs} is less than 1")
 
 
-def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Command], dict[str, Choice]]:
+def _tune(settings: Study, out: Path, run: Runner) -> tuple[list[Command], dict[str, Choice]]:
     """The commands that try values with the tuning seeds, and the values of each arm with the fewest bits per byte."""
     commands, tried = StudyCommands(settings, out), {}
     choices = {arm: Choice(next(iter(_combinations(settings, arm)))) for arm in settings.arms}
@@ -129,7 +135,7 @@ def _tune(settings: Study, out: Path, engine: Values) -> tuple[list[Command], di
                           for values in combinations]
     if not tried:
         return [], choices
-    run_workflow(commands.ordered, **engine)
+    run(commands.ordered)
     done = finished(commands.ordered, out)
     best = {arm: _best([(values, _reached(models, done)) for values, models in runs]) for arm, runs in tried.items()}
     return commands.ordered, choices | best

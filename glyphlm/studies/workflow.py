@@ -6,12 +6,14 @@ removes, says that it ended well; so Snakemake never touches what a command has 
 
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +83,36 @@ def run_workflow(
         _listen(snakemake, commands, out)
 
 
+def run_here(
+    commands: Sequence[Command], out: Path, run: Callable[[Sequence[str]], int], until: float = math.inf
+) -> None:
+    """Run the unfinished `commands` one after another, without Snakemake; none begins after `until` (`time.monotonic`).
+
+    `run` is called with the arguments of a command and returns its exit status. Commands that wait for one that failed are
+    left out. The flags are those of `run_workflow`, which can go on with what is left.
+    """
+    (out / DONE).mkdir(parents=True, exist_ok=True)
+    with meter("commands", len(commands), done=len(finished(commands, out))) as bar:
+        for command in commands:
+            done = finished(commands, out)
+            if command.name in done or not done.issuperset(command.needs):
+                continue
+            if time.monotonic() >= until:
+                say(f"the time is over; {len(commands) - len(done)} of {len(commands)} commands are left")
+                return
+            if run(command.arguments) == 0:
+                (out / DONE / command.name).touch()
+                bar.advance(1, command.name)
+
+
 def snakefile(commands: Sequence[Command], out: Path, threads: int) -> str:
-    """The workflow as text; its commands run in the present folder."""
+    """The workflow as text; its commands run in the present folder, earlier ones first where they need not wait."""
     rules = [
         f"# {len(commands)} commands, written by glyphlm study.\n"
         f"shell.prefix({_no_fields(f'cd {shlex.quote(os.getcwd())}; ')!r})\n",
         f"rule all:\n    input: {_listed(f'{DONE}/{command.name}' for command in commands)}\n",
     ]
-    for command in commands:
+    for number, command in enumerate(commands):
         files = [str(path.resolve()) for path in command.reads]
         # A brace in the name of an input begins a wildcard and cannot be escaped; a parameter that changes does the same.
         braced = [path for path in files if "{" in path or "}" in path]
@@ -98,6 +122,7 @@ def snakefile(commands: Sequence[Command], out: Path, threads: int) -> str:
         rules.append(
             f"rule {command.name}:\n    input: {_listed(inputs)}\n    output: touch({f'{DONE}/{command.name}'!r})\n"
             f"    log: {f'{LOGS}/{command.name}.txt'!r}\n{parameter}    threads: {threads}\n"
+            f"    priority: {len(commands) - number}\n"
             f"    shell: {_no_fields(f'{shlex.join(command.arguments)} > {log} 2>&1')!r}\n"
         )
     return "\n".join(rules)
