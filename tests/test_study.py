@@ -105,6 +105,8 @@ def test_other_texts_take_the_place_of_the_data():
 
 
 def test_beside_text_examples_are_no_part_of_the_validation():
+    for name in ("a.txt", "c.txt"):
+        Path(name).write_text(name)
     asked = Study(RECIPE, {"bits": None}, data=["a.txt", "arc_easy=b.jsonl", "c.txt"])
     commands = StudyCommands(asked, Path("out"))
     recipe, _ = commands._with_inputs(arm_recipe(asked, {}, 1, {}))
