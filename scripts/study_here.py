@@ -21,7 +21,7 @@ import torch
 
 from glyphlm.cli.main import main
 from glyphlm.experiments.recipe import load_recipe
-from glyphlm.studies.commands import Study
+from glyphlm.studies.settings import Study
 from glyphlm.studies.study import CommandsFailed, study
 from glyphlm.studies.workflow import LOGS, Command, run_here
 

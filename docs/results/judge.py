@@ -11,9 +11,9 @@ from pathlib import Path
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.experiments.recipe import load_recipe
-from glyphlm.studies.claims import Claim, Row, claims_digest, judge
+from glyphlm.studies.claims import Row, claims_digest, judge
 from glyphlm.studies.results import claims_table
-from glyphlm.studies.settings import Study
+from glyphlm.studies.settings import Claim, Study
 
 HERE = Path(__file__).parent
 MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
