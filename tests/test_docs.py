@@ -18,7 +18,7 @@ from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
 from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
-from glyphlm.modeling.config import ModelConfig
+from glyphlm.modeling.config import HeadConfig, ModelConfig
 from glyphlm.runs.card import PAPERS
 from glyphlm.studies.settings import Claim, Study
 from glyphlm.substrate.settings import SubstrateSettings
@@ -33,6 +33,7 @@ SECTIONS = {  # heading of docs/recipes.md -> the settings that its table lists
     "`tokenizer`": TokenizerSettings,
     "`substrate`": SubstrateSettings,
     "`model`": ModelConfig,
+    "`model.head`": HeadConfig,
     "`data`": Source,
     "`train`": TrainSettings,
     "`growth`": GrowthSettings,

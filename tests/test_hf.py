@@ -17,11 +17,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glyphlm.base.errors import InputError
+from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
+from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.hf import GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run
+from glyphlm.substrate.numbering import number_ids
 
 TEXTS = ["Hello, world!", "Привет, мир — ёж", "你好，世界", "👩‍🚀🙂 a\n\tb  c", ""]
 SUBSTRATES = {
@@ -30,12 +33,16 @@ SUBSTRATES = {
     "rule": {"kind": "token_bits"},
     "affine": {"kind": "affine_bits", "shuffle_seed": 3, "lift": "orthogonal", "lift_seed": 2, "seed": 5},
 }
+HEADS = {  # on the frozen table
+    "tied": HeadConfig("tied"),
+    "code": HeadConfig("code", width=24, order="shuffled"),
+}
 FUSIONS = {  # of the first two, whose substrates differ
     "fused": FusionConfig("mean_logits"),
     "posterior": FusionConfig("posterior", temperature=20.0),
     "sparse": FusionConfig("gate", top_k=1, route_after=4),
 }
-RUNS = [*SUBSTRATES, *FUSIONS]
+RUNS = [*SUBSTRATES, *HEADS, *FUSIONS]
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 # Opens a run as a stranger does, and writes what it finds to a file.
 STRANGER = """
@@ -75,7 +82,7 @@ json.dump({
     "trained": sorted(name for name, p in model.named_parameters() if p.requires_grad),
 }, open(found, "w"))
 """
-OTHERS = ["affine", "fused"]
+OTHERS = ["affine", "tied", "code", "fused"]
 WAYS = ["remote code", "glyphlm first", "glyphlm second"]
 
 
@@ -83,13 +90,16 @@ WAYS = ["remote code", "glyphlm first", "glyphlm second"]
 def runs(tokenizer, tmp_path_factory) -> dict[str, SimpleNamespace]:
     """A run folder of each substrate, next to the model in it; every tensor is random."""
     found = {}
-    for seed, (name, options) in enumerate(SUBSTRATES.items()):
+    for seed, (name, options) in enumerate((SUBSTRATES | dict.fromkeys(HEADS, SUBSTRATES["frozen"])).items()):
         substrate = Substrate(SubstrateConfig(**{"vocab_size": tokenizer.vocab_size, "n_embed": 16} | options), 32)
-        model = GPT(ModelConfig(32, 2, 4, 64, head_bias=True), substrate).eval()
+        head = HEADS.get(name, HeadConfig())
+        model = GPT(ModelConfig(32, 2, 4, 64, head_bias=True, head=head), substrate).eval()
         generator = torch.Generator().manual_seed(seed)
         for tensor in model.state_dict().values():
             random = torch.randn(tensor.shape, generator=generator)
             tensor.copy_(random / 3 if tensor.is_floating_point() else random > 0)
+        if isinstance(model.head, CodeHead):
+            number_ids(model.head, substrate, torch.zeros(tokenizer.vocab_size))
         found[name] = model
     for name, config in FUSIONS.items():
         found[name] = Fusion(config, copy.deepcopy([found["frozen"], found["trainable"]])).eval()
@@ -102,7 +112,7 @@ def runs(tokenizer, tmp_path_factory) -> dict[str, SimpleNamespace]:
     return found
 
 
-@pytest.fixture(scope="module", params=["frozen", *FUSIONS])
+@pytest.fixture(scope="module", params=["frozen", *HEADS, *FUSIONS])
 def loaded(runs, request) -> GlyphLMForCausalLM:
     return load_run(runs[request.param].folder)[0]
 
@@ -312,6 +322,13 @@ RUN_DAMAGES = DAMAGES | {
     "another model": (lambda run: change_config(run, model_type="llama"), "model_type 'llama'"),
     "adapters": (lambda run: (run / "adapter_config.json").write_text("{}"), "adapter_config.json.*folder adapter"),
 }
+
+
+def test_a_numbering_that_gives_two_ids_one_number_is_refused(runs, tmp_path):
+    run = shutil.copytree(runs["code"].folder, tmp_path / "run")
+    change_tensors(run, lambda tensors: tensors["gpt.head.place_V"][:2].fill_(7))
+    with pytest.raises(InputError, match="head.place_V does not hold each number from 0 to V - 1 once"):
+        load_run(run)
 
 
 @pytest.mark.parametrize("damage", RUN_DAMAGES)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.data.batches import IGNORED
+from glyphlm.modeling.heads import target_nats_of
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training import loss
@@ -205,7 +206,9 @@ def test_the_library_itself_gives_the_numbers_of_the_plain_loop():
 def test_nats_of_each_target_are_those_of_plain_cross_entropy(monkeypatch, rows):
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", rows * V)
     x_ND, weight_VD, bias_V, y_N = problem(True)
-    nats_N = target_nats(partial(F.linear, weight=weight_VD, bias=bias_V), x_ND, y_N, V)
+    head = partial(F.linear, weight=weight_VD, bias=bias_V)
+    model = SimpleNamespace(vocab_size=V, nats=partial(target_nats_of, head))
+    nats_N = target_nats(model, x_ND, y_N)
     expected = F.cross_entropy(F.linear(x_ND.double(), weight_VD.double(), bias_V.double()), y_N, reduction="none")
     torch.testing.assert_close(nats_N.double(), expected, atol=1e-5, rtol=1e-5)
     assert not nats_N.requires_grad

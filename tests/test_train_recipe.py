@@ -74,6 +74,26 @@ def test_a_run_that_was_renamed_goes_on(recipe, straight, tmp_path, monkeypatch,
     assert (tmp_path / "after" / "model.safetensors").read_bytes() == straight(recipe)
 
 
+@pytest.mark.parametrize("head", [{"kind": "tied"}, {"kind": "code", "width": 16, "order": "frequency"},
+                                  {"kind": "code", "width": 16, "digits": 3, "order": "clusters"}])  # fmt: skip
+def test_a_run_with_another_head_goes_on_bit_for_bit_and_is_used_as_any_run(recipe, head, tmp_path, monkeypatch, capsys):
+    recipe["model"]["head"] = head
+    assert train(recipe, tmp_path / "straight") == 0
+    begin(recipe, tmp_path / "run", monkeypatch)
+    assert train(recipe, tmp_path / "run") == 0
+    assert "resuming from step 2" in capsys.readouterr().err
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "run")]
+    assert files[0] == files[1]
+    found = json.loads((tmp_path / "run" / "config.json").read_text())["model"]["head"]
+    assert found == found | head
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "Hello", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("Hello")
+    assert main(["export", str(tmp_path / "run"), "--to", "gpt_neox", "--out", str(tmp_path / "neox")]) == (
+        2 if head["kind"] == "code" else 0)
+    if head["kind"] == "code":
+        assert "head of kind code, which no stock architecture expresses; train with" in last_error(capsys)
+
+
 def test_inputs_that_are_spelled_otherwise_or_moved_are_the_same(recipe, straight, text, tmp_path, monkeypatch, capsys):
     moved = shutil.copyfile(text, tmp_path / "moved.jsonl")
     begin(recipe, tmp_path / "run", monkeypatch)

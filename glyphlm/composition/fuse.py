@@ -134,9 +134,14 @@ def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
 
 def taken_apart(fusion: Fusion) -> list[GPT]:
     """The experts as models of their own; what was trained of the head goes with them, and nothing of `fusion` is left."""
-    for expert, read, (weight_VD, bias_V) in zip(fusion.experts, fusion.reads, fusion.heads()):
-        expert.config = replace(expert.config, head_bias=fusion.biased)
+    for expert, read in zip(fusion.experts, fusion.reads):
         expert.substrate = fusion.substrates[read]
+    if not fusion.joined:
+        for expert, head in zip(fusion.experts, fusion.head):
+            expert.head = head
+        return list(fusion.experts)
+    for expert, (weight_VD, bias_V) in zip(fusion.experts, fusion.heads()):
+        expert.config = replace(expert.config, head_bias=fusion.biased)
         expert.head = nn.Linear(*weight_VD.shape[::-1], bias=fusion.biased, device="meta")
         expert.head.weight = nn.Parameter(weight_VD.detach())
         if bias_V is not None:

@@ -5,7 +5,7 @@ are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from torch import nn
 
@@ -48,7 +48,7 @@ def check_growth(was: ModelConfig, now: ModelConfig, settings: GrowthSettings) -
     Raises:
         InputError: with both values.
     """
-    for name, value in asdict(was).items():
+    for name, value in vars(was).items():
         if name != "n_layer" and value != getattr(now, name):
             raise InputError(f"the base has {name} {value}, the recipe {getattr(now, name)}; growth changes the depth only: "
                              f"set model.{name} to {value}")
@@ -109,7 +109,8 @@ def choose_trained(model: GPT, old: Sequence[int], settings: GrowthSettings, see
     names = [f"blocks.{place}.{target}" for place in old for target in settings.lora.targets]
     ranks = dict.fromkeys(names if adapts(settings, len(model.blocks)) else [], settings.lora.rank)
     if settings.head == "low_rank":
-        ranks["head"] = settings.head_rank
+        matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "head" in name]
+        ranks |= dict.fromkeys(matrices, settings.head_rank)
     if ranks:
         add_adapters(model, ranks, settings.lora.alpha, seed)
     for name, values in model.named_parameters():

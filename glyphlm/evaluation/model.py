@@ -20,6 +20,7 @@ from glyphlm.base.names import CONFIG, HUB, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.outputs import sha256_file
 from glyphlm.base.records import read_json
 from glyphlm.evaluation.answers import first_letter
+from glyphlm.modeling.heads import cross_entropy
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
@@ -172,6 +173,9 @@ class _Foreign:
 
     def logits(self, x_BTV: Tensor) -> Tensor:
         return x_BTV
+
+    def nats(self, x_NV: Tensor, y_N: Tensor) -> Tensor:
+        return cross_entropy(x_NV, y_N)
 
 
 def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> EvalModel:

@@ -52,7 +52,7 @@ def base_shape(recipe: Recipe) -> ModelConfig | None:
         named = f": {', '.join(experts)}" if experts else ""
         raise InputError(f"growth.base {base} is fused of {len(config.experts or [])} experts, and growth adds blocks to a "
                          f"single model; name one of its experts{named}")
-    return ModelConfig(**config.model)
+    return config.shapes()[0][0]
 
 
 def with_parts_of_base(recipe: AnyRecipe) -> AnyRecipe:

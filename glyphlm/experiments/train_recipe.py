@@ -35,6 +35,7 @@ from glyphlm.experiments.recipe import Recipe
 from glyphlm.experiments.resume import has_begun, pin_inputs, read_settings, record_settings
 from glyphlm.experiments.stages import AnyRecipe, base_shape, with_parts_of_base
 from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapters
 from glyphlm.runs.card import write_card
@@ -42,6 +43,7 @@ from glyphlm.runs.folder import describe_model, export_model, read_summary, weig
 from glyphlm.runs.generate import generate
 from glyphlm.runs.sampling import Sampling
 from glyphlm.substrate.build import build_substrate, substrate_config
+from glyphlm.substrate.numbering import number_ids
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -177,6 +179,9 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     held_out = open_validation(folders, tokenizer)
     if isinstance(model, GPT) and recipe.growth.base:
         go_on_from_base(recipe, model, training, batches)
+    elif isinstance(model.head, CodeHead):
+        counts_V = sum(torch.from_numpy(text.count_ids()) for text in training)
+        number_ids(model.head, model.substrate, torch.as_tensor(counts_V))
     return OpenedRecipe(recipe, tokenizer, model.to(local_device(recipe.train.device)), training, batches, held_out)
 
 

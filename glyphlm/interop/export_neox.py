@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS, SUMMARY, WEIGHTS
@@ -18,6 +18,7 @@ from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import save_tensors
+from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.card import RESULTS, write_card
 from glyphlm.runs.folder import load_run, read_summary, special_ids, weights_sha256
@@ -89,10 +90,26 @@ def open_plain(run: Path, fold_head_bias: bool) -> Plain:
     model = wrapped.gpt
     if not isinstance(model, GPT):
         raise InputError(f"{run} is a fusion, which no stock architecture expresses; export its experts")
+    if isinstance(model.head, CodeHead):
+        raise InputError(f"{run} has a head of kind code, which no stock architecture expresses; train with model.head.kind "
+                         "full or tied to export")
+    if isinstance(model.head, TiedHead):
+        model.head = as_matrix(model.head)
     norm_bias_D = model.norm.bias.detach()
     if model.head.bias is not None:
         norm_bias_D = folded(run, model, fold_head_bias)
     return Plain(model, tokenizer, written_out(model), norm_bias_D)
+
+
+@torch.no_grad()
+def as_matrix(head: TiedHead) -> nn.Linear:
+    """The full head with the logits of a tied one: codes and trained matrix multiplied, up to rounding."""
+    weight_VD = head.codes() @ head.query(torch.eye(head.project.in_features)).T
+    full = nn.Linear(*weight_VD.shape[::-1], bias=head.bias is not None)
+    full.weight.copy_(weight_VD)
+    if head.bias is not None:
+        full.bias.copy_(head.bias)
+    return full
 
 
 @torch.no_grad()

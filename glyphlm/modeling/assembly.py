@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from .config import FusionConfig, ModelConfig, SubstrateConfig
+from .config import FusionConfig, HeadConfig, ModelConfig, SubstrateConfig
 from .fusion import Fusion
 from .model import GPT
 from .substrate import Substrate
 
 Shape = tuple[ModelConfig, SubstrateConfig, int]
-Config = TypeVar("Config", ModelConfig, SubstrateConfig, FusionConfig)
+Config = TypeVar("Config", ModelConfig, HeadConfig, SubstrateConfig, FusionConfig)
 
 
 def shapes_of(pairs: Sequence[Any], fusion: Mapping[str, Any] | None) -> list[Shape]:
@@ -70,6 +70,8 @@ def _make(kind: type[Config], values: Any) -> Config:
     unknown = sorted(map(str, values.keys() - {field.name for field in fields(kind)}))
     if unknown:
         raise ValueError(f"config.json has unknown keys of {kind.__name__}: {', '.join(unknown)}; remove them")
+    if "head" in values:
+        values = values | {"head": _make(HeadConfig, values["head"])}
     try:
         return kind(**values)
     except TypeError as error:  # a missing one

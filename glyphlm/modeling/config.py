@@ -5,7 +5,7 @@ It does not import torch, so that `glyphlm train --help`, which lists these fiel
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -97,6 +97,36 @@ class SubstrateConfig:
 
 
 @dataclass
+class HeadConfig:
+    """How the last state becomes a distribution over the ids.
+
+    Args:
+        kind: full is a trained matrix [V, D]. tied gives each id the logit (M h) . code, over the codes of the substrate,
+            with a trained M [E, D]. code gives the probability of the digits of the id's number, one after the other; no
+            parameter of it grows with the vocabulary.
+        digits: Of code: how many; each has about V^(1 / digits) values.
+        width: Of code: of the network that computes a later digit from the state and the earlier digits.
+        order: Of code: how ids are numbered. identity as they are; frequency by their number in the training data;
+            clusters puts ids of similar codes side by side; shuffled at random (a control).
+        seed: Of order shuffled.
+    """
+
+    kind: Literal["full", "tied", "code"] = "full"
+    digits: int = 2
+    width: int = 512
+    order: Literal["identity", "frequency", "clusters", "shuffled"] = "identity"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"digits": 2, "width": 1})
+        for name, standard in (("digits", 2), ("width", 512), ("order", "identity"), ("seed", 1)):
+            applies = self.kind == "code" and (name != "seed" or self.order == "shuffled")
+            if not applies and (value := getattr(self, name)) != standard:
+                needed = "order shuffled of kind code" if name == "seed" else "kind code"
+                raise ValueError(f"head.{name} {value} applies only to {needed}, not to {self.kind}; leave it out")
+
+
+@dataclass
 class ModelConfig:
     """The shape of the transformer.
 
@@ -105,10 +135,11 @@ class ModelConfig:
         n_layer: Number of blocks.
         n_head: Attention heads a block; their width d_model / n_head must be even.
         block_size: Longest context in tokens.
-        head_bias: True in the published models; false can be exported as GPT-NeoX.
+        head_bias: A bias for each id in the head. True in the published models; false can be exported as GPT-NeoX.
         activation: Exact GELU, or its tanh approximation.
         rope_base: Base of the rotary frequencies.
         norm_eps: Epsilon of the LayerNorms.
+        head: How the last state becomes a distribution over the ids.
     """
 
     d_model: int = 256
@@ -119,6 +150,7 @@ class ModelConfig:
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("d_model", "n_layer", "n_head", "block_size", "rope_base"), 1)

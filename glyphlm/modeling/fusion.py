@@ -3,7 +3,8 @@
 Shapes: as in model.py; M experts of widths D, F width of what `hidden` gives.
 Methods that mix logits are one head on one state: the sum of g (W x + b) over experts with weights g is
 [W_1 .. W_M  b_1 .. b_M] [g_1 x_1 .. g_M x_M  g_1 .. g_M]. So loss, training and evaluation know nothing of experts, and
-the head keeps each expert's own columns as they were.
+the head keeps each expert's own columns as they were. Heads of kinds other than full stay modules of their own, and the
+state is [x_1 .. x_M  g_1 .. g_M].
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FusionConfig
+from .heads import TiedHead, cross_entropy, target_nats_of
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
 from .model import GPT, Block, Cache, Kept
 from .substrate import Substrate
@@ -112,7 +114,11 @@ class Fusion(nn.Module):
         self.kept: Kept | None = None
         self.substrates = _modules(dict.fromkeys(expert.substrate for expert in experts))
         self.reads = [list(self.substrates).index(expert.substrate) for expert in experts]
-        head = joined_head(experts, self.biased)
+        self.joined = all(expert.config.head.kind == "full" for expert in experts)
+        head: Any = joined_head(experts, self.biased) if self.joined else _modules(expert.head for expert in experts)
+        for expert in experts:
+            if isinstance(expert.head, TiedHead):
+                expert.head.tie(expert.substrate)  # which may be another module with the same codes since it was made
         for expert in experts:  # which then takes x_BTD for ids, and gives it back
             nothing: Any = nn.Identity()
             expert.substrate = expert.head = nothing
@@ -126,7 +132,7 @@ class Fusion(nn.Module):
             self.adapter = _modules(
                 [nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)]
             )
-        self.head = head.requires_grad_(fusion.method == "head")
+        self.head: Any = head.requires_grad_(fusion.method == "head")
 
     def init_weights(self, seed: int) -> None:
         """Start what the method trains so that nothing changes yet: logits are those of mean_logits."""
@@ -143,7 +149,8 @@ class Fusion(nn.Module):
         """Sizes."""
         configs = [expert.config for expert in self.experts]
         layers, shortest = sum(c.n_layer for c in configs), min(c.block_size for c in configs)
-        return FusedShape(self.head.in_features, layers, configs[0].n_head, shortest)
+        width = self.head.in_features if self.joined else sum(self._widths) + len(configs)
+        return FusedShape(width, layers, configs[0].n_head, shortest)
 
     @property
     def blocks(self) -> list[Block]:
@@ -163,12 +170,12 @@ class Fusion(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        return self.head.out_features
+        return self.substrate.config.vocab_size
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.head.weight.device
+        return self.experts[0].device
 
     @property
     def weights(self) -> list[float]:
@@ -197,7 +204,7 @@ class Fusion(nn.Module):
             down, up = self.adapter
             parts = (x_BTF + up(down(x_BTF))).split(self._widths, -1)
         weights_BTM = self._weigh(parts, given)
-        if self.fusion.method in OF_PROBABILITIES:
+        if self.fusion.method in OF_PROBABILITIES or not self.joined:
             return torch.cat([*parts, weights_BTM], -1)
         return weighted_logits(parts, weights_BTM, self.biased)
 
@@ -215,7 +222,7 @@ class Fusion(nn.Module):
                     documents_BT=given.documents_BT,
                 ))
             else:
-                parts.append(self.head.weight.new_zeros(*given.ids_BT.shape, self._widths[number]))
+                parts.append(expert.norm.weight.new_zeros(*given.ids_BT.shape, self._widths[number]))
             first += len(expert.blocks)
         return parts
 
@@ -234,7 +241,7 @@ class Fusion(nn.Module):
         everyone = list(range(len(self.experts)))
         if self.fusion.top_k is None or given.past == 0:
             return everyone
-        nothing = self.head.weight.new_empty(len(given.ids_BT), 0, len(everyone))
+        nothing = self.experts[0].norm.weight.new_empty(len(given.ids_BT), 0, len(everyone))
         scores_BSM, _ = given.remember(nothing, nothing[..., :0])
         text_BS = given.text_BS[:, : given.past]
         if bool((text_BS.sum(1) < self.fusion.route_after).any()):
@@ -287,7 +294,7 @@ class Fusion(nn.Module):
         """Cross-entropy of each id under each expert, float32 [B, T, M], of which the states before them are given."""
         rows = max(1, LOGITS_AT_ONCE // self.vocab_size)
         nats_NM = torch.cat([
-            torch.stack([F.cross_entropy(of_nV.float(), ids_n, reduction="none") for of_nV in self._each(x_nF)], -1)
+            self._each_nats(x_nF, ids_n)
             for x_nF, ids_n in zip(x_BTF.flatten(0, 1).split(rows), ids_BT.flatten().split(rows))
         ])
         return nats_NM.unflatten(0, ids_BT.shape)
@@ -295,14 +302,23 @@ class Fusion(nn.Module):
     def logits(self, x_BTF: Tensor) -> Tensor:
         """What `hidden` gives -> logits_BTV, or log-probabilities."""
         if self.fusion.method not in OF_PROBABILITIES:
+            if not self.joined:
+                return self._pool(x_BTF)
             return self.head(x_BTF) if self.fusion.top_k is None else self._head_of_running(x_BTF)
         logp_MBTV = torch.stack([logits_BTV.float().log_softmax(-1) for logits_BTV in self._each(x_BTF)])
         if self.fusion.method == "max_confidence":
             return max_confidence(logp_MBTV)
         return mean_probs(logp_MBTV, x_BTF[..., -len(self.experts) :].float().movedim(-1, 0))
 
+    def nats(self, x_NF: Tensor, y_N: Tensor) -> Tensor:
+        """Cross-entropy of each target, float32 [N]; from that of each expert where the method mixes probabilities."""
+        if self.joined or self.fusion.method not in ("mean_probs", "posterior"):
+            return cross_entropy(self.logits(x_NF), y_N)
+        logp_MN1 = -self._each_nats(x_NF, y_N).T[..., None]
+        return -mean_probs(logp_MN1, x_NF[..., -len(self.experts) :].float().T)[:, 0]
+
     def heads(self) -> list[tuple[Tensor, Tensor | None]]:
-        """weight_VD and bias_V of each expert's own columns of the head."""
+        """weight_VD and bias_V of each expert's own columns of a joined head."""
         width = sum(self._widths)
         weights = self.head.weight[:, :width].split(self._widths, 1)
         return list(zip(weights, self.head.weight[:, width:].unbind(1) if self.biased else [None] * len(weights)))
@@ -310,7 +326,23 @@ class Fusion(nn.Module):
     def _each(self, x_BTF: Tensor) -> list[Tensor]:
         """The logits of each expert alone."""
         parts = x_BTF[..., : sum(self._widths)].split(self._widths, -1)
+        if not self.joined:
+            return [head(x_BTD) for head, x_BTD in zip(self.head, parts)]
         return [F.linear(x_BTD, weight_VD, bias_V) for x_BTD, (weight_VD, bias_V) in zip(parts, self.heads())]
+
+    def _each_nats(self, x_NF: Tensor, y_N: Tensor) -> Tensor:
+        """Cross-entropy of each target under each expert alone, float32 [N, M]."""
+        if self.joined:
+            return torch.stack([cross_entropy(logits_NV, y_N) for logits_NV in self._each(x_NF)], -1)
+        parts = x_NF[..., : sum(self._widths)].split(self._widths, -1)
+        return torch.stack([target_nats_of(head, x_ND, y_N) for head, x_ND in zip(self.head, parts)], -1)
+
+    def _pool(self, x_BTF: Tensor) -> Tensor:
+        """The weighted sum of the logits of heads that are not joined, without those of weight 0 in the whole batch."""
+        *parts, weights_BTM = x_BTF.split([*self._widths, len(self.experts)], -1)
+        used = (weights_BTM > 0).flatten(0, -2).any(0).tolist() if self.fusion.top_k else [True] * len(parts)
+        logits = [weights_BTM[..., m, None] * self.head[m](parts[m]) for m in range(len(parts)) if used[m]]
+        return sum(logits[1:], logits[0])
 
     def _head_of_running(self, x_BTF: Tensor) -> Tensor:
         """The head without the columns of experts that are skipped, whose states are zeros."""

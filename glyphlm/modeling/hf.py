@@ -14,6 +14,7 @@ from .assembly import Shape, count_blocks, make_model, shapes_of
 from .config import FusionConfig
 from .decoding_step import DecodingStep, can_record
 from .fusion import OF_PROBABILITIES
+from .heads import CodeHead, damaged_order
 from .model import GPT, capacity
 
 # What may stand in config.json besides our own keys and the fields of PretrainedConfig. Others are refused, as they could
@@ -164,9 +165,10 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         return self.gpt.substrate
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head, never tied; none where a fusion mixes probabilities, which no one matrix gives."""
+        """The head; none where no one matrix [V, D] gives the logits: a fusion of probabilities, or heads of other kinds."""
         mixed = self.config.fusion is not None and self.config.fusion["method"] in OF_PROBABILITIES
-        return None if mixed else self.gpt.head
+        full = all(model.head.kind == "full" for model, *_ in self.config.shapes())
+        return self.gpt.head if full and not mixed else None
 
     def forward(
         self,
@@ -179,9 +181,13 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         cache: Any = None,
+        likeliest: int | None = None,
         **more: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats.
+
+        `likeliest` asks a head of kind code for the logits of that many ids at the last position, found without computing
+        the others, which are -inf: generate(do_sample=True, top_k=50, likeliest=50) draws from the same distribution.
 
         The cache has two names: `past_key_values` until transformers 5.23, `cache` since. `more` is what `_states` names
         besides.
@@ -191,7 +197,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
             TypeError: an argument is unknown.
         """
         held = past_key_values if cache is None else cache
-        bare = labels is None and not any(value is not None for value in more.values())
+        bare = labels is likeliest is None and not any(value is not None for value in more.values())
         if input_ids is not None and bare and self._can_replay(input_ids, held):
             logits = self._replay(input_ids, attention_mask, position_ids, held)
             out = CausalLMOutputWithPast(logits=logits, **{CACHE: held})
@@ -200,7 +206,12 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask, position_ids, past_key_values, use_cache, True, cache, **more
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.gpt.logits(states.last_hidden_state[:, kept])
+        if likeliest is None:
+            logits = self.gpt.logits(states.last_hidden_state[:, kept])
+        elif isinstance(self.gpt.head, CodeHead) and labels is None:
+            logits = self.gpt.head.best(states.last_hidden_state[:, -1], likeliest)[:, None]
+        else:
+            raise ValueError(f"likeliest {likeliest} is for a head of kind code, without labels; leave it out")
         loss = None if labels is None else self._loss(logits, labels)
         out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: getattr(states, CACHE)})
         return out if self._returns_dict(return_dict) else out.to_tuple()
@@ -299,6 +310,9 @@ def _check_tensors(model: nn.Module, report: Any) -> None:
         if values.is_floating_point() and not values.is_meta and not bool(values.isfinite().all()):
             raise ValueError(f"tensor {name} holds NaN or infinity; its training has diverged or the file is damaged: "
                              "take another checkpoint")
+    if damaged := damaged_order(model):
+        raise ValueError(f"tensor {damaged} does not hold each number from 0 to V - 1 once; the file is damaged: take another "
+                         "checkpoint")
 
 
 def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> None:

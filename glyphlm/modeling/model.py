@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
+from .heads import make_head, target_nats_of
 from .substrate import Substrate
 
 
@@ -177,8 +178,12 @@ class LanguageModel(Protocol):
         """What `logits` reads, x_BTD."""
         ...
 
-    def logits(self, x_BTD: Tensor) -> Tensor:
+    def logits(self, x_BTD: Tensor, /) -> Tensor:
         """logits_BTV."""
+        ...
+
+    def nats(self, x_ND: Tensor, y_N: Tensor, /) -> Tensor:
+        """Cross-entropy of each target, float32 [N]."""
         ...
 
 
@@ -205,7 +210,7 @@ class GPT(nn.Module):
         blocks: Any = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.blocks: Sequence[Block] = blocks
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.head = nn.Linear(config.d_model, substrate.config.vocab_size, bias=config.head_bias)
+        self.head = make_head(config.head, config.d_model, substrate, config.head_bias)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """ids_BT -> logits_BTV, each position seeing itself and what stands before it."""
@@ -215,6 +220,10 @@ class GPT(nn.Module):
         """What `hidden` gives -> logits_BTV."""
         return self.head(x_BTD)
 
+    def nats(self, x_ND: Tensor, y_N: Tensor) -> Tensor:
+        """Cross-entropy of each target, float32 [N]."""
+        return target_nats_of(self.head, x_ND, y_N)
+
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
@@ -223,7 +232,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return self.norm.weight.device
 
     def hidden(
         self,

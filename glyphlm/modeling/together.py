@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .heads import HeadConfig
 from .model import GPT, Cache
 
 
@@ -109,7 +110,7 @@ class Together:
 
 def can_join(experts: Sequence[GPT]) -> bool:
     """Whether the experts have one shape and nothing but plain, frozen layers."""
-    shapes = [replace(expert.config, block_size=1, head_bias=False) for expert in experts]
+    shapes = [replace(expert.config, block_size=1, head_bias=False, head=HeadConfig()) for expert in experts]
     if len(experts) < 2 or any(shape != shapes[0] for shape in shapes):
         return False
     first, *others = ([(name, type(values), values.requires_grad, values.shape, values.dtype, values.device)

@@ -9,7 +9,10 @@ and keep nothing: there is what a block holds while it runs, and then the states
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.training.loss import LOGITS_AT_ONCE
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
@@ -105,7 +108,7 @@ def activation_bytes(model: GPT | Fusion, load: Load) -> int:
     """What is kept until the backward pass of each block that it goes through, and around the head."""
     entering = FLOAT * load.rows * model.config.block_size * model.config.d_model
     if isinstance(model, Fusion):  # what the head reads; for a gate or an adapter also its gradient, and what they read
-        if model.head.weight.requires_grad:
+        if any(values.requires_grad for values in model.head.parameters()):
             return entering
         # In bf16 an adapter gives the head bf16, of which head_bytes counts a copy that is not made; a gate gives float32.
         half = entering // 2 if load.bf16 else 0
@@ -116,10 +119,19 @@ def activation_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def head_bytes(model: GPT | Fusion, load: Load) -> int:
-    """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient."""
-    tokens, vocab_size, width = load.rows * model.config.block_size, model.vocab_size, model.config.d_model
-    chunk = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size))
-    in_bf16, trained = 2 if load.bf16 else 0, _trains_head(model)
+    """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient.
+
+    A head of kind code holds for its backward pass, of each digit, logits and log-probabilities, and of each later one ten
+    values of its width and the rows of the earlier digits.
+    """
+    tokens, vocab_size = load.rows * model.config.block_size, model.vocab_size
+    chunk, in_bf16 = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size)), 2 if load.bf16 else 0
+    if isinstance(head := model.head, CodeHead):
+        digits = head.config.digits
+        return FLOAT * tokens * (2 * digits * head.base + 10 * (digits - 1) * head.config.width)
+    if isinstance(head, nn.ModuleList):  # of a fusion: each expert's logits, weighted, their sum, its softmax and gradient
+        return FLOAT * chunk * vocab_size * (3 * len(head) + 3)
+    width, trained = _matrix(model)
     losing = (chunk * 8 + width * (4 * trained + in_bf16)) * vocab_size  # logits, log-probabilities; gradient and weights
     deriving = (chunk * (in_bf16 or FLOAT) + width * (8 * trained + in_bf16)) * vocab_size  # their gradient; a chunk's share
     return max(losing, deriving) + chunk * width * in_bf16
@@ -128,7 +140,8 @@ def head_bytes(model: GPT | Fusion, load: Load) -> int:
 def backward_bytes(model: GPT | Fusion, load: Load) -> int:
     """What the backward pass of a block holds for a moment, with the head's gradient; recomputed, all that is inside."""
     tokens, width = load.rows * model.config.block_size, model.config.d_model
-    gradient = FLOAT * model.vocab_size * width * _trains_head(model)
+    of_head, trained = _matrix(model)
+    gradient = FLOAT * model.vocab_size * of_head * trained
     if not _reached(model):
         return gradient
     again = _inside(model, load) + copied_bytes(model, load) if load.recompute else 0
@@ -173,9 +186,17 @@ def _frozen(model: GPT | Fusion) -> int:
     return sum(values.numel() for values in model.parameters() if not values.requires_grad)
 
 
-def _trains_head(model: GPT | Fusion) -> bool:
-    """Whether the head gets a gradient; one with an adapter is made whole, and does."""
-    return any(values.requires_grad for values in model.head.parameters())
+def _matrix(model: GPT | Fusion) -> tuple[int, bool]:
+    """Width of the matrix of V rows that gives the logits (0 where there is none), and whether it gets a gradient.
+
+    A head with an adapter is made whole, and gets one.
+    """
+    head = model.head
+    if isinstance(head, TiedHead):
+        return head.substrate.config.n_embed, any(values.requires_grad for values in head.substrate.parameters())
+    if isinstance(head, (CodeHead, nn.ModuleList)):
+        return 0, False
+    return model.config.d_model, any(values.requires_grad for values in head.parameters())
 
 
 def _reached(model: GPT | Fusion) -> int:

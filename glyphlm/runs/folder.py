@@ -20,7 +20,8 @@ from glyphlm.base.names import CONFIG, SUMMARY, WEIGHTS
 from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
 from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share
-from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.config import HeadConfig, ModelConfig
+from glyphlm.modeling.fusion import FusedShape, Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
@@ -66,14 +67,22 @@ def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
 def config_fields(model: GPT | Fusion) -> dict[str, Any]:
     """The fields of config.json that describe the model."""
     if isinstance(model, GPT):
-        return {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
+        return {"model": model_fields(model.config), "substrate": asdict(model.substrate.config)}
     first = [model.reads.index(number) for number in model.reads]  # the first expert that reads the same substrate
     experts = [
-        {"model": asdict(expert.config),
+        {"model": model_fields(expert.config),
          "substrate": asdict(model.substrates[read].config) if first[number] == number else first[number]}
         for number, (expert, read) in enumerate(zip(model.experts, model.reads))
     ]
     return {"experts": experts, "fusion": asdict(model.fusion)}
+
+
+def model_fields(config: ModelConfig | FusedShape) -> dict[str, Any]:
+    """The shape of a model; of a full head nothing, as in folders of versions that had no other."""
+    fields = asdict(config)
+    if fields.get("head") == asdict(HeadConfig()):
+        del fields["head"]
+    return fields
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
     """Summary fields of every model: codes, sizes, number of values, vocabulary."""
     return {
         "substrate": asdict(model.substrate.config),
-        "model": {"vocab_size": model.vocab_size, **asdict(model.config)},
+        "model": {"vocab_size": model.vocab_size, **model_fields(model.config)},
         "parameters": count_parameters(model),
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
     }

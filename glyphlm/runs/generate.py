@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from glyphlm.base.errors import InputError
 from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.model import GPT, KVCache
 from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
@@ -81,7 +83,7 @@ def continue_ids(
 @torch.no_grad()
 def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int) -> Iterator[int]:
     """The ids after `ids`, one by one, up to `end_id`; the numbers are those of transformers' generate()."""
-    logits_after = reader(model, len(ids) + sampling.max_new_tokens)
+    logits_after = reader(model, len(ids) + sampling.max_new_tokens, sampling.top_k if sampling.temperature else 1)
     drawn = torch.Generator(model.device).manual_seed(sampling.seed)
     read_BT = torch.tensor([ids], device=model.device)
     for number in range(sampling.max_new_tokens):
@@ -96,15 +98,19 @@ def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int) -> Iter
             return
 
 
-def reader(model: Any, length: int) -> Callable[[Tensor], Tensor]:
-    """A function that reads more ids [1, T] of one text of at most `length` ids, and gives logits [1, V] of the next one."""
+def reader(model: Any, length: int, likeliest: int = 0) -> Callable[[Tensor], Tensor]:
+    """A function that reads more ids [1, T] of one text of at most `length` ids, and gives logits [1, V] of the next one.
+
+    Only those of the `likeliest` ids are needed, or all (0); a head of kind code finds them without computing the others.
+    """
     inner = model if isinstance(model, GPT | Fusion) else getattr(model, "gpt", None)
     if inner is None or model.device.type != "cpu":
         from glyphlm.runs.foreign import cached_reader  # loads transformers
 
         return cached_reader(model, length)
-    cache = KVCache()
-    return lambda ids_BT: inner.logits(inner.hidden(ids_BT, cache=cache)[:, -1])
+    cache, head = KVCache(), inner.head
+    logits_of = partial(head.best, count=likeliest) if isinstance(head, CodeHead) and likeliest else inner.logits
+    return lambda ids_BT: logits_of(inner.hidden(ids_BT, cache=cache)[:, -1])
 
 
 def _narrowed(scores_BV: Tensor, sampling: Sampling) -> Tensor:

@@ -15,6 +15,7 @@ from glyphlm.base.records import read_json
 from glyphlm.base.tensors import load_tensors
 from glyphlm.modeling.assembly import count_blocks, make_model, shapes_of
 from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.heads import damaged_order
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -116,6 +117,8 @@ def _read_plainly(folder: Path) -> tuple[GPT | Fusion, Tokenizer] | None:
     if not _fits(model, values) or tokenizer.fingerprint != config.get("tokenizer_fingerprint"):
         return None
     model.load_state_dict(values, assign=True)
+    if damaged_order(model):
+        return None
     return model.requires_grad_(False).eval(), tokenizer
 
 

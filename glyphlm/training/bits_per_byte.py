@@ -118,7 +118,7 @@ def _window_nats(model: LanguageModel, batch: list[Window]) -> tuple[Sequence[Te
     x_BTD = model.hidden(torch.from_numpy(x_BT).to(model.device))
     x_ND = torch.cat([x_TD[len(w.ids_T) - 1 - w.fresh : len(w.ids_T) - 1] for x_TD, w in zip(x_BTD, batch)])
     y_N = torch.from_numpy(np.concatenate([w.ids_T[-w.fresh :] for w in batch]).astype(np.int64)).to(model.device)
-    nats_N = target_nats(model.logits, x_ND, y_N, model.vocab_size)
+    nats_N = target_nats(model, x_ND, y_N)
     return nats_N.split(fresh), y_N.split(fresh)
 
 

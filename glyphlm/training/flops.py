@@ -1,6 +1,7 @@
 """Cost of a model by part: parameters, and floating-point operations per token.
 
-A multiplication and an addition count as two. Only matrix products are counted; norms, GELU and softmax are not.
+A multiplication and an addition count as two. Only matrix products are counted; norms, GELU and softmax are not. A head of
+kind code is counted as in training, where it reads the digits of the target alone.
 Attention scores are counted causal, T / 2 positions a token on average; torch's FlopCounterMode counts all T. A backward
 pass costs twice the forward pass, less the gradients of frozen weights.
 """
@@ -12,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from glyphlm.modeling.fusion import Fusion
+from glyphlm.modeling.heads import TiedHead
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.modeling.substrate import Substrate
 
@@ -86,6 +88,10 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
             forward[part] += products
             # A gate reads the state of a frozen expert, not the output of the previous gate.
             backward[part] += products * ((below and not name.startswith("gates.")) + _is_trained(module, name))
+        if isinstance(module, TiedHead):
+            config = module.substrate.config
+            forward["head"] += (products := 2 * config.vocab_size * config.n_embed)
+            backward["head"] += products * (1 + any(values.requires_grad for values in module.substrate.parameters()))
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
             twice = 2 * _readers(model, module)

@@ -9,13 +9,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from glyphlm.base.devices import can_compile
 from glyphlm.data.batches import IGNORED
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT
+from glyphlm.modeling.heads import CodeHead, TiedHead
+from glyphlm.modeling.model import GPT, LanguageModel
 
 # Logits held at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
 # once a chunk, and chunks twice as large gain nothing. On a GPU the products need thousands of rows: 1 GiB in bf16.
@@ -151,13 +152,28 @@ def head_loss(
 
 
 @torch.no_grad()
-def target_nats(logits_of: Callable[[Tensor], Tensor], x_ND: Tensor, y_N: Tensor, vocab_size: int) -> Tensor:
-    """Cross-entropy in nats of each target, float32 [N], for evaluation; `logits_of` is x_nD -> logits_nV."""
-    parts = [
-        F.cross_entropy(logits_of(x_ND[at]).float(), y_N[at], reduction="none")
-        for at in chunks(len(y_N), vocab_size, _at_once(x_ND.device) >> 2 * x_ND.is_cuda)  # three copies in float32
-    ]
-    return torch.cat(parts)
+def target_nats(model: LanguageModel, x_ND: Tensor, y_N: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target, float32 [N], for evaluation."""
+    at_once = _at_once(x_ND.device) >> 2 * x_ND.is_cuda  # three copies in float32
+    return torch.cat([model.nats(x_ND[at], y_N[at]) for at in chunks(len(y_N), model.vocab_size, at_once)])
+
+
+def training_loss(model: GPT | Fusion, x_ND: Tensor, y_N: Tensor, dtype: torch.dtype, targets: int) -> Tensor:
+    """The summed cross-entropy of the model's head over `targets`, as `head_loss`, whatever kind of head it has."""
+    head, autocast = model.head, torch.autocast(x_ND.device.type, dtype, enabled=dtype != torch.float32)
+    if isinstance(head, TiedHead):
+        with autocast:
+            query_NE = head.query(x_ND)
+        return head_loss(query_NE, head.codes(), head.bias, y_N, dtype, targets)
+    if isinstance(head, CodeHead):
+        with autocast:
+            return head.nats(x_ND, y_N).sum() / targets
+    if isinstance(head, nn.ModuleList):  # of a fusion, whose logits are computed again for the backward pass
+        with autocast:
+            nats = [checkpoint(model.nats, x_ND[at], y_N[at], use_reentrant=False)
+                    for at in chunks(len(y_N), model.vocab_size, _at_once(x_ND.device))]
+        return torch.cat(nats or [x_ND.new_zeros(0)]).sum() / targets
+    return head_loss(x_ND, _whole(head), head.bias, y_N, dtype, targets)
 
 
 def chunks(count: int, vocab_size: int, at_once: int | None = None) -> list[slice]:
@@ -190,13 +206,13 @@ class Objective(nn.Module):
         kept_N = (y_BT != IGNORED).flatten()
         with torch.autocast(x_BT.device.type, self._dtype, enabled=self._dtype != torch.float32):
             x_ND = self.model.hidden(x_BT, documents_BT=self._documents(x_BT)).flatten(0, 1)
-        y_N, head = y_BT.flatten(), self.model.head
+        y_N = y_BT.flatten()
         if not bool(kept_N.all()):
             x_ND, y_N = x_ND[to_device(kept_N.nonzero()[:, 0], x_BT.device)], y_N[kept_N]
         y_N = to_device(y_N, x_BT.device)
         if targets is None:
-            return target_nats(self.model.logits, x_ND, y_N, self.model.vocab_size)
-        return head_loss(x_ND, _whole(head), head.bias, y_N, self._dtype, targets)
+            return target_nats(self.model, x_ND, y_N)
+        return training_loss(self.model, x_ND, y_N, self._dtype, targets)
 
     def _documents(self, x_BT: Tensor) -> Tensor | None:
         return None if self._end_id is None else (x_BT == self._end_id).cumsum(1)

@@ -1,0 +1,211 @@
+"""From a state to a distribution over ids without a matrix [V, D]. Torch only; this file travels inside every run folder.
+
+Shapes: as in model.py; N states, E n_embed, W width of the digit network, Z values of a digit, P prefixes of digits.
+"""
+
+import heapq
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import HeadConfig
+from .substrate import Substrate
+
+AT_ONCE = 1 << 25  # values of the digit network while all logits are computed
+EXPANDED = 8  # prefixes that the search opens in its first round; each later round opens twice as many
+
+
+def make_head(config: HeadConfig, d_model: int, substrate: Substrate, bias: bool) -> Any:
+    """The head of a model: x_ND -> logits_NV. What it holds beside its weights is the substrate that it is tied to."""
+    if config.kind == "full":
+        return nn.Linear(d_model, substrate.config.vocab_size, bias=bias)
+    if config.kind == "tied":
+        return TiedHead(d_model, substrate, bias)
+    return CodeHead(config, d_model, substrate.config.vocab_size, bias)
+
+
+def target_nats_of(head: Any, x_ND: Tensor, y_N: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target, float32 [N]."""
+    return head.nats(x_ND, y_N) if isinstance(head, CodeHead) else cross_entropy(head(x_ND), y_N)
+
+
+def cross_entropy(logits_NV: Tensor, y_N: Tensor) -> Tensor:
+    """Nats of each target, in float32."""
+    return F.cross_entropy(logits_NV.float(), y_N, reduction="none")
+
+
+def damaged_order(model: nn.Module) -> str | None:
+    """The tensor of a head of kind code that does not give each id a number of its own, if there is one."""
+    orders = {name: tensor for name, tensor in model.named_buffers() if name.endswith("place_V") and not tensor.is_meta}
+    return next((name for name, place_V in orders.items()
+                 if not torch.equal(place_V.sort().values, torch.arange(len(place_V), dtype=place_V.dtype))), None)
+
+
+class TiedHead(nn.Module):
+    """logits = (M h) . codes^T, over the codes that the substrate has for each id; with a bias for each id if asked for.
+
+    The substrate is the model's, and no part of this module: its table stands once among the weights.
+    """
+
+    def __init__(self, d_model: int, substrate: Substrate, bias: bool):
+        super().__init__()
+        self.project = nn.Linear(d_model, substrate.config.n_embed, bias=False)
+        self.bias = nn.Parameter(torch.zeros(substrate.config.vocab_size)) if bias else None
+        self.tie(substrate)
+
+    def tie(self, substrate: Substrate) -> None:
+        """Use the codes of `substrate` from now on."""
+        self._tied = (substrate,)  # in a tuple, or it would be registered as a part of this module
+
+    @property
+    def substrate(self) -> Substrate:
+        """The substrate whose codes it reads."""
+        return self._tied[0]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """logits_BTV."""
+        return F.linear(self.query(x_BTD), self.codes(x_BTD.dtype), self.bias)
+
+    def query(self, x_BTD: Tensor) -> Tensor:
+        """What the codes are multiplied with, [B, T, E]: codes of norm sqrt(E) would give logits sqrt(E) times as large."""
+        config = self.substrate.config
+        return self.project(x_BTD) * (config.n_embed**-0.5 if config.scale == "unit_rms" else 1.0)
+
+    def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The code of each id, [V, E]."""
+        substrate = self.substrate
+        if not substrate.config.is_rule:
+            return substrate.table_VE
+        return substrate.codes(torch.arange(substrate.config.vocab_size, device=self.project.weight.device)).to(dtype)
+
+
+class CodeHead(nn.Module):
+    """p(id) = p(first digit | h) p(second digit | h, first digit) .., the number of the id written in the base Z.
+
+    A later digit is read from gelu((A h) * (1 + g) + s), where g and s [W] are sums of learned rows, one for each earlier
+    digit. Digits that lead out of the vocabulary have probability 0, and the rest is normalised at each digit, so that the
+    distribution over ids is exact. Logits are log-probabilities. Related: hierarchical softmax (Morin and Bengio 2005;
+    arXiv cs/0108006), whose classes have matrices of their own, V D values in all; here they share one.
+
+    Args of the constructor:
+        bias: A bias for each value of a digit after each prefix, V values in all; else one for each value of a digit.
+    """
+
+    place_V: Tensor  # the number of each id
+
+    def __init__(self, config: HeadConfig, d_model: int, vocab_size: int, bias: bool):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.base = next(base for base in range(2, vocab_size + 2) if base**config.digits >= vocab_size)
+        later = range(1, config.digits)
+        modules: list[Any] = [
+            [nn.Linear(d_model, config.width) for _ in later],
+            [nn.Embedding(self.base * level, 2 * config.width) for level in later],
+            [nn.Linear(config.width if level else d_model, self.base) for level in range(config.digits)],
+        ]
+        self.inputs, self.earlier, self.outputs = (nn.ModuleList(found) for found in modules)
+        self.biases = nn.ParameterList(torch.zeros(self._prefixes(level), self.base) for level in later if bias)
+        if config.order != "identity":
+            self.register_buffer("place_V", torch.arange(vocab_size, dtype=torch.int32))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """logits_BTV: log-probabilities in float32."""
+        x_ND = x_BTD.flatten(0, -2)
+        rows = max(1, AT_ONCE // (self._prefixes(self.config.digits - 1) * max(self.base, self.config.width)))
+        logp_NV = torch.cat([self._all(x_nD) for x_nD in x_ND.split(rows)])
+        return logp_NV.unflatten(0, x_BTD.shape[:-1])
+
+    def nats(self, x_ND: Tensor, y_N: Tensor) -> Tensor:
+        """Cross-entropy of each target, float32 [N], from Z logits a digit."""
+        place_N = self.places(y_N)
+        nats = torch.zeros(len(y_N), device=x_ND.device)
+        for level in range(self.config.digits):
+            number_N = place_N // self._ids_below(level)
+            logits_NZ = self._logits(level, x_ND, number_N // self.base)
+            nats = nats + F.cross_entropy(logits_NZ, number_N % self.base, reduction="none")
+        return nats
+
+    def places(self, ids: Tensor) -> Tensor:
+        """The number of each id."""
+        return ids if self.config.order == "identity" else self.place_V[ids].long()
+
+    def best(self, x_BD: Tensor, count: int) -> Tensor:
+        """The logits of the `count` likeliest ids of each row, [B, V]; -inf of the others.
+
+        Best-first search: no id is likelier than the digits that it begins with, so prefixes are opened from the likeliest
+        on until none of the rest is as likely as the last of `count` ids.
+        """
+        ids_V = torch.arange(self.vocab_size, device=x_BD.device)
+        ids_V = ids_V if self.config.order == "identity" else self.place_V.argsort()
+        logits_BV = x_BD.new_full((len(x_BD), self.vocab_size), -torch.inf, dtype=torch.float32)
+        for x_D, logits_V in zip(x_BD, logits_BV):
+            places_K, logp_K = self._search(x_D, count)
+            logits_V[ids_V[places_K]] = logp_K
+        return logits_BV
+
+    def _search(self, x_D: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Numbers and log-probabilities of the `count` likeliest ids, from the likeliest on."""
+        places_K, logp_K = torch.empty(0, dtype=torch.int64, device=x_D.device), x_D.new_empty(0, dtype=torch.float32)
+        least, opened, closed = -torch.inf, EXPANDED, [(0.0, 0, 0)]  # minus log-probability, level, prefix
+        while closed and -closed[0][0] >= least:
+            level, some = closed[0][1], []
+            while closed and closed[0][1] == level and len(some) < opened:
+                some.append(heapq.heappop(closed))
+            opened *= 2
+            minus_P, _, prefixes = zip(*some)
+            prefix_P = torch.tensor(prefixes, device=x_D.device)
+            logp_PZ = self._logits(level, x_D.expand(len(some), -1), prefix_P).log_softmax(-1)
+            logp_PZ -= torch.tensor(minus_P, device=x_D.device)[:, None]
+            number_PZ = prefix_P[:, None] * self.base + torch.arange(self.base, device=x_D.device)
+            possible_X = (logp_PZ.isfinite() & (logp_PZ >= least)).nonzero(as_tuple=True)
+            number_X, logp_X = number_PZ[possible_X], logp_PZ[possible_X]
+            if level < self.config.digits - 1:
+                for minus, number in zip((-logp_X).tolist(), number_X.tolist()):
+                    heapq.heappush(closed, (minus, level + 1, number))
+                continue
+            places_K, logp_K = torch.cat([places_K, number_X]), torch.cat([logp_K, logp_X])
+            logp_K, kept_K = logp_K.topk(min(count, len(logp_K)))
+            places_K, least = places_K[kept_K], float(logp_K[-1]) if len(logp_K) == count else least
+        return places_K, logp_K
+
+    def _all(self, x_ND: Tensor) -> Tensor:
+        logp_NP = torch.zeros(len(x_ND), 1, device=x_ND.device)
+        for level in range(self.config.digits):
+            prefix_P = torch.arange(self._prefixes(level), device=x_ND.device)
+            logp_NPZ = self._logits(level, x_ND[:, None], prefix_P).log_softmax(-1)
+            logp_NP = (logp_NP[..., None] + logp_NPZ).flatten(1)[:, : self._prefixes(level + 1)]
+        return logp_NP if self.config.order == "identity" else logp_NP[:, self.place_V]
+
+    def _logits(self, level: int, x_XD: Tensor, prefix_X: Tensor) -> Tensor:
+        """Logits of the digits after each prefix, float32 [X, Z]; -inf where there is no such id. Shapes X broadcast."""
+        if not level:
+            logits_XZ = self.outputs[0](x_XD)
+        else:
+            gain_XW, shift_XW = self._of_prefixes(level, prefix_X).to(x_XD.dtype).chunk(2, -1)
+            logits_XZ = self.outputs[level](F.gelu(self.inputs[level - 1](x_XD) * (1 + gain_XW) + shift_XW))
+            if len(self.biases):
+                logits_XZ = logits_XZ + self.biases[level - 1][prefix_X]
+        logits_XZ = logits_XZ.float()
+        below = self._ids_below(level)
+        if self.base ** (level + 1) * below == self.vocab_size:
+            return logits_XZ
+        number_XZ = prefix_X[..., None] * self.base + torch.arange(self.base, device=x_XD.device)
+        return logits_XZ.masked_fill(number_XZ * below >= self.vocab_size, -torch.inf)
+
+    def _of_prefixes(self, level: int, prefix_X: Tensor) -> Tensor:
+        """The rows of the digits of each prefix, summed, [X, 2 W]."""
+        rows_XW: Any = 0
+        for place in range(level):
+            rows_XW = rows_XW + self.earlier[level - 1](prefix_X % self.base + place * self.base)
+            prefix_X = prefix_X // self.base
+        return rows_XW
+
+    def _ids_below(self, level: int) -> int:
+        """How many numbers begin with the same level + 1 digits."""
+        return self.base ** (self.config.digits - level - 1)
+
+    def _prefixes(self, level: int) -> int:
+        """Beginnings of `level` digits that some id has."""
+        return -(-self.vocab_size // self.base ** (self.config.digits - level))
