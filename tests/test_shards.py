@@ -23,6 +23,7 @@ from glyphlm.corpus.reading import Reading
 from glyphlm.corpus.tasks import read_task
 from glyphlm.data import shards as preparation
 from glyphlm.data.batches import TokenText
+from glyphlm.data.exclusion import Exclusion
 from glyphlm.data.shards import Example, describe_examples, examples, part_name, prepare, split_specs
 from glyphlm.tokenizer.tokenizer import Piece
 
@@ -339,6 +340,21 @@ def test_rows_left_out_are_counted(tokenizer, tmp_path, capsys):
     out = prepare(tokenizer, [str(path)], tmp_path / "out", 0, Reading(skip_empty=True))
     assert decoded(out, "train", tokenizer) == ["a", "b"] and result(out)["skipped"] == 2
     assert "2 rows without text are left out" in capsys.readouterr().err
+
+
+def test_excluded_characters_are_nowhere_and_what_is_left_out_is_counted(tokenizer, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    texts = ["One. 国 two. Three.", "Four.", "国"]
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    kept = {"drop": ["Four."], "cut": ["One. ", "Three.", "Four."]}
+    for how, expected in kept.items():
+        out = prepare(tokenizer, [str(path)], tmp_path / how, 0, exclusion=Exclusion("国", how))
+        assert decoded(out, "train", tokenizer) == expected
+        left_out = sum(map(len, texts)) - sum(map(len, expected))
+        assert result(out)["excluded"] == {"documents": 2, "occurrences": 2, "characters": left_out}
+    assert "2 documents hold excluded characters" in capsys.readouterr().err
+    with pytest.raises(InputError, match="already holds other work"):
+        prepare(tokenizer, [str(path)], tmp_path / "cut", 0)
 
 
 PREPARE = """

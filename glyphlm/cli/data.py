@@ -135,6 +135,7 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
 
 def run_prepare(arguments: Sequence[str]) -> None:
     """glyphlm prepare."""
+    from glyphlm.data.exclusion import Exclusion
     parser = Parser.of(
         "prepare",
         "Tokenize a text into shards, a share of it held out for validation. The same command resumes after a stop.",
@@ -144,6 +145,10 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_argument("--validation_share", type=float, default=0.01, help="share of the documents held out")
     parser.add_argument("--specials_in_text", choices=("literal", "control"), default="literal",
                         help="names of special tokens in a text stay text, or become these tokens as in the published data")
+    parser.add_argument("--exclude", metavar="CHARACTERS", help="characters that training must not see: a file that holds "
+                        "them, spans such as U+0400-04FF, or categories of Unicode such as So")
+    parser.add_argument("--excluding", choices=("drop", "cut"), default="drop",
+                        help="leave out documents that hold one, or only the sentences")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 means one per core")
     parser.add_engine()
     parser.add_texts()
@@ -155,4 +160,4 @@ def run_prepare(arguments: Sequence[str]) -> None:
     tokenizer = Tokenizer.load(options.tokenizer, options.specials_in_text)
     given = tokenizer, options.texts, options.out, options.validation_share, reading_of(options), options.jobs
     with suppress(Submitted):
-        prepare(*given, engine_of(options))
+        prepare(*given, engine_of(options), Exclusion.of(options.exclude, options.excluding))

@@ -32,6 +32,11 @@ class Exclusion:
     characters: str
     how: Literal["drop", "cut"] = "drop"
 
+    @classmethod
+    def of(cls, named: str | None, how: Literal["drop", "cut"] = "drop") -> "Exclusion | None":
+        """That of the characters that `named` names, as `characters_of`; None of None."""
+        return None if named is None else cls(characters_of(named), how)
+
     def settings(self) -> dict[str, Any]:
         """The settings for build.json."""
         return {"excluded": hashlib.sha256(self.characters.encode()).hexdigest(), "excluded_how": self.how}

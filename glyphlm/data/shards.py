@@ -26,6 +26,7 @@ from glyphlm.base.progress import meter, say
 from glyphlm.corpus.reading import STRICT, Reading, check_sources, passages
 from glyphlm.corpus.sources import describe, find_sources, is_data_set, size_of
 from glyphlm.corpus.tasks import BETWEEN, TASKS, describe_task, read_task, task_files
+from glyphlm.data.exclusion import Exclusion
 from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
 
 SHARD_TOKENS = 1 << 26  # 128 MiB of uint16: large for the file system, small to copy or check
@@ -42,13 +43,14 @@ def prepare(
     reading: Reading = STRICT,
     jobs: int = 1,
     engine: Engine | None = None,
+    exclusion: Exclusion | None = None,
 ) -> Path:
     """Tokenize `texts` into the shard folder `out`; finished work is skipped.
 
     Documents (of long ones, pieces of about 16,000 characters) go to validation by a hash of their ids, so that equal
     documents stay on one side and the choice does not depend on their order. `jobs` processes (0: one per core) make the
     parts, or the tasks of `engine`; their number changes nothing. After a stop, the same command makes the parts that are
-    missing.
+    missing. Text that `exclusion` leaves out is counted in build.json.
 
     Raises:
         InputError: the text is bad, the share is not in [0, 1], `out` holds something else or is being written.
@@ -61,7 +63,7 @@ def prepare(
         sources = find_sources(texts)
         check_sources(sources, reading)
         inputs = describe(sources)
-        plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs))
+        plan = Preparation(tokenizer, validation_share, reading, inputs, group_sources(inputs), exclusion)
         build = plan.record(plan.inputs)
         if build.is_done(out):
             return out
@@ -119,12 +121,14 @@ class Preparation:
     reading: Reading
     inputs: dict[str, str]
     parts: list[list[str]]
+    exclusion: Exclusion | None = None
 
     def record(self, sources: Iterable[str]) -> Build:
         """Settings and input digests of the shards of `sources`."""
         settings = {"validation_share": self.validation_share, "specials_in_text": self.tokenizer.specials_in_text}
         made_from = {"tokenizer": self.tokenizer.fingerprint, **{source: self.inputs[source] for source in sources}}
-        return Build("shards", {**settings, **self.reading.settings()}, made_from)
+        excluded = self.exclusion.settings() if self.exclusion else {}
+        return Build("shards", {**settings, **self.reading.settings(), **excluded}, made_from)
 
     def write_parts(self, folder: Path, jobs: int, engine: Engine | None = None) -> None:
         """Make every part that is missing in `folder`: in `jobs` processes, or on `engine`."""
@@ -150,12 +154,15 @@ class Preparation:
             return  # a cluster may start a task twice
         with build.folder(folder / part_name(number)) as partial, ExitStack() as files:
             writers = {split: files.enter_context(_ShardWriter(partial, split, self.tokenizer)) for split in SPLITS}
-            skipped = Counter[str]()
-            pieces = self.tokenizer.encode_passages(passages(sources, self.reading, title, skipped))
+            skipped, excluded = Counter[str](), Counter[str]()
+            found = passages(sources, self.reading, title, skipped)
+            pieces = self.tokenizer.encode_passages(self.exclusion.apply(found, excluded) if self.exclusion else found)
             _write_pieces(pieces, writers, self.validation_share)
             build.result = {split: writer.close() for split, writer in writers.items()}
             if self.reading.skip_empty:
                 build.result["skipped"] = skipped.total()
+            if self.exclusion:
+                build.result["excluded"] = dict(excluded)
 
     def _is_there(self, folder: Path, number: int) -> bool:
         """Whether an earlier run finished this part; anything else in its place is removed."""
@@ -175,7 +182,8 @@ class Preparation:
         parts = {name: read_build(folder / name).result for name in names}
         splits = {split: _joined({name: result[split] for name, result in parts.items()}) for split in SPLITS}
         skipped = {"skipped": sum(part["skipped"] for part in parts.values())} if self.reading.skip_empty else {}
-        return {"splits": splits, **skipped}
+        excluded = sum((Counter(part["excluded"]) for part in parts.values()), Counter()) if self.exclusion else None
+        return {"splits": splits, **skipped, **({} if excluded is None else {"excluded": dict(excluded)})}
 
 
 def group_sources(sources: Iterable[str]) -> list[list[str]]:
@@ -224,6 +232,9 @@ def _say_counts(out: Path, result: dict[str, Any], validation_share: float) -> N
             say(f"{out}: {split} {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
     if result.get("skipped"):
         say(f"{result['skipped']:,} rows without text are left out")
+    if excluded := result.get("excluded"):
+        say(f"{excluded['documents']:,} documents hold excluded characters ({excluded['occurrences']:,} times); "
+            f"{excluded['characters']:,} characters of them are left out")
     lost = sum(found["unknown"] for found in splits.values())
     if lost:
         say(f"{lost:,} characters have no id and are lost; a tokenizer built with --lossless keeps them")

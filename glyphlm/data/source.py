@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 
 
@@ -17,6 +18,9 @@ class Source:
         weight: Share of all sequences, relative to the other sources; by default its number of sequences.
         epochs: Alternative to weights: number of passes over this source, relative to the others.
         loss: Whether the loss covers all tokens of the source, or only those of answers (sft).
+        exclude: Of text: characters that training must not see, as a file that holds them, spans such as U+0400-04FF, or
+            general categories of Unicode such as So.
+        excluding: Whether a document that holds one is left out (drop), or only its sentences that hold one (cut).
     """
 
     shards: str | None = None
@@ -25,8 +29,13 @@ class Source:
     weight: float | None = None
     epochs: float | None = None
     loss: Literal["all", "answers"] = "all"
+    exclude: str | None = None
+    excluding: Literal["drop", "cut"] = "drop"
 
     def __post_init__(self) -> None:
+        if self.exclude is not None and self.text is None:
+            raise InputError(f"data.exclude {self.exclude} applies only to text, from which shards are made; remove it, or give "
+                             "it to glyphlm prepare")
         check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
 
     @property

@@ -28,6 +28,7 @@ from glyphlm.data.batches import (
     unigram_bits_per_byte,
     validation_batches,
 )
+from glyphlm.data.exclusion import Exclusion
 from glyphlm.data.shards import prepare, prepare_examples
 from glyphlm.data.source import Source
 from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
@@ -247,8 +248,9 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) ->
     if source.sft:
         _made(folder, begun, lambda: prepare_examples(tokenizer, source.sft or [], folder))
     else:
-        _made(folder, begun, lambda: prepare(tokenizer, source.texts, folder, jobs=0))
-    return replace(source, shards=str(folder), text=None, sft=None)
+        exclusion = Exclusion.of(source.exclude, source.excluding)
+        _made(folder, begun, lambda: prepare(tokenizer, source.texts, folder, jobs=0, exclusion=exclusion))
+    return replace(source, shards=str(folder), text=None, sft=None, exclude=None)
 
 
 def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:

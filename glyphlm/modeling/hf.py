@@ -311,8 +311,8 @@ def _check_tensors(model: nn.Module, report: Any) -> None:
             raise ValueError(f"tensor {name} holds NaN or infinity; its training has diverged or the file is damaged: "
                              "take another checkpoint")
     if damaged := damaged_order(model):
-        raise ValueError(f"tensor {damaged} does not hold each number from 0 to V - 1 once; the file is damaged: take another "
-                         "checkpoint")
+        raise ValueError(f"tensor {damaged} does not hold each number from 0 to V - 1 once; the file is damaged: take "
+                         "another checkpoint")
 
 
 def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> None:

@@ -117,9 +117,17 @@ def _introduction(summary: dict[str, Any]) -> str:
     return f"""# {summary["name"]}
 
 A decoder-only language model over a {_freezing(summary)} `{substrate["kind"]}` substrate (width {substrate["n_embed"]}),
-{made}: {parameters["trained"]:,} trained and {parameters["frozen"]:,} frozen values. {trained}
+{made}: {parameters["trained"]:,} trained and {parameters["frozen"]:,} frozen values. {_head(summary)}{trained}
 Held-out bits per byte: {"not measured" if reached is None else f"{reached:.4f}"}.
 """
+
+
+def _head(summary: dict[str, Any]) -> str:
+    """A sentence on a head that is no matrix [V, D]."""
+    head = summary.get("model", {}).get("head", {})
+    return {"tied": "Its logits are products with these codes. ",
+            "code": f"It predicts an id by {head.get('digits')} digits of its number (order {head.get('order')}). "}.get(
+                head.get("kind"), "")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
