@@ -34,8 +34,8 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.exclude is not None and self.text is None:
-            raise InputError(f"data.exclude {self.exclude} applies only to text, from which shards are made; remove it, or give "
-                             "it to glyphlm prepare")
+            raise InputError(f"data.exclude {self.exclude} applies only to text, from which shards are made; remove it, or "
+                             "give it to glyphlm prepare")
         check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
 
     @property
