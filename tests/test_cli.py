@@ -109,6 +109,20 @@ def test_on_a_terminal_the_first_line_comes_before_libraries_are_loaded(capsys, 
     assert capsys.readouterr().err.splitlines()[:2] == ["glyphlm train: loading", "glyphlm.cli.models"]
 
 
+@pytest.mark.parametrize(("shell", "code", "said"), [
+    ("PYTHONIOENCODING=ascii {0} generate {1} --prompt 'a мир' --max_new_tokens 1", 0, r"a \u043c\u0438\u0440"),
+    ("{0} eval --help | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+    ("{0} --version > /dev/full", 2, "the disk is full"),
+    ("{0} train --help > /dev/full", 2, "the disk is full"),
+])  # fmt: skip
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs bash and /dev/full")
+def test_what_cannot_be_printed_is_no_traceback(finished, shell, code, said):
+    command = shell.format(f"{sys.executable} -m glyphlm", finished)
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (ended.returncode, "Traceback" in ended.stderr, "Exception" in ended.stderr) == (code, False, False)
+    assert said in ended.stdout + ended.stderr
+
+
 def test_a_stop_keeps_its_exit_code(monkeypatch):
     def stop(arguments):
         raise SystemExit(143)
@@ -134,6 +148,12 @@ def test_the_recipe_may_stand_anywhere(recipe, capsys, typed):
 def test_odd_overrides_are_refused(recipe, capsys, options, said):
     assert said in refusal(capsys, "plan", recipe, "--no_measure", *options)
     assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("typed", ["1:30", "1_000", "0b1", "on"])
+def test_numbers_of_yaml_1_1_are_no_numbers(tmp_path, capsys, typed):
+    arguments = ("quickstart", "--steps", typed, "--out", tmp_path / "out")
+    assert "steps" in refusal(capsys, *arguments) and not (tmp_path / "out").exists()
 
 
 def test_a_missing_recipe_is_named(capsys):

@@ -114,6 +114,15 @@ def test_a_foreign_model_with_other_tensors_than_its_config_is_refused(folders, 
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("file", "said"), [("config.json", "attention 'someone/kernel'"), ("adapter_config.json", "merge")])
+def test_a_foreign_folder_chooses_no_code_and_no_other_model(folders, tmp_path, file, said):
+    folder = shutil.copytree(folders["foreign"], tmp_path / "foreign")
+    written = json.loads((folder / "config.json").read_text()) if file == "config.json" else {"peft_type": "LORA"}
+    (folder / file).write_text(json.dumps(written | {"attn_implementation": "someone/kernel"}))
+    with pytest.raises(InputError, match=said):
+        load_eval_model(str(folder))
+
+
 def test_a_foreign_model_whose_tokenizer_is_larger_is_refused(folders, tmp_path, tokenizer):
     folder = shutil.copytree(folders["foreign"], tmp_path / "copy")
     path = folder / "tokenizer.json"

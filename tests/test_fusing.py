@@ -116,6 +116,14 @@ def test_build_json_names_the_experts_by_their_bytes(runs, tmp_path):
         fuse(given, tmp_path / "moe", "")
 
 
+def test_experts_that_were_moved_are_known_by_their_bytes_and_order(runs, tmp_path):
+    moved = [shutil.copytree(runs[name], tmp_path / f"moved-{name}") for name in "ab"]
+    first = fused(runs, "a b", tmp_path / "moe")
+    assert fuse(FusionSettings([str(path) for path in moved]), tmp_path / "moe", "") == first
+    with pytest.raises(InputError, match="already holds other work: experts"):
+        fuse(FusionSettings([str(path) for path in reversed(moved)]), tmp_path / "moe", "")
+
+
 def test_equal_substrates_are_stored_once(runs, tmp_path):
     summary = fused(runs, "a b wide c", tmp_path / "moe")
     model = load_run(tmp_path / "moe")[0].gpt

@@ -178,6 +178,13 @@ def test_adapters_kept_apart_are_a_peft_folder_and_give_what_merged_ones_give(gi
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute under its old name
         by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(apart), apart / "adapter").eval()
     torch.testing.assert_close(by_peft(ids_BT).logits, logits[1], atol=1e-5, rtol=1e-4)
+    config = apart / "adapter" / "adapter_config.json"
+    written = json.loads(config.read_text())
+    for name, value in {"r": 10**9, "use_dora": True, "megatron_config": {"a": 1}, "init_lora_weights": "pissa"}.items():
+        config.write_text(json.dumps(written | {name: value}))
+        with pytest.raises(InputError, match=rf"adapter_config.json (sets {name} to|names the rank 1000000000)"):
+            load_run(apart)
+    config.write_text(json.dumps(written))
     (apart / "adapter" / "adapter_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match="adapter_model.safetensors cannot be read"):
         load_run(apart)

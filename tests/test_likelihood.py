@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from glyphlm.data.shards import prepare_examples
 from glyphlm.evaluation.item_log import chosen_text
 from glyphlm.evaluation.likelihood import generate_answers, score_options, split_options
 from glyphlm.evaluation.model import EvalModel, load_eval_model
+from glyphlm.tokenizer.tokenizer import Piece
+from glyphlm.training.bits_per_byte import score_documents
 
 WORDS = ["мир", "good evening", "rain", "два", "thank you", "谢谢", "no", "a longer answer than the others"]
 # Scores a task with lm-eval: the folder by its name, and objects in memory.
 LM_EVAL = """
 import json, sys
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,6 +45,8 @@ for lm in (
     }) for name in ("labels", "choices")}
     ended = evaluate(lm, tasks, bootstrap_iters=0)
     found.append({name: sorted(ended["samples"][name], key=lambda sample: sample["doc_id"]) for name in tasks})
+    texts = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in json.load(open(f"{folder}/texts.json"))]
+    found[-1]["nats"] = [-float(score) for score in lm.loglikelihood_rolling(texts)]
 json.dump(found, open(f"{folder}/found.json", "w"), default=str)
 """
 
@@ -159,8 +165,11 @@ def test_a_prompt_that_is_too_long_loses_its_left_end_and_is_counted(model, toke
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
-def test_choices_are_those_of_lm_eval_by_name_and_in_memory(model, run, tmp_path):
-    items = some_items(12)
+def test_choices_and_bits_per_byte_are_those_of_lm_eval_by_name_and_in_memory(model, run, tmp_path):
+    items, texts = some_items(12), ["a", " ".join(WORDS), "good evening\nrain"]
+    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    bits = [score_documents(model.scorer, [Piece(np.array(model.tokenizer.encode(text)), True)], model.first_id,
+                            model.tokenizer.bytes_per_id_V).bits_per_byte for text in texts]
     rows = [{"prompt": i.prompt, "labels": i.labels, "choices": i.choices, "correct": i.correct} for i in items]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     folders = {"HF_HOME": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -170,11 +179,13 @@ def test_choices_are_those_of_lm_eval_by_name_and_in_memory(model, run, tmp_path
     assert ended.returncode == 0, ended.stderr[-2000:]
     logs = ask(model, items)
     for found in json.loads((tmp_path / "found.json").read_text()):
-        for log, letters, texts in zip(logs, found["labels"], found["choices"], strict=True):
-            for own, theirs in ((log["letters"], letters), (log["texts"], texts)):
+        sizes = [len(text.encode()) for text in texts]
+        assert bits == pytest.approx([nats / math.log(2) / size for nats, size in zip(found["nats"], sizes)], abs=1e-4)
+        for log, letters, choices in zip(logs, found["labels"], found["choices"], strict=True):
+            for own, theirs in ((log["letters"], letters), (log["texts"], choices)):
                 assert own == pytest.approx([float(score) for score, _ in theirs["filtered_resps"]], abs=1e-4)
             assert letters["acc"] == (np.argmax(log["letters"]) == log["correct"])
-            assert texts["acc_norm"] == (chosen_text(log) == log["correct"])
+            assert choices["acc_norm"] == (chosen_text(log) == log["correct"])
 
 
 def test_answers_are_the_likeliest_text_up_to_the_end_of_the_line(model, tokenizer):

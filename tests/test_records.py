@@ -85,6 +85,7 @@ def test_what_is_no_number_is_refused_with_its_key(write, number):
         (b"", "not JSON"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": -Infinity}', "-Infinity"),
+        (b'{"b": {"a": 1, "a": 2}}', "'a' is given twice"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b"[1]", "holds a list, not an object"),
         (b"null", "holds nothing, not an object"),

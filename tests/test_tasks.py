@@ -1,8 +1,11 @@
 """Every layout gives its items with the published prompts; what is damaged is refused with its file and place."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import string
 from types import SimpleNamespace
 
@@ -70,6 +73,24 @@ def test_mmlu_is_a_file_a_subject_with_the_options_on_one_line(tmp_path):
     assert [(item.labels, item.answers, item.correct) for item in (first, second)] == [
         (("A", "B", "C", "D"), ("B",), 1), (("A", "B", "C", "D"), ("D",), 3)
     ]  # fmt: skip
+
+
+def test_one_subject_of_mmlu_is_read_alone(tmp_path):
+    path = write(tmp_path / "zoology_val.csv", "What flies?,an ant,an owl,a cat,a cod,B")
+    write(tmp_path / "arithmetic_val.csv", "1+1=,1,2,3,4,B")
+    assert [item.subject for item in read("mmlu", path)] == ["zoology"]
+    assert list(describe_task("mmlu", path)) == [f"mmlu={path}"]
+
+
+@pytest.mark.parametrize("pack", [gzip, bz2, lzma])
+def test_packed_files_are_read(tmp_path, pack):
+    ending = {gzip: "gz", bz2: "bz2", lzma: "xz"}[pack]
+    for name, line in (("zoology_val.csv", "What flies?,an ant,an owl,a cat,a cod,B"), ("arc.jsonl", json.dumps(MAKERS))):
+        (tmp_path / f"{name}.{ending}").write_bytes(pack.compress(f"{line}\n".encode()))
+    assert [item.subject for item in read("mmlu", tmp_path)] == ["zoology"]
+    assert [item.prompt for item in read("arc_easy", tmp_path / f"arc.jsonl.{ending}")] == [OWLS]
+    (tmp_path / f"cut.jsonl.{ending}").write_bytes(pack.compress(json.dumps(MAKERS).encode())[:-8])
+    assert "is damaged or cut off" in refusal("arc_easy", tmp_path / f"cut.jsonl.{ending}")
 
 
 @pytest.mark.parametrize("record", [MAKERS, HUB], ids=["makers", "hub"])
@@ -196,12 +217,13 @@ def test_a_record_after_a_field_of_many_lines_is_named_by_its_first_line(tmp_pat
     (changed(MAKERS, question={"stem": "Why?"}), "no list in 'question.choices'"),
     (changed(MAKERS, question={"stem": "Why?", "choices": [{"text": "a", "label": "A"}]}), "labels A, which are not"),
     ([HUB], "no object in the entry"),
-    ("{", "not JSON ("),
-    ("[" * 200_000, "not JSON ("),
+    ("{", "(not JSON: "),
+    ("[" * 200_000, "(not JSON: "),
 ])  # fmt: skip
 def test_a_damaged_line_of_arc_is_named(tmp_path, record, what):
     path = write(tmp_path / "a.jsonl", HUB, "", record)
-    assert refusal("arc_easy", path).startswith(f"{path}:3: {what}")
+    said = refusal("arc_easy", path)
+    assert said.startswith(f"{path}:3") and what in said
 
 
 def test_a_damaged_option_is_named_by_its_place(tmp_path):
@@ -287,6 +309,11 @@ def test_a_pair_with_other_columns_is_named(tmp_path):
     assert refusal("en-zh", path) == f"{path}:2: 2 columns, not the 3 of en, zh, attribution; mend or remove it"
 
 
+def test_an_empty_line_of_a_table_is_no_record(tmp_path):
+    path = write(tmp_path / "a.tsv", "a\tb\tc", "", "d\te\tf", "")
+    assert len(read("en-zh", path)) == 2
+
+
 def test_only_two_files_or_one_with_english_are_pairs(tmp_path):
     path = write(tmp_path / "a", "a\tb\tc")
     assert "give two files SOURCE,TARGET, or, with English on one side, one TSV" in refusal("ru-zh", path)
@@ -297,8 +324,7 @@ def test_only_two_files_or_one_with_english_are_pairs(tmp_path):
 def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path, task):
     path = tmp_path / "a"
     path.write_bytes(b"\nab\xff\n")
-    faults = {"en-ru": f"{path}:1: 1 columns"}
-    assert refusal(task, path).startswith(faults.get(task, f"{path}:2: not UTF-8 at byte 2 of the line; convert the file"))
+    assert refusal(task, path).startswith(f"{path}:2: not UTF-8 at byte 2 of the line; convert the file")
 
 
 @pytest.mark.parametrize(("task", "text"), [
@@ -319,7 +345,7 @@ def test_a_path_that_is_not_there_is_refused_before_reading_with_what_is_needed(
 
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     assert f"{tmp_path} does not exist or is not a file; boolq needs a .jsonl file" in refusal("boolq", tmp_path)
-    assert f"{tmp_path} does not exist or is not a file; mmlu needs a folder of .csv" in refusal("mmlu", tmp_path)
+    assert f"{tmp_path} does not exist or is not a file; mmlu needs a .csv file, or a folder" in refusal("mmlu", tmp_path)
 
 
 def test_unknown_names_are_refused(tmp_path):

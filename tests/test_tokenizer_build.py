@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.phrasebook import phrases
@@ -83,6 +84,21 @@ def test_a_foreign_vocabulary_keeps_its_ids(foreign, tmp_path):
 def test_the_bytes_of_foreign_ids_are_the_bytes_of_the_text(foreign, text):
     ids = foreign.encode(text)
     assert b"".join(map(foreign.text_bytes, ids)) == text.encode() and foreign.decode(ids) == text
+
+
+@pytest.mark.parametrize("start", ["<s>", "<end>"])
+def test_in_the_files_of_a_model_nothing_is_put_around_a_text(tmp_path, start):
+    folder = byte_level(tmp_path / "base", {"bos_token": "<s>", "eos_token": "<end>"})
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<s>"])
+    ids = [(start, backend.token_to_id(start))]
+    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", pair=f"{start} $A $B", special_tokens=ids)
+    backend.save(str(folder / "tokenizer.json"))
+    assert transformers.AutoTokenizer.from_pretrained(folder)("a b")["input_ids"][0] == ids[0][1]
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.as_trained().save(folder)
+    assert transformers.AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == tokenizer.encode("a b")
+    assert Tokenizer.load(folder).fingerprint == tokenizer.fingerprint
 
 
 def test_foreign_documents_are_encoded_whole(foreign):

@@ -3,7 +3,6 @@
 It reads a substrate folder or a run folder. Shapes: V tokens, E n_embed, U rows worked on at once.
 """
 
-import json
 import shutil
 import unicodedata
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import Build, write_atomic
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate
 from glyphlm.substrate.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
@@ -66,7 +65,11 @@ def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None =
             write_atomic(partial / MAP, draw_map(x_V2.numpy(), [script(token) for token in codes.tokens]))
             if (folder / SHEET).exists():
                 shutil.copyfile(folder / SHEET, partial / SHEET)
-    return findings_text(codes, json.loads((out / FINDINGS).read_text(encoding="utf-8")))
+    try:
+        return findings_text(codes, read_json(out / FINDINGS))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{out / FINDINGS} is damaged ({reason}); remove {out} and inspect again") from None
 
 
 def open_codes(folder: Path) -> Codes:
@@ -79,7 +82,7 @@ def open_codes(folder: Path) -> Codes:
         return _open_run(folder)
     build, config, tensors = read_substrate(folder)
     try:
-        tokens = json.loads((folder / TOKENS).read_text(encoding="utf-8"))
+        tokens = read_json(folder / TOKENS, list)
         return Codes(folder, config, all_codes(config, tensors), tokens, build.result["blank"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is damaged or older than this command ({error}); build the substrate again") from None

@@ -11,8 +11,10 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +31,8 @@ from glyphlm.base.records import read_json
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 SET_HERE = {"pipeline", "tasks", "logging_dir", "depends"}  # parameters of the executors that users cannot set
+LAUNCHER = "GLYPHLM_LAUNCHER"  # environment variable of the commands of a study: its machine and process id
+SECONDS_TO_END = 30.0  # a training saves its state meanwhile
 RANKS = "ranks_to_run.json"  # in the logs: the tasks that were submitted to Slurm
 
 
@@ -102,6 +106,42 @@ def end_with_parent(library: str) -> None:
     if parent is not None:
         sentinel = parent.sentinel  # a pipe that the system closes when the parent ends
         threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def launcher() -> str:
+    """The value of LAUNCHER for the commands that this process starts."""
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def end_with_launcher() -> None:
+    """Send this process SIGTERM soon after torchrun, or the study that LAUNCHER names, has ended on this machine.
+
+    On Windows processes have no such parents, and nothing is done.
+    """
+    host, _, number = os.environ.get(LAUNCHER, "").rpartition(" ")
+    if sys.platform == "win32":
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()
+        threading.Thread(target=_end_after, args=(lambda: os.getppid() == parent,), daemon=True).start()
+    if host == socket.gethostname() and number.isdigit():
+        threading.Thread(target=_end_after, args=(lambda: _is_there(int(number)),), daemon=True).start()
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return True
+    except OSError:
+        return False
+
+
+def _end_after(is_running: Callable[[], bool]) -> None:
+    while is_running():
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os._exit(128 + signal.SIGTERM)
 
 
 # datatrove

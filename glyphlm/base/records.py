@@ -1,13 +1,14 @@
 """JSON, JSON lines and YAML: one strict reader and writer for every file of settings, records and results.
 
 A damaged file is an `InputError` with its name and the place in it. NaN and infinity are not JSON and are refused in both
-directions. YAML is the core schema of YAML 1.2 (`010` is 10; `no`, `on` and `1:30` are strings; `1e-3` is a number); its
-keys are strings as written, so that `no:` and `1:` are names.
+directions; a key that is given twice is refused. YAML is the core schema of YAML 1.2 (`010` is 10; `no`, `on` and `1:30`
+are strings; `1e-3` is a number); its keys are strings as written, so that `no:` and `1:` are names.
 """
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,18 @@ def read_json(path: Path, kind: type = dict, cure: str = CURE) -> Any:
     Raises:
         InputError: the file is missing, unreadable, damaged or of another type; the place in it is named.
     """
-    return parse_json(_read_text(Path(path), cure), path, kind, cure)
+    return parse_json(_read_bytes(Path(path), cure), path, kind, cure)
 
 
-def parse_json(text: str, where: object, kind: type = dict, cure: str = CURE, finite: bool = True) -> Any:
+def parse_json(text: str | bytes, where: object, kind: type = dict, cure: str = CURE, finite: bool = True) -> Any:
     """The value of JSON `text` that came from `where`; NaN and infinity are refused unless `finite` is false.
 
     Raises:
         InputError: as `read_json`.
     """
+    text = _decoded(text, where, cure) if isinstance(text, bytes) else text
     try:
-        value = json.loads(text, parse_constant=_no_number if finite else float)
+        value = json.loads(text, parse_constant=_no_number if finite else float, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested too deeply
         raise InputError(f"{where} is damaged (not JSON: {error}); {cure}") from None
     return _checked(value, where, kind, cure)
@@ -118,7 +120,7 @@ def read_json_lines(
     # Bytes, because str.splitlines would also split at the Unicode line separators that a row may contain.
     for number, line in enumerate(_read_bytes(path, CURE).splitlines() if path.exists() else [], start=1):
         where = f"{path} line {number}"
-        rows.append(parse_json(_decoded(line, where, cure), where, dict, cure, finite))
+        rows.append(parse_json(line, where, dict, cure, finite))
         for key, types in (needed or {}).items():
             if not isinstance(rows[-1].get(key), types):
                 raise InputError(f"{where} is damaged (no valid {key!r}); {cure}")
@@ -132,7 +134,7 @@ def read_yaml(path: Path, kind: type = dict, cure: str = CURE) -> Any:
         InputError: as `read_json`; also a key given twice, nesting deeper than MAX_YAML_DEPTH, an alias inside its own
             anchor, or more than MAX_YAML_BYTES or MAX_YAML_NODES.
     """
-    return parse_yaml(_read_text(Path(path), cure), path, kind, cure)
+    return parse_yaml(_decoded(_read_bytes(Path(path), cure), path, cure), path, kind, cure)
 
 
 def parse_yaml(text: str, where: object, kind: type = dict, cure: str = CURE) -> Any:
@@ -160,15 +162,19 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{double!r} is given twice")
+    return found
+
+
 def _checked(value: Any, where: object, kind: type, cure: str) -> Any:
     if not isinstance(value, kind):
         found = "nothing" if value is None else KINDS.get(type(value), type(value).__name__)
         raise InputError(f"{where} is damaged (it holds {found}, not {KINDS[kind]}); {cure}")
     return value
-
-
-def _read_text(path: Path, cure: str) -> str:
-    return _decoded(_read_bytes(path, cure), path, cure).removeprefix("\ufeff")
 
 
 def _read_bytes(path: Path, cure: str) -> bytes:
@@ -182,7 +188,7 @@ def _read_bytes(path: Path, cure: str) -> bytes:
 
 def _decoded(data: bytes, where: object, cure: str) -> str:
     try:
-        return data.decode()
+        return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is damaged (not UTF-8 at byte {error.start}); {cure}") from None
 

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -45,22 +46,39 @@ glyphlm VERB --help shows the options of a verb, with an example. Start with:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+    """Run one verb; the exit code is 0, 2 after an error, 130 after Ctrl-C, 141 after `| head`, 143 after SIGTERM.
 
     Errors of any library are printed as one line; with GLYPHLM_TRACEBACK=1 with the whole traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that cannot show a character
     try:
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except (SystemExit, GeneratorExit):
         raise
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        _discard_output()
+        return 141
     except BaseException as error:  # the panics of libraries in Rust are no Exception
         if os.environ.get("GLYPHLM_TRACEBACK"):
             raise
         print(f"glyphlm: {_one_line(error)}", file=sys.stderr)
+        _discard_output()
         return 2
+
+
+def _discard_output() -> None:
+    """Drop what could not be printed, which the interpreter would otherwise try again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -80,6 +98,8 @@ def _run(arguments: list[str]) -> int:
         raise InputError(f"{given!r} is not a verb; {cure}the verbs are: {', '.join(VERBS)}")
     if sys.stderr.isatty() and "--help" not in arguments:
         print(f"glyphlm {verb}: loading", file=sys.stderr)  # torch alone takes seconds
+    if os.environ.keys() & {"GLYPHLM_LAUNCHER", "TORCHELASTIC_RUN_ID"}:
+        importlib.import_module("glyphlm.base.jobs").end_with_launcher()
     verbs = importlib.import_module(f"glyphlm.cli.{VERBS[verb][0]}")
     getattr(verbs, f"run_{verb.replace(' ', '_')}")(arguments[len(verb.split()) :])
     return 0

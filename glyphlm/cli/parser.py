@@ -51,6 +51,7 @@ class Parser(jsonargparse.ArgumentParser):
             options = self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
             raise InputError(f"{error} (see {self.prog} --help)") from None
+        _check_numbers(arguments, options)
         if "threads" in options:
             from glyphlm.base.threads import use_threads  # loads torch, which --help need not wait for
 
@@ -157,6 +158,20 @@ def _typed(kind: Any, option: str, value: str) -> Any:
     if kind is str or (kind == str | None and value != "null"):
         return value
     return parse_yaml(value, f"--{option}", object, "give a value as in YAML")
+
+
+def _check_numbers(arguments: Sequence[str], options: Any) -> None:
+    """Refuse what only YAML 1.1 reads as a number, on which the library falls back: 1:30 (as 90), 1_000, 0b1, on."""
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, argument = _with_underscores(argument).removeprefix("--").partition("=")
+            if not equals:
+                continue
+        found = options.get(name) if name else None
+        parts = found if isinstance(found, list) else [found]
+        if all(isinstance(part, int | float) for part in parts) and isinstance(parse_yaml(argument, name, object), str):
+            raise InputError(f"--{name} {argument!r} is not a number; give it in plain digits")
 
 
 def _with_underscores(argument: str) -> str:

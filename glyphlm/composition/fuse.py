@@ -11,7 +11,7 @@ from torch import nn
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS, SUMMARY
-from glyphlm.base.outputs import Build, one_writer
+from glyphlm.base.outputs import Build, found_build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
@@ -51,7 +51,7 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
         raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
                          f"{settings.method}}}) and run glyphlm train")
     check_settings(settings)
-    build = Build("fusion", asdict(settings), {run: weights_sha256(run) for run in settings.experts})
+    build = _build(settings, [weights_sha256(run) for run in settings.experts], out)
     with one_writer(out):
         if build.is_done(out):
             say(f"{out} is done already")
@@ -65,6 +65,15 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
                 write_summary(partial, summary)
             say(f"{out}: {len(model.experts)} experts, {settings.method}, {summary['parameters']['total']:,} parameters")
         return read_json(out / SUMMARY)
+
+
+def _build(settings: FusionSettings, digests: list[str], out: Path) -> Build:
+    """What `out` is made from; experts that it was made from already may have moved, so they keep the names they had."""
+    found, names = found_build(out), list(settings.experts)
+    was = found.settings.get("experts") if found else None
+    if found and isinstance(was, list) and [found.inputs.get(str(name)) for name in was] == digests:
+        names = was
+    return Build("fusion", asdict(settings) | {"experts": names}, dict(zip(names, digests)))
 
 
 def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Tokenizer]:

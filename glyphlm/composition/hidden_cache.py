@@ -1,9 +1,10 @@
 """Cache of frozen activations: outputs of the frozen blocks, reused in later epochs instead of being recomputed."""
 
 import hashlib
-import json
+import weakref
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.outputs import first_difference, write_atomic
-from glyphlm.base.records import to_json
+from glyphlm.base.outputs import first_difference, one_writer, write_atomic
+from glyphlm.base.records import parse_json, read_json, to_json
 
 RECORD, ROWS, KEYS = "cache.json", "rows.f32", "keys.bin"
 SLOT = np.dtype([("key", "S16"), ("checksum", "<u4")])
@@ -30,7 +31,7 @@ class HiddenCache:
         made_from: What the values depend on; a folder that was made from something else is refused.
 
     Raises:
-        InputError: the folder was made from something else; the first difference is named.
+        InputError: the folder was made from something else (the first difference is named), or another process uses it.
     """
 
     def __init__(
@@ -46,6 +47,9 @@ class HiddenCache:
         if folder is None:
             self._rows, self._keys = np.empty(shape, np.float32), np.zeros(capacity, SLOT)
         else:
+            lock = ExitStack()
+            lock.enter_context(one_writer(folder))  # two processes would write rows at the same places
+            weakref.finalize(self, lock.close)
             _claim(folder, {**(made_from or {}), "capacity": capacity, "block_size": block_size, "d_model": d_model})
             self._rows, self._keys = _opened(folder / ROWS, shape, np.float32), _opened(folder / KEYS, (capacity,), SLOT)
         held = np.flatnonzero(self._keys["key"] != b"")
@@ -92,9 +96,9 @@ class HiddenCache:
 
 
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
-    path, made_from = folder / RECORD, json.loads(to_json(made_from))
+    path, made_from = folder / RECORD, parse_json(to_json(made_from), RECORD)
     if path.exists():
-        difference = first_difference(json.loads(path.read_text(encoding="utf-8")), made_from)
+        difference = first_difference(read_json(path), made_from)
         if difference:
             raise InputError(f"{folder} holds hidden states of something else: {difference}; choose another growth.cache or "
                              f"remove {folder}")

@@ -9,6 +9,7 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
 import json
 import lzma
 import zlib
@@ -23,7 +24,7 @@ import pyarrow.parquet
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import EMBEDDED, HUB
 from glyphlm.base.progress import Meter, meter, say
-from glyphlm.corpus.sources import embedded_documents, find_sources, is_data_set, size_of, suffix_of
+from glyphlm.corpus.sources import embedded_documents, find_sources, is_data_set, packing_of, size_of, suffix_of
 
 UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     "": lambda raw: raw,
@@ -190,7 +191,7 @@ def _without_surrogates(text: str, reading: Reading, where: str) -> str:
 
 
 @dataclass
-class _Stream:
+class Unpacked:
     """An opened, decompressing file; `raw.tell()` is the progress in the file on disk."""
 
     name: str
@@ -198,14 +199,29 @@ class _Stream:
     plain: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        packing = suffix_of(self.name).removeprefix(".txt").removeprefix(".jsonl")
-        self.plain = UNPACK[packing](self.raw)
+        self.plain = UNPACK[packing_of(self.name)](self.raw)
 
     def read_block(self, size: int) -> bytes:
+        """At most `size` bytes.
+
+        Raises:
+            InputError: the file is damaged or cut off.
+        """
         return self._guard(lambda: self.plain.read(size))
 
-    def read_line(self) -> bytes:
-        return self._guard(lambda: self.plain.readline(MAX_LINE_BYTES))
+    def lines(self) -> Iterator[tuple[str, bytes]]:
+        """(FILE:LINE, the line with its end); only newlines end a line, since a text may contain Unicode separators.
+
+        Raises:
+            InputError: the file is damaged or cut off, or a line longer than MAX_LINE_BYTES.
+        """
+        for number in itertools.count(1):
+            line, where = self._guard(lambda: self.plain.readline(MAX_LINE_BYTES)), f"{self.name}:{number}"
+            if len(line) == MAX_LINE_BYTES:
+                raise InputError(f"{where} is longer than {MAX_LINE_BYTES} bytes; give such text as .txt")
+            if not line:
+                return
+            yield where, line
 
     def _guard(self, read: Callable[[], bytes]) -> bytes:
         try:
@@ -217,7 +233,7 @@ class _Stream:
 def _read_txt(source: _Source) -> Iterator[Passage]:
     decoder, offset = codecs.getincrementaldecoder("utf-8")(source.reading.errors), 0
     with open(source.name, "rb") as raw:
-        stream = _Stream(source.name, raw)
+        stream = Unpacked(source.name, raw)
         while block := stream.read_block(PASSAGE_CHARS):
             text = _decode(decoder, block, offset, source.name)
             yield Passage(text.removeprefix("\ufeff") if offset == 0 else text, False)
@@ -239,14 +255,9 @@ def _not_utf8(name: str, offset: int) -> InputError:
 
 
 def _json_rows(source: _Source) -> Iterator[_Row]:
-    offset, number = 0, 0
+    offset = 0
     with open(source.name, "rb") as raw:
-        stream = _Stream(source.name, raw)
-        while line := stream.read_line():
-            number += 1
-            where = f"{source.name}:{number}"
-            if len(line) == MAX_LINE_BYTES:
-                raise InputError(f"{where} is longer than {MAX_LINE_BYTES} bytes; give such text as .txt")
+        for where, line in Unpacked(source.name, raw).lines():
             if line.strip():
                 yield _Row(where, _json(line, source, where, offset), raw.tell())
             offset += len(line)

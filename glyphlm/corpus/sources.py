@@ -62,6 +62,11 @@ def suffix_of(name: str) -> str:
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
+def packing_of(name: str) -> str:
+    """The one of PACKINGS that a file name ends in, in small or capital letters; "" for a file that is not packed."""
+    return next((packing for packing in PACKINGS[1:] if name.lower().endswith(packing)), "")
+
+
 def size_of(source: str) -> int:
     """Bytes on disk; 0 for a data set."""
     return 0 if is_data_set(source) else os.stat(source).st_size

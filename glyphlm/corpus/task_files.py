@@ -1,11 +1,11 @@
 """Benchmark files in their original formats -> rows with file and line. Damaged records are refused, never guessed.
 
-Every row is a dictionary, whether the file has JSON, CSV, TSV, blocks of lines or lines that belong together.
+Every row is a dictionary, whether the file has JSON, CSV, TSV, blocks of lines or lines that belong together, and whether
+it is plain or packed as .gz, .bz2, .xz or .zst.
 """
 
 import csv
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.records import parse_json
+from glyphlm.corpus.reading import Unpacked
 
 KINDS = {str: "text", list: "list", dict: "object", bool: "true or false", int: "number"}
 
@@ -86,8 +88,9 @@ def csv_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
 
 
 def tsv_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
-    """One row per line, columns `names` separated by tabs; quotation marks are ordinary text."""
-    return (_columns(where, text.rstrip("\r\n").split("\t"), names) for where, text in _lines(path))
+    """One row per line, columns `names` separated by tabs; empty lines are skipped, quotation marks are ordinary text."""
+    lines = ((where, text.rstrip("\r\n")) for where, text in _lines(path))
+    return (_columns(where, text.split("\t"), names) for where, text in lines if text)
 
 
 def aligned_rows(paths: Sequence[Path], names: Sequence[str]) -> Iterator[Row]:
@@ -123,11 +126,14 @@ def _columns(where: str, cells: Sequence[str], names: Sequence[str]) -> Row:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(FILE:LINE, the line with its end); only newlines end a line, since a text may contain Unicode separators."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
+    """(FILE:LINE, the line with its end)."""
+    with path.open("rb") as raw:
+        for number, (where, line) in enumerate(Unpacked(str(path), raw).lines(), 1):
             yield where, _decode(line, where).removeprefix("\ufeff" if number == 1 else "")
+
+
+def _json(text: str, where: str) -> Any:
+    return parse_json(text, where, object, "mend or remove it", finite=False)  # an unused number may be NaN
 
 
 def _decode(line: bytes, where: str) -> str:
@@ -135,10 +141,3 @@ def _decode(line: bytes, where: str) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from None
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or too deep
-        raise InputError(f"{where}: not JSON ({error}); mend or remove it") from None

@@ -25,6 +25,7 @@ TRUTH = ("False", "True")
 # Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
 BETWEEN = ""
+MMLU_FILE = re.compile(r"(.*?)(_(dev|val|test))?\.csv(\.(gz|bz2|xz|zst))?", re.IGNORECASE)
 UNKNOWN = "<unk>"  # TriviaQA on the Hub has this in place of the undisclosed answers of the test split
 
 
@@ -115,7 +116,9 @@ def task_files(name: str, path: str | Path) -> list[Path]:
     if _is_hub(path):
         raise InputError(f"{name}={path} is not a file; {name} needs {needed}")
     parts = str(path).split(",") if "-" in name else [path]
-    files = sorted(Path(path).glob("*.csv")) if name == "mmlu" else [Path(part) for part in parts]
+    files = [Path(part) for part in parts]
+    if name == "mmlu" and Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if MMLU_FILE.fullmatch(file.name))
     missing = next((file for file in files or [path] if not Path(file).is_file()), None)
     if missing is not None:
         raise InputError(f"{missing} does not exist or is not a file; {name} needs {needed}")
@@ -144,7 +147,7 @@ def _options(labels: Sequence[str], choices: Sequence[str]) -> list[str]:
 
 def _mmlu(task: str, files: Sequence[Path]) -> Iterator[Item]:
     for file in files:
-        subject = re.sub("_(dev|val|test)$", "", file.stem)
+        subject = MMLU_FILE.sub(r"\1", file.name)
         for row in csv_rows(file, ("question", *LETTERS, "key")):
             choices = [row.text(letter) for letter in LETTERS]
             yield replace(_mmlu_item(task, row, choices, row.text("key")), subject=subject)
@@ -351,7 +354,7 @@ ARC = "hf:allenai/ai2_arc:{}:validation"
 OPUS = "hf:Helsinki-NLP/opus-100:{}:validation"
 TASKS = {
     "mmlu": Task(
-        "a folder of .csv files without a header, one a subject: question, A, B, C, D, key", _mmlu,
+        "a .csv file, or a folder of them, one a subject, without a header: question, A, B, C, D, key", _mmlu,
         "hf:cais/mmlu:all:test", _hub_mmlu),
     "arc_easy": Task(SCIENCE, _science, ARC.format("ARC-Easy"), _science_item),
     "arc_challenge": Task(SCIENCE, _science, ARC.format("ARC-Challenge"), _science_item),

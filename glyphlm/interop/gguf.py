@@ -11,7 +11,6 @@ spelled as a byte.
 """
 
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
+from glyphlm.base.records import read_json
 from glyphlm.interop.export_neox import Plain, open_plain
 from glyphlm.runs.folder import special_ids, weights_sha256
 from glyphlm.tokenizer.layouts import BYTES, FALLBACK_BYTES, SPECIAL_SLOTS, is_reserved
@@ -65,7 +65,7 @@ def merge_ranks(run: Path, tokens: Sequence[str]) -> dict[str, int]:
     Raises:
         InputError: scores cannot order these merges as the tokenizer does.
     """
-    parts = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
+    parts = read_json(run / "tokenizer.json")
     model, refusal = parts["model"], f"{run}/tokenizer.json cannot be written as SentencePiece-BPE"
     if any(model.get(key) != value for key, value in PLAIN.items()) or parts["normalizer"] or parts["pre_tokenizer"]:
         raise InputError(f"{refusal}: it has none of our layouts (BPE over characters, without normalizer and "

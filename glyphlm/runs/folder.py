@@ -24,12 +24,11 @@ from glyphlm.modeling.config import HeadConfig, ModelConfig
 from glyphlm.modeling.fusion import FusedShape, Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
-from glyphlm.runs.adapters import ADAPTER, attach_adapters, merge_adapters
+from glyphlm.runs.adapters import ADAPTER, ADAPTER_CONFIG, attach_adapters, merge_adapters
 from glyphlm.runs.sampling import SAMPLING
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SUMMARY_PARTS = {"name": str, "substrate": dict, "parameters": dict, "bits_per_byte": dict}  # which every summary has
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
@@ -127,7 +126,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
     tokenizer = Tokenizer.load(run)
-    if model.config.tokenizer_fingerprint != tokenizer.fingerprint:
+    if not tokenizer.is_known_as(model.config.tokenizer_fingerprint):
         raise InputError(f"{run}: the model was trained with tokenizer {model.config.tokenizer_fingerprint[:12]}, but "
                          f"tokenizer.json is {tokenizer.fingerprint[:12]}; put the right one back")
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -1,6 +1,7 @@
 """Models that other programs wrote for transformers, opened without running their code."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import TENSOR_ERRORS
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
+from glyphlm.runs.adapters import ADAPTER_CONFIG
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
+ATTENTIONS = ("sdpa", "eager")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 LONGEST = 4096  # of contexts: with those of 131,072 that some models have, attention and logits fit nowhere
 
@@ -29,10 +32,14 @@ def load_foreign(name: str) -> tuple[Any, Tokenizer, tuple[int, ...]]:
         InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
     """
     try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        _check_config(name, config)
         model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
-            name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            name, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
         found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except InputError:
+        raise
     except (*TENSOR_ERRORS, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"{name} cannot be loaded ({str(error).splitlines()[0]}); give a run folder, a folder that "
                          "transformers read without remote code, or, online, hf:NAME") from None
@@ -48,6 +55,16 @@ def load_foreign(name: str) -> tuple[Any, Tokenizer, tuple[int, ...]]:
         raise InputError(f"{name}: its tokenizer has {tokenizer.vocab_size:,} ids, its model {rows:,}; give a folder whose "
                          "tokenizer belongs to its model")
     return model, tokenizer, start
+
+
+def _check_config(name: str, config: Any) -> None:
+    """A config.json may name attention kernels that transformers fetch from the Hub and run, and adapters another model."""
+    for part in (config, config.get_text_config()):
+        if part._attn_implementation not in (None, *ATTENTIONS):
+            raise InputError(f"{name}: its config.json wants the attention {part._attn_implementation!r:.60}, code that is "
+                             f"not run; write {' or '.join(ATTENTIONS)} there, or remove it")
+    if (Path(name) / ADAPTER_CONFIG).exists():
+        raise InputError(f"{name} holds {ADAPTER_CONFIG}, which names another model to load; merge the adapters with peft")
 
 
 def _check_complete(name: str, report: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.jobs import usable_cores
+from glyphlm.base.jobs import LAUNCHER, launcher, usable_cores
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import meter, say
 
@@ -148,7 +148,8 @@ def _listen(arguments: Sequence[str], commands: Sequence[Command] = (), out: Pat
     Raises:
         InputError: it stopped, and not because of one of the `commands`.
     """
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PATH": path, LAUNCHER: launcher()}
     done, lines, failed = len(finished(commands, out)), [], False
     with (
         meter("commands" if commands else None, len(commands), done=done) as bar,

@@ -5,7 +5,6 @@ model; arXiv 2605.09751), `random_bits`, `random_float`, `learned` (random start
 table that others made). Any of them can be frozen, or where training starts.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import WEIGHTS
+from glyphlm.base.names import CONFIG, WEIGHTS
 from glyphlm.base.outputs import Build, one_writer, read_build, sha256_file
 from glyphlm.base.progress import say
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import load_ending, load_tensors, save_tensors
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.modeling.substrate import Substrate
@@ -146,7 +145,7 @@ def read_run_codes(run: Path) -> tuple[str, SubstrateConfig, dict[str, Tensor]]:
         InputError: the folder is damaged, or its model reads more than one substrate.
     """
     try:
-        recorded = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        recorded = read_json(run / CONFIG)
         made_for, config = recorded["tokenizer_fingerprint"], SubstrateConfig(**recorded["substrate"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}/config.json does not describe a single substrate ({error}); give a trained run or "

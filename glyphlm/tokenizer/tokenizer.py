@@ -138,9 +138,22 @@ class Tokenizer:
         return tokenizer
 
     def as_trained(self) -> "Tokenizer":
-        """This tokenizer with bos = eos, for the files of a model: in training each text follows an end-of-text token."""
+        """This tokenizer with bos = eos, for the files of a model: in training each text follows an end-of-text token.
+
+        What a foreign tokenizer.json puts around a text (`<s>`) is left out, since training never saw it.
+        """
         config = self.config | {"bos_token": self.config.get("eos_token")}
-        return type(self)(self._backend, config, self.specials_in_text)
+        return type(self)(self._bare, config, self.specials_in_text)
+
+    @property
+    def _bare(self) -> tokenizers.Tokenizer:
+        """The backend without the tokens that it puts around a text."""
+        post = self._backend.post_processor
+        if post is None or not post.num_special_tokens_to_add(is_pair=False):
+            return self._backend
+        bare = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        bare.post_processor = None
+        return bare
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -214,7 +227,11 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the vocabulary in order of ids and of the merges: equal exactly where all ids mean the same."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        return hashlib.sha256(self._bare.to_str().encode()).hexdigest()
+
+    def is_known_as(self, fingerprint: str | None) -> bool:
+        """Whether this is the fingerprint, or that of version 0.2, which included what is put around a text."""
+        return fingerprint in (self.fingerprint, hashlib.sha256(self._backend.to_str().encode()).hexdigest())
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`.

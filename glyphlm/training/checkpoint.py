@@ -7,7 +7,6 @@ state.json also has the digest of every other file, which is checked before a fi
 as a copy, is neither read nor deleted.
 """
 
-import json
 import re
 import shutil
 import warnings
@@ -25,8 +24,9 @@ from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import partial_of, replaced_folder, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.base.ranges import Range, check_values
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import load_tensors, save_tensors
+from glyphlm.training.bits_per_byte import Score
 from glyphlm.training.parallel import is_sharded, world
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -34,6 +34,7 @@ NAME = re.compile(r"step-\d{8,}")
 RANGES = {name: Range(0, 2**63, whole=True) for name in ("step", "tokens", "skipped", "clipped", "cached", "flat")} | {
     "seconds": Range(0, 1e12), "best": Range(0, 1e12),
 }  # fmt: skip
+WINDOW_RANGES = {name: Range(0, 2**63, whole=name != "nats") for name in ("nats", "tokens", "bytes", "documents")}
 PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
 
 
@@ -57,6 +58,9 @@ class TrainState:
 
     def __post_init__(self) -> None:
         check_values(self, "", RANGES)
+        check_values(Score(**self.window), "window.", WINDOW_RANGES)
+        if not isinstance(self.batches, dict):
+            raise InputError(f"batches {self.batches!r:.60} is not a position")
 
     def clipped_share(self, steps: int) -> float | None:
         """Share of the first `steps` steps, all of them read, whose gradient was clipped; None where it was not counted."""
@@ -129,7 +133,7 @@ def _digests(folder: Path, device: torch.device, alone: bool = False) -> dict[st
 
 def _read_record(folder: Path, device: torch.device, alone: bool) -> TrainState:
     """The state, after checking every file of the checkpoint against its digest (older checkpoints have none)."""
-    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    record = read_json(folder / STATE)
     digests = record.pop("files", None)
     state = TrainState(**{"clipped": None} | record)
     if folder.name != f"step-{state.step:08}":

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from glyphlm.base.devices import peak_rate, resolve_compile
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import METRICS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
+from glyphlm.base.records import parse_json
 from glyphlm.base.threads import sharing_cores
 from glyphlm.data.batches import Batch, BatchSource
 from glyphlm.modeling.fusion import Fusion
@@ -36,7 +38,7 @@ from glyphlm.training.parallel import is_sharded, spread, without_sync, world
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
 
-METRICS = "metrics.jsonl"
+MEND = "mend or delete that line"
 STEPS_IN_FLIGHT = {"cuda": 1}  # steps launched but not yet read when the next one is launched; 0 on other devices
 
 
@@ -333,11 +335,11 @@ def _keep_metrics(path: Path, step: int) -> None:
         write_atomic(path, b"".join(line + b"\n" for line in kept))
 
 
-def _step_of(line: bytes, where: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{where} is damaged; mend or delete that line") from None
+def _step_of(line: bytes, where: str) -> int:
+    row = parse_json(line, where, cure=MEND, finite=False)  # old runs that diverged have NaN
+    if not isinstance(row.get("step"), int):
+        raise InputError(f"{where} is damaged (no valid 'step'); {MEND}")
+    return row["step"]
 
 
 @contextmanager
