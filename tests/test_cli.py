@@ -150,10 +150,17 @@ def test_odd_overrides_are_refused(recipe, capsys, options, said):
     assert "this" not in sys.modules
 
 
-@pytest.mark.parametrize("typed", ["1:30", "1_000", "0b1", "on"])
-def test_numbers_of_yaml_1_1_are_no_numbers(tmp_path, capsys, typed):
-    arguments = ("quickstart", "--steps", typed, "--out", tmp_path / "out")
-    assert "steps" in refusal(capsys, *arguments) and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("typed", [("--steps", "1:30"), ("--steps=1_000",), ("--n-embed", "0b1")])
+def test_numbers_of_yaml_1_1_are_no_numbers(tokenizer_folder, tmp_path, capsys, typed):
+    verb = ["quickstart"] if "steps" in typed[0] else ["substrate", "build", "--tokenizer", str(tokenizer_folder)]
+    line = refusal(capsys, *verb, *typed, "--out", tmp_path / "out")
+    assert "neither true nor false" in line and not (tmp_path / "out").exists()
+
+
+def test_a_number_may_stand_before_other_arguments(tokenizer_folder, tmp_path):
+    (text := tmp_path / "1_000.txt").write_text("a text")
+    arguments = ["--tokenizer", str(tokenizer_folder), "--validation-share", "0", str(text), "--skip-empty"]
+    assert main(["prepare", *arguments, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_a_missing_recipe_is_named(capsys):

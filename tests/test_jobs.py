@@ -330,3 +330,34 @@ def is_alive(pid):
     """A zombie, which nobody has waited for yet, is not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
     return not state.startswith("Z") and bool(state)
+
+
+LAUNCHED = """
+import os, subprocess, sys, time
+from glyphlm.base.jobs import LAUNCHER, end_with_launcher, launcher
+if len(sys.argv) == 2:
+    given = {"study": {LAUNCHER: launcher()}, "torchrun": {"TORCHELASTIC_RUN_ID": "1"}, "elsewhere": {LAUNCHER: "x 1"}}
+    environment = os.environ | given[sys.argv[1]]
+    print(subprocess.Popen([sys.executable, __file__, "as", "command"], env=environment).pid, flush=True)
+else:
+    end_with_launcher()
+    open("begun", "w")
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes have no such parents there")
+@pytest.mark.parametrize(("by", "ends"), [("study", True), ("torchrun", True), ("elsewhere", False)])
+def test_a_command_ends_with_the_study_or_torchrun_that_started_it(tmp_path, by, ends):
+    (tmp_path / "launched.py").write_text(LAUNCHED, encoding="utf-8")
+    with subprocess.Popen([sys.executable, "launched.py", by], cwd=tmp_path, stdout=subprocess.PIPE) as parent:
+        command = parent.stdout.readline().decode().strip()
+        until(lambda: (tmp_path / "begun").exists())
+        parent.kill()
+        parent.wait()
+        if ends:
+            until(lambda: not is_alive(command))
+        else:
+            time.sleep(2)
+            assert is_alive(command)
+            os.kill(int(command), signal.SIGKILL)

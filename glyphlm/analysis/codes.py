@@ -22,6 +22,7 @@ from glyphlm.base.records import read_json, to_json
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate
 from glyphlm.substrate.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
+from glyphlm.substrate.settings import MAX_EMBED
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 FINDINGS, MAP = "inspect.json", "map.png"
@@ -83,6 +84,7 @@ def open_codes(folder: Path) -> Codes:
     build, config, tensors = read_substrate(folder)
     try:
         tokens = read_json(folder / TOKENS, list)
+        _check_size(folder, config, tokens)
         return Codes(folder, config, all_codes(config, tensors), tokens, build.result["blank"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is damaged or older than this command ({error}); build the substrate again") from None
@@ -90,7 +92,16 @@ def open_codes(folder: Path) -> Codes:
 
 def _open_run(folder: Path) -> Codes:
     _, config, tensors = read_run_codes(folder)
-    return Codes(folder, config, all_codes(config, tensors).float(), Tokenizer.load(folder).pictured(), [])
+    tokens = Tokenizer.load(folder).pictured()
+    _check_size(folder, config, tokens)
+    return Codes(folder, config, all_codes(config, tensors).float(), tokens, [])
+
+
+def _check_size(folder: Path, config: SubstrateConfig, tokens: Sequence[str]) -> None:
+    """Compare the sizes of a rule, which has no tensors, with the vocabulary before memory is taken for them."""
+    if config.vocab_size != len(tokens) or config.n_embed > MAX_EMBED:
+        raise InputError(f"{folder} describes {config.vocab_size:,} codes of width {config.n_embed:,} for {len(tokens):,} "
+                         f"tokens (at most {MAX_EMBED:,} wide); put the right file back")
 
 
 def find_token(codes: Codes, name: str) -> int:

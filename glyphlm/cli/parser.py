@@ -51,12 +51,25 @@ class Parser(jsonargparse.ArgumentParser):
             options = self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
             raise InputError(f"{error} (see {self.prog} --help)") from None
-        _check_numbers(arguments, options)
+        self._check_numbers(arguments, options)
         if "threads" in options:
             from glyphlm.base.threads import use_threads  # loads torch, which --help need not wait for
 
             use_threads(options.threads)
         return options
+
+    def _check_numbers(self, arguments: Sequence[str], options: Any) -> None:
+        """Refuse what only YAML 1.1 reads as a number, on which the library falls back: 1:30 (as 90), 1_000, 0b1, on."""
+        for place, argument in enumerate(map(_with_underscores, arguments)):
+            option, equals, value = argument.partition("=")
+            action, found = self._option_string_actions.get(option), options.get(option.removeprefix("--"))
+            if action is None or action.nargs == 0:
+                continue
+            found = found if isinstance(found, list) else [found]
+            typed = [value] if equals else arguments[place + 1 : place + 1 + len(found)]
+            for one, number in zip(typed, found):
+                if isinstance(number, int | float) and isinstance(parse_yaml(one, option, object), str):
+                    raise InputError(f"{option} {one!r} is no number and neither true nor false; give such as 10 or 1e3")
 
     def add_threads(self) -> None:
         """--threads, of the verbs that compute for long on a CPU."""
@@ -158,20 +171,6 @@ def _typed(kind: Any, option: str, value: str) -> Any:
     if kind is str or (kind == str | None and value != "null"):
         return value
     return parse_yaml(value, f"--{option}", object, "give a value as in YAML")
-
-
-def _check_numbers(arguments: Sequence[str], options: Any) -> None:
-    """Refuse what only YAML 1.1 reads as a number, on which the library falls back: 1:30 (as 90), 1_000, 0b1, on."""
-    name = ""
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, argument = _with_underscores(argument).removeprefix("--").partition("=")
-            if not equals:
-                continue
-        found = options.get(name) if name else None
-        parts = found if isinstance(found, list) else [found]
-        if all(isinstance(part, int | float) for part in parts) and isinstance(parse_yaml(argument, name, object), str):
-            raise InputError(f"--{name} {argument!r} is not a number; give it in plain digits")
 
 
 def _with_underscores(argument: str) -> str:

@@ -30,6 +30,9 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
         return _fused(recipe, tokenizer)
     assert recipe.substrate.path is not None
     substrate = load_substrate(recipe.substrate.path, recipe.model.d_model, tokenizer.fingerprint)
+    if substrate.config.vocab_size != tokenizer.vocab_size:
+        raise InputError(f"{recipe.substrate.path} has codes of {substrate.config.vocab_size:,} ids, the tokenizer "
+                         f"{tokenizer.vocab_size:,}; build the substrate for this tokenizer")
     if recipe.growth.base:
         return _grown(recipe, tokenizer, substrate.config)
     model = GPT(recipe.model, substrate)

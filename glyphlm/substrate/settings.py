@@ -17,6 +17,8 @@ OPTIONS = {
     **dict.fromkeys(("side", "augment", "pca", "spelling"), ("glyph",)),
 }
 
+MAX_EMBED = 1 << 20
+
 
 @dataclass
 class SubstrateSettings:
@@ -67,7 +69,7 @@ class SubstrateSettings:
 
     def __post_init__(self) -> None:
         seeds = dict.fromkeys(("seed", "lift_seed", "shuffle_seed"), Range(0, 2**63 - 1, whole=True))
-        check_values(self, "substrate.", seeds | {"n_embed": Range(1, 1 << 20, whole=True),
+        check_values(self, "substrate.", seeds | {"n_embed": Range(1, MAX_EMBED, whole=True),
                                                   "std": Range(0, 1e6, above=True)})
         if self.side not in SIDES:
             raise InputError(f"substrate.side {self.side} must be {' or '.join(map(str, SIDES))}")
