@@ -6,6 +6,7 @@ from typing import Literal
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 
+MAX_EMBED = 1 << 20
 SIDES = (32, 64)  # Unifont is drawn on a grid of 16 x 16, so these are whole multiples without grey edges
 # The kinds that an option applies to; with others it is refused. (Fonts belong to the machine and are not.)
 OPTIONS = {
@@ -16,8 +17,6 @@ OPTIONS = {
     "seed": ("random_bits", "random_float", "affine_bits", "learned"),
     **dict.fromkeys(("side", "augment", "pca", "spelling"), ("glyph",)),
 }
-
-MAX_EMBED = 1 << 20
 
 
 @dataclass
