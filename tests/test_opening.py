@@ -14,11 +14,14 @@ from glyphlm.base.hub import Pulled
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.interop.export_neox import export_gpt_neox
+from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT
-from glyphlm.runs.folder import load_run
+from glyphlm.modeling.substrate import Substrate
+from glyphlm.runs.folder import export_model, load_run
 from glyphlm.runs.generate import TextStream, continue_ids, generate, stream
-from glyphlm.runs.opening import name_of, open_model
+from glyphlm.runs.opening import open_model
 from glyphlm.runs.sampling import Sampling
+from glyphlm.runs.where import name_of
 
 WAYS = [Sampling(12), Sampling(12, temperature=0), Sampling(12, top_k=0, top_p=1.0, seed=5), Sampling(12, 1.3, 7, seed=3)]
 
@@ -73,8 +76,13 @@ def test_generating_from_a_run_imports_no_transformers(run):
 
 
 def test_a_stock_export_and_a_foreign_model_generate(run, tokenizer, tmp_path):
-    export = export_gpt_neox(run, tmp_path / "neox", fold_head_bias=True)
-    ours, theirs = (generate(folder, ["Hello"], Sampling(8, temperature=0)) for folder in (run, export))
+    substrate = Substrate(SubstrateConfig(tokenizer.vocab_size, 16, "learned"), 32)
+    torch.nn.init.normal_(substrate.table_VE, generator=torch.Generator().manual_seed(1))
+    model = GPT(ModelConfig(32, 2, 4, 64), substrate)
+    model.init_weights(1)
+    export_model(model, tokenizer, tmp_path / "run")
+    export = export_gpt_neox(tmp_path / "run", tmp_path / "neox")
+    ours, theirs = (generate(folder, ["Hello"], Sampling(8, temperature=0)) for folder in (tmp_path / "run", export))
     assert ours == theirs
     foreign = make_foreign(tmp_path / "llama", tokenizer)
     assert generate(foreign, ["Hello"], Sampling(4))[0].startswith("Hello")

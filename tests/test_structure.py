@@ -30,7 +30,7 @@ OWNERS = {
     "PIL": {"substrate.fonts", "substrate.glyphs"},
     "pyarrow": {"corpus.reading"},
     "regex": {"tokenizer.ngrams"},
-    "rich": {"base.progress"},
+    "rich": {"base.progress", "cli.conversation"},
     "sacrebleu": {"evaluation.answers"},
     "safetensors": {"base.tensors", "modeling.hf"},
     "pydantic": {"interop.openai_api"},

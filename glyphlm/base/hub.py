@@ -1,9 +1,12 @@
 """The Hub: checkpoints in, run folders out."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -13,6 +16,7 @@ from glyphlm.base.names import CONFIG, HUB
 
 # Weights, sizes, vocabulary; never the Python files that a repository may hold.
 FETCHED = ("*.safetensors", "*.bin", "*.pt", "*.json", "merges.txt", "vocab.txt")
+CONNECT_SECONDS = 5
 NOT_PUSHED = ("state/**", "inputs/**", ".*", "**/.*")  # training checkpoints, and copies of the inputs
 
 
@@ -23,7 +27,21 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         InputError: the repository does not exist or cannot be reached.
     """
     with _as_input_errors(repo):
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FETCHED)))
+        return Path(huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=list(FETCHED), local_files_only=not _can_be_reached()
+        ))
+
+
+def _can_be_reached() -> bool:
+    """Whether the Hub answers within seconds: the library itself would try for minutes."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy knows
+    place = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 443), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class Pulled(NamedTuple):

@@ -1,8 +1,10 @@
 """Shared by the verbs: their parser, groups of options, and the conversion of options to settings."""
 
 import argparse
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -10,7 +12,7 @@ import jsonargparse
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import EXECUTORS, Engine
-from glyphlm.base.records import parse_yaml
+from glyphlm.base.records import parse_yaml, to_lines
 from glyphlm.corpus.reading import Reading
 
 TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
@@ -27,7 +29,9 @@ class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A verb's options; what cannot be parsed is an InputError, and dashes may stand for underscores."""
+    """A verb's options; what cannot be parsed is an InputError. Options are shown with dashes, underscores are read, too."""
+
+    names: Collection[str] = ()  # that a verb takes besides its options: --SECTION.KEY of a recipe
 
     @classmethod
     def of(cls, verb: str, about: str, example: str) -> "Parser":
@@ -50,10 +54,14 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             options = self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
-            raise InputError(f"{error} (see {self.prog} --help)") from None
+            raise InputError(f"{self._said(str(error))} (see {self.prog} --help)") from None
         self._check_numbers(arguments, options)
+        if "device" in options:
+            from glyphlm.base.devices import resolve_device  # loads torch, as does the next
+
+            options.device = resolve_device(options.device)
         if "threads" in options:
-            from glyphlm.base.threads import use_threads  # loads torch, which --help need not wait for
+            from glyphlm.base.threads import use_threads
 
             use_threads(options.threads)
         return options
@@ -70,6 +78,30 @@ class Parser(jsonargparse.ArgumentParser):
             for one, number in zip(typed, found):
                 if isinstance(number, int | float) and isinstance(parse_yaml(one, option, object), str):
                     raise InputError(f"{option} {one!r} is no number and neither true nor false; give such as 10 or 1e3")
+
+    def _said(self, error: str) -> str:
+        """The library's message with the option as it is shown, and one that is nearly what was typed."""
+        for plain, shown in {"Parser key ": "", "<class 'int'>": "whole number", "<class 'float'>": "number"}.items():
+            error = error.replace(plain, shown)
+        if not (unknown := re.search(r"unrecognized arguments: (--\S+?)(?:[ =]|$)", error)):
+            return error
+        name, dot, key = unknown[1].partition(".")
+        known = [option for action in self._actions for option in action.option_strings]
+        known += [f"--{one}" for one in self.names]
+        near = get_close_matches(name, known, 1)
+        return _dashed(error) + (f"; did you mean {_dashed(near[0])}{dot}{key}?" if near else "")
+
+    def format_help(self) -> str:
+        """The help, with dashes in the names of options."""
+        return _dashed(super().format_help())
+
+    def add_json(self) -> None:
+        """--json, of the verbs that print results."""
+        self.add_argument("--json", action="store_true", help="print JSON instead of text, an object a line")
+
+    def add_device(self) -> None:
+        """--device, of the verbs that compute with a finished model; `read` decides what auto is."""
+        self.add_argument("--device", default="auto", help="auto, cpu or cuda; auto is cuda where there is one")
 
     def add_threads(self) -> None:
         """--threads, of the verbs that compute for long on a CPU."""
@@ -104,6 +136,7 @@ class Parser(jsonargparse.ArgumentParser):
         if any(one in ("-h", "--help") or one.endswith(".help") for one in arguments):
             self.add_class_arguments(kind, skip={*own})
             self.read(arguments)  # shows the help and exits
+        self.names = get_type_hints(kind).keys()
         rest, overrides = _overrides([_with_underscores(one) for one in arguments], kind, name, own)
         if shown := SHOW in rest:
             rest = [*(one for one in rest if one != SHOW), *(() if "--out" in rest else ("--out", "unused"))]
@@ -173,9 +206,19 @@ def _typed(kind: Any, option: str, value: str) -> Any:
     return parse_yaml(value, f"--{option}", object, "give a value as in YAML")
 
 
+def _dashed(text: str) -> str:
+    """Names of options with dashes; names of values of a recipe, which are dotted, as in its file."""
+    return re.sub(r"(?<![\w-])--\w+(?![\w.])", lambda name: name[0].replace("_", "-"), text)
+
+
 def _with_underscores(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def print_json(row: Mapping[str, Any]) -> None:
+    """Print one object on one line."""
+    print(to_lines([row]), end="", flush=True)
 
 
 def settings_from(options: Any, kind: type[Settings], **more: Any) -> Settings:

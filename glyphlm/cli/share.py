@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
-from glyphlm.cli.parser import Parser, settings_from
+from glyphlm.cli.parser import Parser, print_json, settings_from
 from glyphlm.interop.settings import ImportSettings, ServeSettings
+
+RUN = "run folder, or hf:OWNER/NAME[@REVISION]"
 
 
 def run_import(arguments: Sequence[str]) -> None:
@@ -19,7 +21,7 @@ def run_import(arguments: Sequence[str]) -> None:
         'glyphlm import best_bvv_ru/ --check "The capital of France is Paris."\n'
         "  glyphlm import best_bvv_ru/ --rotation interleaved --out runs/best_bvv_ru",
     )
-    parser.add_argument("source", metavar="SRC", help="folder of the checkpoint, or OWNER/NAME on the Hub")
+    parser.add_argument("source", metavar="SRC", help="folder of the checkpoint, or hf:OWNER/NAME[@REVISION]")
     flags = {"signed": "codes made of bits are -1 and 1, not 0 and 1", "trainable": "further training changes the table"}
     parser.add_settings(ImportSettings, flags)
     parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
@@ -45,7 +47,7 @@ def run_export(arguments: Sequence[str]) -> None:
         "glyphlm export runs/mine --to gpt_neox --out exports/mine\n"
         "  glyphlm export runs/mine --to gguf --quantize q8_0 --out exports/mine-gguf",
     )
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", help=RUN)
     parser.add_argument("--to", choices=("gpt_neox", "gguf"), required=True, help="what to write")
     parser.add_argument("--quantize", choices=("f32", "f16", "q8_0"), default="f32", help="gguf: how matrices are stored")
     parser.add_argument("--fold_head_bias", action="store_true", help="move the head's bias into the final norm, if exact")
@@ -53,14 +55,45 @@ def run_export(arguments: Sequence[str]) -> None:
     options = parser.read(arguments)
     if options.to == "gpt_neox" and options.quantize != "f32":
         raise InputError(f"--quantize {options.quantize} applies only to --to gguf; gpt_neox is written in float32")
+    from glyphlm.runs.where import folder_of
+
+    run = folder_of(options.run)
     if options.to == "gpt_neox":
         from glyphlm.interop.export_neox import export_gpt_neox
 
-        print(export_gpt_neox(options.run, options.out, options.fold_head_bias))
+        print(export_gpt_neox(run, options.out, options.fold_head_bias))
     else:
         from glyphlm.interop.gguf import export_gguf
 
-        print(export_gguf(options.run, options.out, options.quantize, options.fold_head_bias))
+        print(export_gguf(run, options.out, options.quantize, options.fold_head_bias))
+
+
+def run_pull(arguments: Sequence[str]) -> None:
+    """glyphlm pull."""
+    parser = Parser.of(
+        "pull",
+        "Download a run of the Hub: weights, config, tokenizer, records; never its Python files. It goes into the cache of the "
+        "Hub, where every verb that reads a run finds it as hf:OWNER/NAME without network; with --out also into a folder.",
+        "glyphlm pull hf:me/mine@v1\n  glyphlm pull hf:me/mine --out runs/mine --json",
+    )
+    parser.add_argument("name", metavar="hf:OWNER/NAME[@REVISION]", help="repository, with a branch, tag or commit")
+    parser.add_out("also make this run folder of it")
+    parser.add_json()
+    options = parser.read(arguments)
+    from glyphlm.base.hub import pull
+    from glyphlm.runs.folder import weights_sha256
+
+    found = pull(options.name)
+    if options.out:
+        from glyphlm.interop.import_model import import_checkpoint
+
+        import_checkpoint(str(found.folder), options.out, ImportSettings(), f"glyphlm pull {shlex.join(arguments)}")
+    row = {"repo": found.repo, "revision": found.revision, "sha256": weights_sha256(found.folder),
+           "folder": str(options.out or found.folder)}
+    if options.json:
+        print_json(row)
+    else:
+        print("\n".join(f"{name:9} {value}" for name, value in row.items()))
 
 
 def run_push(arguments: Sequence[str]) -> None:
@@ -98,7 +131,7 @@ def run_serve(arguments: Sequence[str]) -> None:
         "the run, kept in RUN/.served, is served by vLLM; its command is printed, to be run again with options of its own.",
         "glyphlm serve runs/mine --port 8000",
     )
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", help=f"{RUN}, or a folder that transformers read without remote code")
     parser.add_settings(ServeSettings)
     options = parser.read(arguments)
     from glyphlm.interop.serve import serve

@@ -4,26 +4,63 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.analysis.settings import ProbeSettings
-from glyphlm.cli.parser import Parser, reading_of, settings_from
+from glyphlm.cli.parser import Parser, print_json, reading_of, settings_from
 from glyphlm.evaluation.settings import TASK_NAMES, EvalSettings
 from glyphlm.runs.sampling import Sampling
+
+RUNS = "a run folder, hf:OWNER/NAME[@REVISION], or a folder that transformers read without remote code"
 
 
 def run_generate(arguments: Sequence[str]) -> None:
     """glyphlm generate."""
     parser = Parser.of(
         "generate",
-        "Continue prompts with a trained run.",
-        'glyphlm generate runs/mine --prompt "Hello, мир! " --temperature 0.8',
+        "Continue prompts with a trained run; the text appears as it is written.",
+        'glyphlm generate runs/mine --prompt "Hello, мир! " --temperature 0.8\n'
+        '  glyphlm generate hf:me/mine@v1 --prompt "Hello" --device cuda --json',
     )
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help=RUNS)
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     parser.add_settings(Sampling)
+    parser.add_device()
+    parser.add_json()
+    parser.add_threads()
     options = parser.read(arguments)
-    from glyphlm.runs.generate import generate
+    from glyphlm.runs.generate import stream
+    from glyphlm.runs.opening import open_model
 
-    for text in generate(options.run, options.prompt, settings_from(options, Sampling)):
-        print(text)
+    sampling, opened = settings_from(options, Sampling), open_model(options.run, options.device)
+    for prompt in options.prompt:
+        ids = opened.prompt_ids(prompt)
+        pieces = stream(opened, ids, sampling)
+        if options.json:
+            print_json({"run": opened.name, "prompt": prompt, "text": "".join(pieces), "settings": sampling.describe()})
+            continue
+        print(opened.tokenizer.decode(ids), end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+
+
+def run_chat(arguments: Sequence[str]) -> None:
+    """glyphlm chat."""
+    parser = Parser.of(
+        "chat",
+        "Talk with a run, or with several side by side: a frozen model and its twin answer the same line. A run with a chat "
+        "template, as training on examples (sft) writes it, answers questions; another one continues the text so far. "
+        "/reset begins anew, /settings shows or changes how tokens are chosen (/settings temperature 0.5), /quit ends.",
+        "glyphlm chat runs/frozen runs/twin --max-new-tokens 60",
+    )
+    parser.usage = "glyphlm chat RUN [RUN ...] [options]"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
+    parser.add_settings(Sampling)
+    parser.add_device()
+    parser.add_threads()
+    options = parser.read(arguments)
+    from glyphlm.cli.conversation import converse
+    from glyphlm.runs.opening import open_model
+
+    converse([open_model(run, options.device) for run in options.runs], settings_from(options, Sampling))
 
 
 def run_eval(arguments: Sequence[str]) -> None:
@@ -43,27 +80,29 @@ def run_eval(arguments: Sequence[str]) -> None:
                         f"{', '.join(TASK_NAMES)}")
     parser.add_settings(EvalSettings)
     parser.add_argument("--log_items", type=Path, metavar="FOLDER", help="also keep a log of each item, to score again")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_device()
     parser.add_reading()
     parser.add_out("also keep all rows in this file")
+    parser.add_json()
     parser.add_threads()
     options = parser.read(arguments)
-    from glyphlm.base.devices import resolve_device
     from glyphlm.base.progress import say
     from glyphlm.base.threads import sharing_cores
     from glyphlm.evaluation.evaluate import evaluate
-    from glyphlm.evaluation.text import beside_line, comparison_line, result_line
+    from glyphlm.evaluation.text import beside_line, comparison_table, published_lines, result_table
 
-    settings = settings_from(options, EvalSettings)
-    device = resolve_device(options.device)
+    given = options.runs, options.tasks, options.out, options.device, reading_of(options)
     with sharing_cores():
-        found = evaluate(options.runs, options.tasks, options.out, device, reading_of(options), settings, options.log_items)
+        found = evaluate(*given, settings_from(options, EvalSettings), options.log_items)
+    if options.json:
+        for row in (*found.rows, *found.comparisons):
+            print_json(row.to_json())
+        return
+    print("\n\n".join(filter(None, (result_table(found.rows), published_lines(found.rows),
+                                    comparison_table(found.comparisons)))))
     for row in found.rows:
-        print(result_line(row))
         if row.protocol == "sampled" and not row.subject:
             say(beside_line(row))  # apart from the published lines, which can be read again as such
-    for row in found.comparisons:
-        print(comparison_line(row))
 
 
 def run_probe(arguments: Sequence[str]) -> None:
@@ -81,14 +120,18 @@ def run_probe(arguments: Sequence[str]) -> None:
     parser.add_settings(ProbeSettings, skip=("words",))
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
                         help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_device()
+    parser.add_json()
     parser.add_out("folder of the rows, the plot and the neighbours", required=True)
     options = parser.read(arguments)
     from glyphlm.analysis.probes import probe, table
-    from glyphlm.base.devices import resolve_device
 
-    settings = settings_from(options, ProbeSettings)
-    print(table(probe(options.runs, options.out, settings, resolve_device(options.device))))
+    rows = probe(options.runs, options.out, settings_from(options, ProbeSettings), options.device)
+    if options.json:
+        for row in rows:
+            print_json(row)
+    else:
+        print(table(rows))
 
 
 def run_report(arguments: Sequence[str]) -> None:

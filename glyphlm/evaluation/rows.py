@@ -185,6 +185,13 @@ class ComparisonRow:
     source: str = ""
     cut: float = 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """The row with its interval as low, high and interval; what is unknown is left out."""
+        low, high, name = self.interval[:3]
+        known = vars(self) | {"low": low, "high": high, "interval": name}
+        return {key: value for key, value in known.items()
+                if value is not None and not (isinstance(value, float) and math.isnan(value))}
+
     def named(self, a: str, b: str, source: str) -> "ComparisonRow":
         """A copy with the names of the models and the source of the items."""
         return replace(self, a=a, b=b, source=source)

@@ -1,6 +1,8 @@
 """Results and comparisons as lines of text; rows of the sampled protocol in the published form."""
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.evaluation.published import published_line
@@ -18,6 +20,46 @@ def beside_line(row: ResultRow) -> str:
     """Details of a result that the published format does not have."""
     interval = _values(row, row.items_low, row.items_high)
     return f"{_name(row)} {_title(row)}: {interval} ({row.items_interval}), {_beside(row)}"
+
+
+def result_table(rows: Sequence[ResultRow]) -> str:
+    """Results as aligned columns; those of the sampled protocol, which have published lines, are left out."""
+    rows = [row for row in rows if row.protocol != "sampled"]
+    if not rows:
+        return ""
+    lines = [("run", "task", "value", "95% interval", "chance", "majority", "letter mass", "items", "cut")]
+    for row in rows:
+        value, low, high = (shown(row.metric, number) for number in (row.value, row.low, row.high))
+        levels = ("" if one is None else f"{100 * one:.1f}%" for one in (row.chance, row.majority, row.letter_mass))
+        counts = (f"{count:,}" if count else "" for count in (row.count, row.cut))
+        lines.append((_name(row), _title(row), value, f"{low} to {high}", *levels, *counts))
+    named = dict.fromkeys(f"{row.metric.replace('_', ' ')}: {row.interval}" for row in rows)
+    return f"{aligned(lines)}\n({'; '.join(named)})"
+
+
+def comparison_table(rows: Sequence[ComparisonRow]) -> str:
+    """Differences of later models from the first as aligned columns."""
+    lines = [("difference", "task", "value", "95% interval", "p", "test", "detectable")]
+    for row in rows:
+        difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
+        corrected = f", Holm {row.p_holm:.2g}" if row.subject else ""
+        p, names = f"{row.p:.2g}{corrected}", f"{Path(row.b).name} - {Path(row.a).name}"
+        lines.append((names, _title(row), difference, f"{low} to {high}", p, row.test, _detectable(row)))
+    named = dict.fromkeys(f"{row.metric.replace('_', ' ')}: {row.interval.name}" for row in rows)
+    return f"{aligned(lines)}\n({'; '.join(named)})" if rows else ""
+
+
+def published_lines(rows: Sequence[ResultRow]) -> str:
+    """The published lines of the sampled protocol."""
+    return "\n".join(result_line(row) for row in rows if row.protocol == "sampled")
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, names to the left and numbers to the right; columns that are empty below their head are left out."""
+    kept = [column for column in zip(*lines) if any(column[1:])]
+    sides = [">" if all(re.match(r"[-+\d]|none|not|$", cell) for cell in column[1:]) else "<" for column in kept]
+    columns = [[f"{cell:{side}{max(map(len, column))}}" for cell in column] for column, side in zip(kept, sides)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns))
 
 
 def _values(row: ResultRow, low: float | None, high: float | None) -> str:

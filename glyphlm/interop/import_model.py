@@ -6,6 +6,7 @@ Shapes: V vocabulary, D d_model, E width of a code, N binary places of an id.
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.hub import fetch
+from glyphlm.base.hub import pull
+from glyphlm.base.names import CONFIG, HUB, SUMMARY
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
-from glyphlm.base.records import to_json
+from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
@@ -38,7 +40,7 @@ from glyphlm.modeling.config import Kind, ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card
-from glyphlm.runs.folder import describe_model, export_model, read_summary, write_summary
+from glyphlm.runs.folder import describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
 from glyphlm.substrate.codes import all_codes, fingerprint
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -175,7 +177,10 @@ def _describe(published: Published, settings: ImportSettings, kind: Kind, n_embe
     return SubstrateConfig(published.sizes.vocab_size, n_embed, kind, scale="none", lift=lift)
 
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# Of transformers -> ours.
+ACTIVATIONS = {"gelu": "gelu", **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh")}
+UNKNOWN = {name: {"train": None, "validation": None} for name in ("bits_per_byte", "unigram_bits_per_byte")}  # of a summary
 
 
 def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: str = "") -> dict[str, Any]:
@@ -186,7 +191,11 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
     Raises:
         InputError: files are damaged or missing, tensors are left over or cannot be mapped, or `out` holds something else.
     """
+    folder = source_folder(src, settings.revision)
     with one_writer(out):
+        if is_ours(folder):
+            return _copy_run(folder, out)
+        settings = with_config(settings, folder)
         published = open_published(src, settings)
         if len(published.experts) == 1:
             return _import_expert(published, 0, out, settings, command)
@@ -196,17 +205,74 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
         return fuse(FusionSettings([str(run) for run in runs], allow_different_substrates=True), out, command)
 
 
+def source_folder(src: str, revision: str | None) -> Path:
+    """The folder `src`, or that of OWNER/MODEL or hf:OWNER/MODEL[@REVISION] of the Hub.
+
+    Raises:
+        InputError: it is neither, or cannot be reached.
+    """
+    if Path(src).is_dir():
+        return Path(src)
+    if not HUB_NAME.fullmatch(src.removeprefix(HUB)):
+        raise InputError(f"{src} is neither a folder nor a name of the Hub such as OWNER/MODEL")
+    return pull(src, revision).folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == "glyphlm"
+
+
+def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
+    """A run of ours, once it has been opened, without its checkpoints."""
+    build = Build("import", {}, {"weights": weights_sha256(folder)})
+    if build.is_done(out):
+        say(f"{out} is done already")
+    else:
+        model, tokenizer = load_run(folder)
+        with build.folder(out) as partial:
+            left_out = shutil.ignore_patterns("state", "inputs", ".*", "build.json")
+            shutil.copytree(folder, partial, ignore=left_out, dirs_exist_ok=True)
+            if read_summary(partial) is None:
+                known = {"name": out.name, "command": f"glyphlm import {folder}", **describe_model(model.gpt, tokenizer)}
+                write_summary(partial, known | {"tokens": None, "steps": None, **UNKNOWN})
+        say(f"{out}: a run of ours, copied without its checkpoints")
+    return read_json(out / SUMMARY)
+
+
+def with_config(settings: ImportSettings, folder: Path) -> ImportSettings:
+    """The settings with what config.json of a GPT-NeoX folder says where they are the defaults.
+
+    Raises:
+        InputError: they contradict it, or it says what our blocks do not compute.
+    """
+    config = read_config(folder)
+    if config.get("model_type") != "gpt_neox":
+        return replace(settings, fused="stacked") if settings.fused == "auto" else settings
+    where, rope = folder / CONFIG, config.get("rope_parameters") or {}
+    if config.get("use_parallel_residual", True):
+        raise InputError(f"{where} says use_parallel_residual true, and our blocks are sequential; import another model")
+    if (part := config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))) != 1:
+        raise InputError(f"{where} says rotary_pct {part}, and our blocks turn all channels (1.0); import another model")
+    said = {
+        "fused": "per_head", "rotation": "half", "norm_eps": config.get("layer_norm_eps", 1e-5),
+        "activation": ACTIVATIONS.get(config.get("hidden_act", "gelu")),
+        "rope_base": float(rope.get("rope_theta", config.get("rotary_emb_base", 10000))),
+    }
+    for name, value in said.items():
+        given, default = getattr(settings, name), ImportSettings.__dataclass_fields__[name].default
+        if value is None or given not in (default, value):
+            raise InputError(f"{where} says {value or config.get('hidden_act')!r} for {name}, not {given}; leave it out")
+    return replace(settings, **said)
+
+
 def open_published(src: str, settings: ImportSettings) -> Published:
     """Read config, tokenizer and weights of a folder or Hub repository, and find our parts in them.
 
     Raises:
         InputError: as `import_checkpoint`.
     """
-    folder = Path(src)
-    if not folder.is_dir():
-        if not HUB_NAME.fullmatch(src):
-            raise InputError(f"{src} is neither a folder nor a name of the Hub such as OWNER/MODEL")
-        folder = fetch(src, settings.revision)
+    folder = source_folder(src, settings.revision)
     config = read_config(folder)
     sizes = read_sizes(folder, config)
     tokenizer = read_tokenizer(Path(settings.tokenizer or folder), config, sizes.vocab_size)
@@ -228,9 +294,6 @@ def _import_expert(
         say(f"{out} is done already")
         return summary
     mapped = published.experts[number]
-    if published.model_type == "gpt_neox" and mapped.fused and settings.fused != "per_head":
-        raise InputError(f"{published.source}/config.json says gpt_neox, which stores q, k and v head by head, not "
-                         f"{settings.fused}; give --fused per_head")
     model = build_model(published, mapped, settings)
     with build.folder(out) as partial:
         export_model(model, published.tokenizer, partial)
@@ -248,14 +311,12 @@ def _import_expert(
 
 def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportSettings) -> dict[str, Any]:
     """A summary without training fields, which are unknown."""
-    unknown: dict[str, None] = {"train": None, "validation": None}
     return {
         "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},
         **describe_model(model, published.tokenizer),
         "tokens": None,
         "steps": None,
-        "bits_per_byte": unknown,
-        "unigram_bits_per_byte": unknown,
+        **UNKNOWN,
     }
 
 
@@ -265,6 +326,7 @@ def check(src: str, text: str, settings: ImportSettings) -> list[dict[str, Any]]
     Raises:
         InputError: as `import_checkpoint`, or the text is shorter than two tokens.
     """
+    settings = with_config(settings, source_folder(src, settings.revision))
     published = open_published(src, settings)
     ids = published.tokenizer.encode(text)[: published.sizes.block_size]
     if len(ids) < 2:

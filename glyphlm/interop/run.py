@@ -20,8 +20,9 @@ from glyphlm.base.records import read_json, read_json_lines
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, settings_text
 from glyphlm.runs.chat import chat_ids
 from glyphlm.runs.generate import prompt_and_text, stream
-from glyphlm.runs.opening import Opened, folder_of, open_model
+from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
+from glyphlm.runs.where import folder_of
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # imported where they are used: they load transformers, which generating from a run need not wait for

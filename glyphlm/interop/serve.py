@@ -5,24 +5,26 @@ import shlex
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from glyphlm.base.devices import resolve_device
 from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.interop.export_neox import export_gpt_neox
 from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.settings import ServeSettings
-from glyphlm.runs.folder import load_run, run_config
-from glyphlm.runs.opening import Opened, open_model
-from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.runs.folder import run_config
+from glyphlm.runs.opening import open_model
+from glyphlm.runs.where import folder_of
 
 EXPORT = ".served"  # hidden in the run folder, so that it is never pushed
 NEEDED = {"glyphlm": ("pydantic", "starlette", "uvicorn"), "vllm": ("vllm",)}
 CURES = {"glyphlm": "pip install 'glyphlm[serve]'", "vllm": "pip install vllm, or leave --server out"}
 
 
-def serve(run: Path, settings: ServeSettings) -> None:
+def serve(run: str | Path, settings: ServeSettings) -> None:
     """Answer requests until a signal ends the process; requests name the model by the name of the run folder.
 
     Raises:
@@ -32,9 +34,9 @@ def serve(run: Path, settings: ServeSettings) -> None:
     listening = listen(settings.host, settings.port)
     with listening:
         if settings.server == "glyphlm":
-            serve_here(run.resolve(), settings, listening)
+            serve_here(run, settings, listening)
     if settings.server == "vllm":
-        become_vllm(run.resolve(), settings)
+        become_vllm(folder_of(run).resolve(), settings)
 
 
 def check_installed(server: str) -> None:
@@ -56,21 +58,20 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen at {host} port {port} ({error}); give another --host or --port") from None
 
 
-def serve_here(run: Path, settings: ServeSettings, listening: socket.socket) -> None:
+def serve_here(run: str | Path, settings: ServeSettings, listening: socket.socket) -> None:
     """Load the run once and serve it from this process."""
     from glyphlm.analysis.show import Explorer
     from glyphlm.interop.http_server import Server
     from glyphlm.interop.openai_api import Api, Served
 
-    model, tokenizer = load_run(run)
-    chat_tokenizer = Tokenizer.load(run, specials_in_text="control")
-    served = Served(run.name, tokenizer, chat_tokenizer, model.config.max_position_embeddings, settings)
-    worker = Worker(model, tokenizer, settings.max_waiting)
+    opened = open_model(run, resolve_device(settings.device))
+    served = Served(opened.name, opened.tokenizer, opened.control, opened.block_size, settings)
+    worker = Worker(opened.model, opened.tokenizer, settings.max_waiting)
     port = listening.getsockname()[1]
     address = f"http://{settings.host}:{port}"
-    ready = f"OpenAI endpoint: {address}/v1  model: {run.name}  page: {address}/"
-    opened = Opened(run.name, run, model.gpt, tokenizer, served.block_size)
-    api = Api(served, worker, lambda: Explorer(opened, open_model(settings.twin) if settings.twin else None))
+    ready = f"OpenAI endpoint: {address}/v1  model: {opened.name}  page: {address}/"
+    plain = replace(opened, model=getattr(opened.model, "gpt", opened.model))  # which the page looks into
+    api = Api(served, worker, lambda: Explorer(plain, open_model(settings.twin) if settings.twin else None))
     server = Server(api.app(), settings, worker, lambda: say(ready))
     try:
         server.run([listening])

@@ -12,12 +12,15 @@ from glyphlm.base.ranges import Range, check_values
 class ImportSettings:
     """Properties that the shapes of a checkpoint do not show; the defaults are the likely values for the published models.
 
+    Of a GPT-NeoX folder, which `glyphlm export` writes, config.json says them, and of a run of ours nothing is needed.
+
     Args:
         rotation: Rotary positions turn channel i with i + K/2 (half), or 2 i with 2 i + 1 (interleaved).
         activation: Exact GELU, or its tanh approximation.
         norm_eps: Epsilon of the LayerNorms.
         rope_base: Base of the rotary frequencies.
-        fused: Order of the rows where q, k and v are one matrix: all of q, then k, then v (stacked), or head by head.
+        fused: Order of the rows where q, k and v are one matrix: all of q, then k, then v (stacked), or head by head; auto:
+            head by head of gpt_neox, else stacked.
         lift: How codes narrower than d_model are widened; auto: tile for binary codes (paper 3), else repeat_interleave.
         rule: The code of an id where no table is stored: bits of the id (token_bits), or their affine map that the files
             hold (affine_bits); auto takes the map, or refuses.
@@ -35,7 +38,7 @@ class ImportSettings:
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
-    fused: Literal["stacked", "per_head"] = "stacked"
+    fused: Literal["auto", "stacked", "per_head"] = "auto"
     lift: Literal["auto", "repeat_interleave", "tile"] = "auto"
     rule: Literal["auto", "token_bits", "affine_bits"] = "auto"
     bit_order: Literal["low", "high"] = "low"
@@ -88,12 +91,14 @@ class ServeSettings(Limits):
         server: `glyphlm` serves every run, one request after another, within the limits. `vllm` answers many at once; it has
             limits of its own, needs a run without bias in its head that is no fusion, and was not tried by us.
         twin: A run over the same tokenizer, which stands beside the run on the page at /.
+        device: Where `glyphlm` computes: auto (a GPU if there is one), cpu or cuda.
     """
 
     host: str = "localhost"
     port: int = 8000
     server: Literal["glyphlm", "vllm"] = "glyphlm"
     twin: str | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,14 +5,11 @@ without remote code after `import glyphlm`.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import GenerationConfig
 
 from glyphlm.base.errors import InputError
@@ -25,7 +22,9 @@ from glyphlm.modeling.fusion import FusedShape, Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, ADAPTER_CONFIG, attach_adapters, merge_adapters
+from glyphlm.runs.foreign import quiet
 from glyphlm.runs.sampling import SAMPLING
+from glyphlm.runs.where import folder_of
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SUMMARY_PARTS = {"name": str, "substrate": dict, "parameters": dict, "bits_per_byte": dict}  # which every summary has
@@ -48,7 +47,7 @@ def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
             wrapped = GlyphLMForCausalLM(hf_config(model, tokenizer))
         wrapped.gpt.load_state_dict(model.state_dict(), assign=True)
         wrapped.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
-        with _quiet(), as_os_errors(out):
+        with quiet(), as_os_errors(out):
             wrapped.save_pretrained(partial)
         tokenizer.save(partial)
         for file in partial.iterdir():
@@ -95,7 +94,7 @@ def run_config(run: str | Path) -> GlyphLMConfig:
     Raises:
         InputError: it is not a finished run, the file is damaged, or a value in it is not allowed.
     """
-    path = Path(run) / CONFIG
+    path = folder_of(run) / CONFIG
     if not path.is_file():
         raise InputError(f"{run} is not a finished run (no {CONFIG}); train it to the end with glyphlm train")
     found = read_json(path)
@@ -117,11 +116,11 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
         InputError: it is not a finished run, a file is damaged or does not fit the others, a tensor holds NaN, or the
             tokenizer is not the one trained with.
     """
-    run = Path(run)
+    run = folder_of(run)
     config = run_config(run)
     _check_files(run)
     try:
-        with _quiet():
+        with quiet():
             model = GlyphLMForCausalLM.from_pretrained(run, config=config, dtype=torch.float32)
     except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
@@ -158,19 +157,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own bars and warnings: what is wrong with a folder is checked and said here."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-
-
 def describe_model(model: GPT | Fusion, tokenizer: Tokenizer) -> dict[str, Any]:
     """Summary fields of every model: codes, sizes, number of values, vocabulary."""
     return {
@@ -187,7 +173,7 @@ def weights_sha256(run: str | Path) -> str:
     Raises:
         InputError: it has none.
     """
-    path = Path(run) / WEIGHTS
+    path = folder_of(run) / WEIGHTS
     if not path.is_file():
         raise InputError(f"{run} is not a finished run: it holds no {WEIGHTS}; give a folder that glyphlm train has filled")
     return sha256_file(path)

@@ -1,6 +1,7 @@
 """Models that other programs wrote for transformers, opened without running their code."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,9 +35,10 @@ def load_foreign(name: str) -> tuple[Any, Tokenizer, tuple[int, ...]]:
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         _check_config(name, config)
-        model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
-            name, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet():
+            model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
+                name, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            )
         found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except InputError:
         raise
@@ -92,3 +94,16 @@ def cached_reader(model: Any, length: int) -> Callable[[Tensor], Tensor]:
         return out.logits[:, -1]
 
     return read
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's own bars and warnings: what is wrong with a folder is checked and said here."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from glyphlm.base.names import CONFIG, HUB, WEIGHTS
+from glyphlm.base.names import CONFIG, WEIGHTS
 from glyphlm.base.records import read_json
 from glyphlm.base.tensors import load_tensors
 from glyphlm.modeling.assembly import count_blocks, make_model, shapes_of
@@ -18,6 +18,7 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import damaged_order
 from glyphlm.modeling.model import GPT
 from glyphlm.runs.adapters import ADAPTER
+from glyphlm.runs.where import folder_of, name_of
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 OURS = "glyphlm"  # model_type of config.json
@@ -54,25 +55,6 @@ class Opened:
     def prompt_ids(self, text: str) -> list[int]:
         """What the model reads before it continues `text`; documents begin after an end-of-text token."""
         return [*self.start, *self.tokenizer.encode(text)] or [self.tokenizer.end_id]
-
-
-def folder_of(run: str | Path) -> Path:
-    """The folder of a run; that of hf:NAME[@REVISION] is in the cache of the Hub, where it is put first.
-
-    Raises:
-        InputError: the repository does not exist, or cannot be reached.
-    """
-    if not str(run).startswith(HUB):
-        return Path(run)
-    from glyphlm.base.hub import pull  # loads huggingface_hub
-
-    return pull(str(run)).folder
-
-
-def name_of(run: str | Path) -> str:
-    """The name of a run's folder, or of its repository."""
-    given = str(run)
-    return given.removeprefix(HUB).partition("@")[0].split("/")[-1] if given.startswith(HUB) else Path(run).resolve().name
 
 
 def open_model(run: str | Path, device: str = "cpu") -> Opened:
