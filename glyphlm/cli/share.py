@@ -72,8 +72,8 @@ def run_pull(arguments: Sequence[str]) -> None:
     """glyphlm pull."""
     parser = Parser.of(
         "pull",
-        "Download a run of the Hub: weights, config, tokenizer, records; never its Python files. It goes into the cache of the "
-        "Hub, where every verb that reads a run finds it as hf:OWNER/NAME without network; with --out also into a folder.",
+        "Download a run of the Hub: weights, config, tokenizer, records; never its Python files. It goes into the cache of "
+        "the Hub, where every verb that reads a run finds hf:OWNER/NAME without network; with --out also into a folder.",
         "glyphlm pull hf:me/mine@v1\n  glyphlm pull hf:me/mine --out runs/mine --json",
     )
     parser.add_argument("name", metavar="hf:OWNER/NAME[@REVISION]", help="repository, with a branch, tag or commit")
@@ -81,19 +81,20 @@ def run_pull(arguments: Sequence[str]) -> None:
     parser.add_json()
     options = parser.read(arguments)
     from glyphlm.base.hub import pull
-    from glyphlm.runs.folder import weights_sha256
+    from glyphlm.base.outputs import sha256_file
 
     found = pull(options.name)
     if options.out:
         from glyphlm.interop.import_model import import_checkpoint
 
         import_checkpoint(str(found.folder), options.out, ImportSettings(), f"glyphlm pull {shlex.join(arguments)}")
-    row = {"repo": found.repo, "revision": found.revision, "sha256": weights_sha256(found.folder),
-           "folder": str(options.out or found.folder)}
+    weights = {path.name: sha256_file(path) for path in sorted(found.folder.glob("*.safetensors"))}
+    row = {"repo": found.repo, "revision": found.revision, "folder": str(options.out or found.folder), "sha256": weights}
     if options.json:
         print_json(row)
     else:
-        print("\n".join(f"{name:9} {value}" for name, value in row.items()))
+        digests = (f"sha256    {digest}  {name}" for name, digest in weights.items())
+        print("\n".join([*(f"{name:9} {row[name]}" for name in ("repo", "revision", "folder")), *digests]))
 
 
 def run_push(arguments: Sequence[str]) -> None:
