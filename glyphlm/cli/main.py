@@ -34,6 +34,7 @@ VERBS = {  # verb -> its module, and a description
     "push": ("share", "a run or an export -> a model repository on the Hub"),
     "report": ("use", "runs -> one HTML page"),
     "show": ("use", "a run and its twin -> a page of tokens: pictures, codes, neighbours, predictions"),
+    "completion": ("completion", "a shell -> a script that completes verbs and options in it"),
 }
 HELP = """usage: glyphlm VERB [options]
 

@@ -19,6 +19,7 @@ from glyphlm.tokenizer.settings import TokenizerSettings
 from glyphlm.training.settings import RANGES, TrainSettings, batch_rows, count_steps
 
 Settings = TypeVar("Settings")
+RECIPES = "recipes"  # folder of those that come with glyphlm: in the package, or beside it in a checkout
 
 @dataclass
 class Recipe:
@@ -140,7 +141,7 @@ def load_recipe(
     """The recipe of a file, or of nested dictionaries, with each of `overrides` merged over it in turn.
 
     Args:
-        source: A YAML file, its content, or None for the defaults.
+        source: A YAML file, the name of one that comes with glyphlm, its content, or None for the defaults.
         profile: One of the profiles of the recipe: values that replace those of the same name, lists as a whole.
         overrides: Parts of a recipe; a key may be dotted, such as train.lr.
         kind: Recipe, GrowthRecipe, which also has stages and controls, or another dataclass of settings.
@@ -149,13 +150,31 @@ def load_recipe(
         InputError: the file is missing or damaged, has no such profile, or a key or value is unknown, out of range or of
             the wrong type.
     """
-    values = with_profile(dict(source or {}) if isinstance(source, Mapping | None) else read_yaml(Path(source)), profile)
+    read = dict(source or {}) if isinstance(source, Mapping | None) else read_yaml(find_recipe(source))
+    values = with_profile(read, profile)
     for override in overrides:
         for name, value in override.items():
             for part in reversed(name.split(".")):
                 value = {part: value}
             values = _laid_over(values, value)
     return settings_of(kind, values)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file `name`, or the recipe of that name that comes with glyphlm, such as best_bvv_ru.
+
+    Raises:
+        InputError: it is a bare name, and of neither.
+    """
+    if Path(name).exists() or Path(name).suffix or len(Path(name).parts) != 1:
+        return Path(name)
+    package = Path(__file__).parents[1]
+    shipped = {path.stem: path for folder in (package.parent, package) for path in sorted((folder / RECIPES).glob("*.yaml"))}
+    if str(name) not in shipped:
+        near = get_close_matches(str(name), shipped, 1)
+        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(shipped)}"
+        raise InputError(f"{name} does not exist: it is no file, and no recipe that comes with glyphlm; {cure}")
+    return shipped[str(name)]
 
 
 def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
