@@ -122,7 +122,7 @@ def test_tokens_are_found_by_spelling_or_number():
 
 
 @pytest.mark.parametrize(("token", "expected"), [
-    ("a", "LATIN"), ("ж", "CYRILLIC"), ("中国", "CJK"), ("2nd", "LATIN"), ("7", "DIGIT"), ("\n", "UNNAMED"),
+    ("a", "Latin"), ("ж", "Cyrillic"), ("中国", "Han"), ("2nd", "Latin"), ("7", "numbers"), ("\n", "other signs"),
 ])  # fmt: skip
 def test_the_script_is_that_of_the_first_letter(token, expected):
     assert script(token) == expected

@@ -118,6 +118,7 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
     p = student_p([-0.3, -0.4, -0.4], 0.02)
     assert text.startswith("# Title\n\n## Claims\n\n1 supported, 1 not decidable. ")
     assert "is made again by `glyphlm study s.yaml --out out` with its last column." in text
+    assert "](claims.svg)" in text and (tmp_path / "claims.svg").read_text().startswith("<?xml")
     assert ("| frozen \\| is as good | a paper | frozen − trained | bits per byte, validation | -0.3667 "
             f"| {low:+.4f} to {high:+.4f} | {low:+.4f} to {high:+.4f} | {p:.2g} | 0.02 | supported "
             "| --only frozen trained |\n") in text

@@ -87,6 +87,7 @@ def test_a_row_that_lacks_something_is_named(tmp_path):
         (row(0.5, cut=1201, items=24000, unknown=2), "50.00%", None,
          ["[40.00, 60.00]", "1,201 cut: another task", "2 <unk>"]),
         (row(0.3), "30.00%", 0, ["[20.00, 40.00]"]),
+        (row(0.5, majority=0.45), "50.00%", 0, ["[40.00, 60.00]"]),
         (row(0.125), "12.50%", -1, ["[2.50, 22.50]"]),
         (row(31.5, 1, metric="bleu", chance=None), "31.50", None, ["[30.50, 32.50]"]),
         (sampled(0.26), "26.00% ± 1.00%", 0, ["(σ=2.00%)", "[23.00, 29.00]", "letter mass 50.0%"]),

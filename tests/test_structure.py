@@ -23,7 +23,7 @@ OWNERS = {
     "fontTools": {"substrate.fonts"},
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"base.hub", "runs.card"},
-    "jinja2": {"analysis.page", "analysis.report"},
+    "jinja2": {"analysis.page"},
     "jsonargparse": {"cli.parser"},
     "matplotlib": {"analysis.plots"},
     "peft": {"runs.adapters"},

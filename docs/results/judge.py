@@ -1,4 +1,4 @@
-"""Judge the published rows of the studies anew by the claims of their files: claims.jsonl of each, and its table on stdout.
+"""Judge the published rows of the studies anew by the claims of their files: claims.jsonl, .svg of each, tables on stdout.
 
     python docs/results/judge.py
 
@@ -8,6 +8,7 @@ Reads results.jsonl of freezing and fusion with recipes/study_*.yaml, and growth
 from collections import Counter
 from pathlib import Path
 
+from glyphlm.analysis.plots import draw_claims
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.experiments.recipe import load_recipe
@@ -40,6 +41,7 @@ def study_verdicts(name: str) -> list[Row]:
     verdicts = [row | beside | {"command": commands.get((row["arm"], row["against"]), "")}
                 for row in judge(settings.claims, rows)]
     write_atomic(folder / "claims.jsonl", to_lines(verdicts))
+    write_atomic(folder / "claims.svg", draw_claims(verdicts))
     return verdicts
 
 

@@ -22,24 +22,31 @@ from glyphlm.base.records import read_json, to_json
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate
 from glyphlm.substrate.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
-from glyphlm.substrate.settings import MAX_EMBED
+from glyphlm.substrate.glyphs import LEGIBLE, pixels_a_character
+from glyphlm.substrate.settings import MAX_EMBED, SubstrateSettings
+from glyphlm.tokenizer.layouts import is_reserved
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 FINDINGS, MAP = "inspect.json", "map.png"
 SHARES = (50, 90, 95, 99, 99.9)  # percent of the variance
 NEIGHBOURS, SHOWN_GROUPS, SHOWN_TOKENS = 10, 5, 4
+SIGNS = {"N": "numbers", "P": "punctuation", "S": "symbols", "Z": "spaces", "M": "marks"}
 TINY = 1e-300  # keeps 0 / 0 away where all codes are equal
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of a folder with what is drawn for each id, and the ids whose pictures were blank."""
+    """The codes of a folder with what is drawn for each id, and the ids whose pictures were blank.
+
+    `side` is that of the pictures in pixels; None where the codes are not made from pictures.
+    """
 
     folder: Path
     config: SubstrateConfig
     code_VE: Tensor
     tokens: list[str]
     blank: list[int]
+    side: int | None = None
 
 
 def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None = None) -> str:
@@ -63,7 +70,7 @@ def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None =
         findings, x_V2 = analyse(codes, chosen)
         with build.folder(out) as partial:
             (partial / FINDINGS).write_text(to_json(findings), encoding="utf-8")
-            write_atomic(partial / MAP, draw_map(x_V2.numpy(), [script(token) for token in codes.tokens]))
+            write_atomic(partial / MAP, draw_map(x_V2.numpy(), [script(token) for token in codes.tokens], findings["axes"]))
             if (folder / SHEET).exists():
                 shutil.copyfile(folder / SHEET, partial / SHEET)
     try:
@@ -85,7 +92,8 @@ def open_codes(folder: Path) -> Codes:
     try:
         tokens = read_json(folder / TOKENS, list)
         _check_size(folder, config, tokens)
-        return Codes(folder, config, all_codes(config, tensors), tokens, build.result["blank"])
+        side = build.settings["side"] if config.kind == "glyph" else None
+        return Codes(folder, config, all_codes(config, tensors), tokens, build.result["blank"], side)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is damaged or older than this command ({error}); build the substrate again") from None
 
@@ -94,7 +102,8 @@ def _open_run(folder: Path) -> Codes:
     _, config, tensors = read_run_codes(folder)
     tokens = Tokenizer.load(folder).pictured()
     _check_size(folder, config, tokens)
-    return Codes(folder, config, all_codes(config, tensors).float(), tokens, [])
+    side = SubstrateSettings.side if config.kind == "glyph" else None
+    return Codes(folder, config, all_codes(config, tensors).float(), tokens, [], side)
 
 
 def _check_size(folder: Path, config: SubstrateConfig, tokens: Sequence[str]) -> None:
@@ -133,10 +142,17 @@ def analyse(codes: Codes, nearest: Sequence[int]) -> tuple[dict[str, Any], Tenso
         "substrate": asdict(codes.config),
         **find_sharing(codes),
         "blank": [_entry(codes, number) for number in sorted({*codes.blank, *torch.nonzero(norm_V == 0)[:, 0].tolist()})],
+        "squeezed": [_entry(codes, number) for number in squeezed(codes.tokens, codes.side)] if codes.side else [],
         "norm": {"smallest": norm_V.min().item(), "largest": norm_V.max().item()},
         **spectrum,
         "nearest": [_entry(codes, number) | {"neighbours": find_nearest(codes, number)} for number in nearest],
     }, x_V2
+
+
+def squeezed(tokens: Sequence[str], side: int) -> list[int]:
+    """Ids whose characters share so few pixels that their picture cannot be read; reserved ids do not count."""
+    return [number for number, token in enumerate(tokens)
+            if pixels_a_character(token, side) < LEGIBLE and not is_reserved(number, token)]
 
 
 def find_sharing(codes: Codes) -> dict[str, Any]:
@@ -165,6 +181,7 @@ def measure_spectrum(code_VE: Tensor) -> tuple[dict[str, Any], Tensor]:
         "rank": rank,
         "components": {f"{share:g}%": int((explained_E[:-1] < share / 100).sum()) + 1 for share in SHARES},
         "participation_ratio": variance_E.sum().item() ** 2 / max(variance_E.square().sum().item(), TINY),
+        "axes": [round(share, 6) for share in (F.pad(variance_E, (0, 1))[:2] / total).tolist()],
     }
     return spectrum, _project(code_VE, mean_E, axes_EE.flip(1)[:, :2])
 
@@ -200,9 +217,12 @@ def find_nearest(codes: Codes, number: int) -> list[dict[str, Any]]:
 
 
 def script(token: str) -> str:
-    """The first word of the Unicode name of the token's first letter: LATIN, CJK; of a sign where it has no letter."""
-    character = next((character for character in token if character.isalpha()), token[0])
-    return unicodedata.name(character, "UNNAMED").split()[0]
+    """The script of the token's first letter, Latin or Han; of a token without letters the kind of its first sign."""
+    letter = next((character for character in token if character.isalpha()), None)
+    if letter is None:
+        return SIGNS.get(unicodedata.category(token[0])[0], "other signs")
+    name = unicodedata.name(letter, "unnamed").split()[0].partition("-")[0]
+    return {"CJK": "Han"}.get(name, name.capitalize())
 
 
 def _entry(codes: Codes, number: int) -> dict[str, Any]:
@@ -220,6 +240,8 @@ def findings_text(codes: Codes, findings: dict[str, Any]) -> str:
         f"sharing a code       {findings['tokens_sharing']:,} tokens in {len(findings['groups']):,} groups",
         *_worst(findings["groups"]),
         f"blank                {len(findings['blank']):,} tokens  {_names(findings['blank'])}".rstrip(),
+        *([f"squeezed             {len(cut):,} tokens, {len(cut) / config.vocab_size:.1%}, below {LEGIBLE} pixels a letter  "
+           f"{_names(cut)}".rstrip()] if (cut := findings["squeezed"]) else []),
         f"norm                 {findings['norm']['smallest']:.6g} to {findings['norm']['largest']:.6g}",
         f"rank                 {findings['rank']:,} of {config.n_embed:,}",
         f"variance             {', '.join(f'{share} in {number:,}' for share, number in shares)} components",

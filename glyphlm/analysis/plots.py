@@ -1,11 +1,9 @@
-"""Learning curves and bars as SVG text, maps of codes as PNG; the only file that imports matplotlib."""
+"""Curves, bars and intervals as SVG text, maps of codes as PNG; the only file that imports matplotlib."""
 
 import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import matplotlib
@@ -16,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from glyphlm.analysis.curves import TITLES
+
 # Okabe and Ito's colours without the pale yellow. Seven colours against four line styles and seven markers, each in
 # matplotlib's name and as a character for the page: arms stay apart in grey print and for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
@@ -24,56 +24,28 @@ MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"),
 HATCHES = ("", "///", "...")
 LEGEND = 60  # characters that fit beside each other over a plot, five of them for each line and marker
 LEGEND_LINE = 0.2  # inches
-POINTS = 200  # per curve and plot: a long run must not make the page heavy
-AXIS_LABELS = {
-    "tokens": "training tokens",
-    "flops": "floating-point operations",
-    "seconds": "seconds of training",
-    "loss": "loss (nats per token)",
-    "bits_per_byte": "bits per byte",
-    "percent": "percent",
-    "points": "points of BLEU, chrF",
-}
 # Text as outlines: the picture needs no font of the reader's. The salt makes the ids, and so the bytes, repeatable.
 DRAWING: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
+VERDICTS = {"supported": ("#00704a", "D"), "equivalent": ("#00704a", "s"), "not supported": ("#b3260e", "x"),
+            "not decidable": ("#5a626b", "o"), "reference failed": ("#5a626b", "x")}
+SHARES = ("accuracy", "exact match", "f1", "contains", "letter mass")  # of which more is better; of all else less is
 CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
 HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What the plots need of one run: its logged rows, and the bits per byte of a unigram model."""
+def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
+    """V points coloured by label as PNG: the commonest labels have colours of their own, all others are grey.
 
-    label: str
-    train: Sequence[Mapping[str, Any]]
-    validation: Sequence[Mapping[str, Any]]
-    floor: float | None
-
-
-def mark(number: int) -> tuple[str, str]:
-    """Colour and character that stand for arm `number` outside the plots."""
-    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)][1]
-
-
-def draw(arms: Sequence[Curves]) -> dict[str, str]:
-    """The plots of a report as SVG under the names loss, bits, seconds and late; none where nothing was logged."""
-    if not any(arm.train or arm.validation for arm in arms):
-        return {}
-    return {
-        "loss": _draw_curves(arms, "tokens", "loss"),
-        "bits": _draw_curves(arms, "tokens", "bits_per_byte"),
-        "seconds": _draw_curves(arms, "seconds", "bits_per_byte", height=3.0),
-        "late": _draw_curves(_second_half(arms), "tokens", "bits_per_byte", height=3.0),
-    }
-
-
-def draw_map(x_V2: np.ndarray, labels: Sequence[str]) -> bytes:
-    """V points coloured by label as PNG: the commonest labels have colours of their own, all others are grey."""
+    Args:
+        shares: Of the variance, that the two axes show.
+    """
     common = [label for label, _ in Counter(labels).most_common(len(COLOURS) - 1)]
     labels_V = np.array([label if label in common else "other" for label in labels])
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(7.2, 5.6), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel="first principal component", ylabel="second principal component")
+        names = (f"{name} principal component ({share:.1%} of the variance)"
+                 for name, share in zip(("first", "second"), shares))
+        axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
         for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # large groups first, small ones on top
             x_2 = x_V2[labels_V == label].T
             axes.plot(*x_2, ".", color=colour, markersize=2, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
@@ -84,72 +56,10 @@ def draw_map(x_V2: np.ndarray, labels: Sequence[str]) -> bytes:
         return buffer.getvalue()
 
 
-def _second_half(arms: Sequence[Curves]) -> list[Curves]:
-    """The rows after half of the longest run; without the floor, so that the scale shows small differences."""
-    half = max(row["tokens"] for arm in arms for row in (*arm.train, *arm.validation)) / 2
-
-    def late(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return [row for row in rows if row["tokens"] >= half]
-
-    return [Curves(arm.label, late(arm.train), late(arm.validation), None) for arm in arms]
-
-
-def _draw_curves(arms: Sequence[Curves], x: str, y: str, height: float = 3.7) -> str:
-    """Column `y` over column `x`: training smoothed over faint points, validation as markers."""
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(5.4, height), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS[y])
-        for number, arm in enumerate(arms):
-            _draw_arm(axes, arm, number, x, y)
-        if y == "bits_per_byte":
-            _draw_floors(axes, arms)
-        _dress(figure, axes, [arm.label for arm in arms])
-        return _to_svg(figure)
-
-
-def _draw_arm(axes: Axes, arm: Curves, number: int, x: str, y: str) -> None:
-    colour = COLOURS[number % len(COLOURS)]
-    across, up = _columns(arm.train, x, y)
-    chosen = _thinned(len(across))
-    thin = [across[i] for i in chosen]
-    axes.plot(thin, [up[i] for i in chosen], ".", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-    axes.plot(thin, _smoothed(up, chosen), color=colour, linestyle=LINES[number % len(LINES)], linewidth=1.6)
-    across, up = _columns(arm.validation, x, y)
-    chosen = _thinned(len(across))
-    marker = MARKERS[number % len(MARKERS)][0]
-    axes.plot([across[i] for i in chosen], [up[i] for i in chosen], marker, color=colour, zorder=3, **HOLLOW)
-
-
 def _columns(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
     """Only finite values: a diverged run still shows the part before."""
     pairs = [(row[x], row[y]) for row in rows if math.isfinite(row[x]) and math.isfinite(row[y])]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _thinned(length: int) -> list[int]:
-    """Evenly spread positions, first and last among them."""
-    if length <= POINTS:
-        return list(range(length))
-    return [round(i * (length - 1) / (POINTS - 1)) for i in range(POINTS)]
-
-
-def _smoothed(values: Sequence[float], positions: Sequence[int]) -> list[float]:
-    """Means of centred windows, narrower at the ends: unlike a running average they do not lag behind a steep fall."""
-    means = []
-    for i in positions:
-        half = min(len(values) // 20, i, len(values) - 1 - i)
-        window = values[i - half : i + half + 1]
-        means.append(sum(window) / len(window))
-    return means
-
-
-def _draw_floors(axes: Axes, arms: Sequence[Curves]) -> None:
-    """Arms on the same text share one line; other text or another tokenizer gives a second one."""
-    floors = {round(arm.floor, 3) for arm in arms if arm.floor is not None}
-    for floor in sorted(floors):
-        axes.axhline(floor, color="#444444", linestyle=(0, (4, 3)), linewidth=1)
-        place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        axes.text(0.99, floor, f"unigram model {floor:.3f}", color="#444444", fontsize=9, **place)
 
 
 def _dress(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
@@ -172,9 +82,15 @@ def _name(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns:
         text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
 
 
+def look(number: int) -> dict[str, Any]:
+    """Colour, line and marker of arm `number`; of 49 arms no two agree in colour and marker."""
+    of_seven = number // len(COLOURS)
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[of_seven % len(LINES)],
+            "marker": MARKERS[(number + of_seven) % len(MARKERS)][0]}
+
+
 def _legend_line(number: int) -> Line2D:
-    look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-    return Line2D([], [], marker=MARKERS[number % len(MARKERS)][0], **look, **HOLLOW)
+    return Line2D([], [], **look(number), **HOLLOW)
 
 
 def _drawable(label: str, number: int, kind: str = "run") -> str:
@@ -194,36 +110,16 @@ def draw_held_out(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> 
     """Held-out bits per byte over tokens or operations so far, as SVG; a dotted line where a stage of growth begins."""
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS["bits_per_byte"])
+        axes = figure.add_subplot(xlabel=TITLES[x], ylabel=TITLES["bits_per_byte"])
         for number, rows in enumerate(curves.values()):
             across, up = _columns(rows, x, "bits_per_byte")
-            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-            axes.plot(across, up, marker=MARKERS[number % len(MARKERS)][0], **look, **HOLLOW)
+            axes.plot(across, up, **look(number), **HOLLOW)
             starts = [row[x] for before, row in zip(rows, rows[1:]) if before.get("stage") != row.get("stage")]
             for start in starts:
-                axes.axvline(start, color=look["color"], linestyle=":", linewidth=0.8)
+                axes.axvline(start, color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=0.8)
         _dress(figure, axes, list(curves))
-        return _to_svg(figure)
-
-
-def draw_depth(
-    points: Mapping[str, Sequence[Mapping[str, float]]], y: str = "bits_per_byte", level: float | None = None
-) -> str:
-    """Column `y` over depth, as SVG: label -> points with their interval; a single depth is no line, `level` is chance."""
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel="layers", ylabel=AXIS_LABELS[y])
-        for number, rows in enumerate(points.values()):
-            means, lows, highs = (np.array([row[key] for row in rows]) for key in (y, "low", "high"))
-            reach = [means - lows, highs - means]
-            places = [row["depth"] + 0.06 * (number - (len(points) - 1) / 2) for row in rows]  # equal ones stay apart
-            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-            axes.errorbar(places, means, reach, marker=MARKERS[number % len(MARKERS)][0], capsize=3, **look, **HOLLOW)
-        if level is not None:
-            axes.axhline(level, **CHANCE)
-        _dress(figure, axes, list(points))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.xaxis.set_major_formatter("{x:.0f}")
+        if (low := axes.get_ylim()[0]) > 0:
+            axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
         return _to_svg(figure)
 
 
@@ -314,7 +210,7 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
 
     Args:
         rows: `name` of the metric, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit`, a key of
-            AXIS_LABELS.
+            TITLES.
         numbers: Run -> number of its colour and marker.
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
@@ -322,7 +218,7 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
     inches = 0.9 + 0.3 * math.ceil(len(runs) / 2) + len(names) * (0.15 + 0.17 * len(runs))
     with matplotlib.rc_context(DRAWING):
         figure = Figure(figsize=(5.4, inches), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else AXIS_LABELS[unit]})")
+        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else TITLES[unit]})")
         for row in rows:
             place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
             _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])
@@ -342,9 +238,68 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
 def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: float, number: int) -> None:
     if row["mde"] is not None:
         axes.barh(place, 2 * row["mde"], height, left=-row["mde"], color="#eeeeee", zorder=0.5)
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)][0]
-    axes.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=1.8)
-    axes.plot([row["difference"]], [place], marker, color=colour, **HOLLOW)
+    axes.plot([row["low"], row["high"]], [place] * 2, color=look(number)["color"], linewidth=1.8)
+    axes.plot([row["difference"]], [place], **look(number), **HOLLOW)
+
+
+def draw_claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """A forest plot of claims as SVG: difference and interval of each, shaded where it holds, marked by its verdict.
+
+    Args:
+        verdicts: Rows of claims.jsonl. Those without an interval (a single seed) are left out; measures of other units
+            stand in panels of their own.
+    """
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for row in verdicts:
+        if row["low"] is not None:
+            panels.setdefault(_unit(row["measure"]), []).append(row)
+    heights = [len(rows) + len({_pair(row) for row in rows}) + 1.6 for rows in panels.values()]
+    with matplotlib.rc_context(DRAWING):
+        figure = Figure(figsize=(8.2, 0.25 * sum(heights) + 0.5), layout="constrained", facecolor="white")
+        places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0] if panels else []
+        for axes, (unit, rows) in zip(places, panels.items()):
+            side = "right" if unit == "share of 1" else "left"
+            _draw_verdicts(axes, rows)
+            axes.set_xlabel(f"difference ({unit}); {side} of 0 is better", fontsize=9)
+        return _to_svg(figure)
+
+
+def _unit(measure: str) -> str:
+    if any(name in measure for name in SHARES):
+        return "share of 1"
+    return "bits per byte" if "bits per byte" in measure else measure
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    return f"{row['arm']} − {row['against']}"
+
+
+def _draw_verdicts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a verdict, below the pair of models that it is about."""
+    sign = 1 if _unit(rows[0]["measure"]) == "share of 1" else -1
+    ends = [row[end] for row in rows for end in ("low", "high")] + [-sign * row["margin"] for row in rows] + [0.0]
+    air = 0.05 * (max(ends) - min(ends) or 1)
+    left, right = min(ends) - air, max(ends) + air
+    names: list[str] = []
+    for row, before in zip(rows, [None, *rows]):
+        names += [_pair(row)] if before is None or _pair(before) != _pair(row) else []
+        border = 0.0 if row["kind"] == "better" else -sign * row["margin"]
+        holds = (left, border) if sign < 0 else (border, right)
+        axes.barh(len(names), holds[1] - holds[0], 0.86, left=holds[0], color="#e4eff7", zorder=0.5)
+        colour, marker = VERDICTS[row["verdict"]]
+        axes.plot([row["low"], row["high"]], [len(names)] * 2, color=colour, linewidth=1.8)
+        axes.plot([row["difference"]], [len(names)], marker, color=colour, **({} if marker in "Ds" else HOLLOW))
+        names.append(row["measure"].removeprefix("bpb ").removeprefix("bits per byte, "))
+    axes.axvline(0, color="#222222", linewidth=1)
+    shown = [name if len(name) <= 44 else f"{name[:43]}…" for name in names]
+    axes.set_yticks(range(len(names)), shown, fontsize=8, parse_math=False)
+    pairs = {_pair(row) for row in rows}
+    for label, name in zip(axes.get_yticklabels(), names):
+        label.set_fontweight("bold" if name in pairs else "normal")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(left, right)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
@@ -362,26 +317,35 @@ def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -
             axes.set_title(_drawable(title, place - 1, "task"), parse_math=False)
             axes.set_xlabel("layer" if place > len(panels) - columns else "")
             for number, run in enumerate(runs):
-                _draw_run(axes, [row for row in rows if row["run"] == run], COLOURS[number % len(COLOURS)], number)
+                _draw_run(axes, [row for row in rows if row["run"] == run], number)
+            _name_layers(axes, sorted({row["layer"] for row in rows}))
+            axes.set_ylim(bottom=0)
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _name_lines(figure, runs)
         return _to_svg(figure)
 
 
-def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], colour: str, number: int) -> None:
+def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
+    """The first is the codes, the last the final norm; of many layers in between only some are named."""
+    inner = layers[1:-1]
+    shown = [*layers[:1], *inner[:: max(1, len(inner) // 6)], *layers[-1:]]
+    names = ["codes", *map(str, shown[1:-1]), "final\nnorm"]
+    axes.set_xticks(shown, names[: len(shown)])
+
+
+def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], number: int) -> None:
+    colour, marker = (look(number)[name] for name in ("color", "marker"))
     layers = [row["layer"] for row in rows]
     value, low, high, control, chance = ([row[key] for row in rows] for key in ("value", "low", "high", "control", "chance"))
     axes.fill_between(layers, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.plot(layers, chance, color="#444444", linestyle="dotted", linewidth=1)
     axes.plot(layers, control, color=colour, linestyle="dashed", linewidth=1.1)
-    axes.plot(layers, value, color=colour, marker=MARKERS[number % len(MARKERS)][0], linewidth=1.6, **HOLLOW)
+    axes.plot(layers, value, color=colour, marker=marker, linewidth=1.6, **HOLLOW)
 
 
 def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
-    handles = [Line2D([], [], color=colour, marker=marker, **HOLLOW)
-               for colour, (marker, _) in zip(cycle(COLOURS), islice(cycle(MARKERS), len(runs)))]
+    handles = [Line2D([], [], **look(number) | {"linestyle": "solid"}, **HOLLOW) for number in range(len(runs))]
     handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
     names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
     _name(figure, handles, names, 5)

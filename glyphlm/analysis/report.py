@@ -1,27 +1,32 @@
-"""The report: run folders in, one HTML file out that needs neither network nor scripts."""
+"""The report: run folders in, one HTML file out that needs no network; its charts are drawn by its own small script."""
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from glyphlm.analysis import plots
 from glyphlm.analysis import results_view as bench
+from glyphlm.analysis.codes import squeezed
+from glyphlm.analysis.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
 from glyphlm.analysis.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.analysis.page import DASH, GENERATOR, render
+from glyphlm.analysis.plots import COLOURS, MARKERS
 from glyphlm.analysis.results_view import Line, differences
 from glyphlm.analysis.run_data import Run, finite, read_runs
-from glyphlm.base.names import REPORT
-from glyphlm.base.outputs import check_file, write_atomic
+from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
+from glyphlm.base.outputs import check_file, read_build, write_atomic
+from glyphlm.base.records import parse_yaml
 from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.rows import ComparisonRow, ResultRow
 from glyphlm.evaluation.text import shown
+from glyphlm.substrate.build import SubstrateSettings
+from glyphlm.substrate.glyphs import LEGIBLE
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
-MOST_CURVES = 4  # chains in one picture of curves; of more the depths are shown alone
-DASH = "–"
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # of every page since the first
+SCRIPT = "report.js"
+MANY_ARMS = 8  # more are not named one by one in the lead, and not all drawn in colour
+HELD_OUT = "held-out text"
 # What must agree before two arms may be compared, and where a summary holds it.
 CHECKS = (
     ("tokenizer", ("tokenizer", "fingerprint")),
@@ -29,10 +34,11 @@ CHECKS = (
     ("initial values of the common tensors", ("init",)),
     ("number of training tokens", ("tokens",)),
     ("shape of the model", ("model",)),
+    (HELD_OUT, ()),
 )
 ALIKE = 0.1  # shares of clipped steps that differ by more make arms train at different effective learning rates
-# Neither half a character pair nor a control character may stand in HTML.
-UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What a model that was grown and its controls do not share: they are given equal tokens, or equal operations.
+BY_DESIGN = {name for name, _ in CHECKS[1:5]}
 
 
 def write_report(
@@ -43,22 +49,28 @@ def write_report(
     published: Sequence[Path] = (),
     logs: Path | None = None,
     claims: Sequence[Mapping[str, str]] = (),
-    curves: str | None = None,
+    arms: Mapping[Path, str] | None = None,
+    forest: str | None = None,
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out` and return `out`.
 
     The first run is the one the others are measured against; a path without a finished run is skipped.
     `commands` are what came before the trainings; each run records its own. `published` are files of published benchmark
     lines, `logs` is the folder that glyphlm eval --log-items has filled. Of a study `claims` are verdicts, column -> text,
-    and `curves` the SVG of its means over seeds, which stands in place of the curves and sentences of single runs.
+    `forest` their picture as SVG, and `arms` the arm of each run; without it runs whose recipes differ by the seed alone are
+    taken together.
 
     Raises:
         InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
     """
     out = Path(out)
-    check_file(out, (POLICY,), REPORT)
+    check_file(out, (GENERATOR,), REPORT)
     found = read_runs([Path(run) for run in runs])
-    page = _page(found, title, commands, [row for path in published for row in read_published(path)], logs, claims, curves)
+    if arms:
+        found = [replace(run, label=f"{arms[run.folder]}, seed {run.get('seed')}") for run in found]
+    names = {run.label: arms[run.folder] for run in found} if arms else None
+    given = [row for path in published for row in read_published(path)]
+    page = _page(found, title, commands, given, logs, {"claims": claims, "forest": forest}, names)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
@@ -70,65 +82,107 @@ def _page(
     commands: Sequence[str],
     published: Sequence[ResultRow],
     logs: Path | None,
-    claims: Sequence[Mapping[str, str]],
-    curves: str | None,
+    study: Mapping[str, Any],
+    names: Mapping[str, str] | None,
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_writable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_format, change=_change, image=_image, scaled=_scaled, share=_share, shown=_shown)
-    names = ("cell", "short", "level", "labels", "intervals", "surviving")
-    environment.filters.update({name: getattr(bench, name) for name in names})
-    template = environment.get_template("report.html.jinja")
     found = chains(runs)
     grown = {chain[-1].label: whole(chain) for chain in found}
     bases = {run.label for chain in found for run in chain[:-1]}
     shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
-    arms = [plots.Curves(run.label, run.train, run.validation, run.floor) for run in shown]
-    views = {"checks": _checks(shown), "sheets": _sheets(shown), "samples": _samples(shown)}
-    labels = dict.fromkeys(run.label for run in (*shown, *runs))
-    numbers = {label: number for number, label in enumerate(labels)}  # an arm keeps its colour in every plot
-    views |= {"plots": {} if curves else plots.draw(arms), "curves": curves}
-    views |= {"growth": _growth(found, runs), "mark": plots.mark, "numbers": numbers}
-    views |= {"evaluation": _evaluation(runs, published, logs, numbers), "signs": bench.SIGNS}
+    arms = arms_of(shown, names and {run.label: names[run.label] for run in shown})
+    numbers = {run.label: number for number, group in enumerate(arms.values()) for run in group}
+    numbers |= {run.label: len(arms) + place for place, run in enumerate(runs) if run.label not in numbers}
+    checks = _checks(shown, bool(found))
+    charts = {"learning": learning_chart(arms, {label: number for number, label in enumerate(arms)})}
+    charts |= (growth := _growth(found, runs)).pop("charts", {})
+    evaluation = _evaluation(runs, published, logs, numbers)
+    charts |= evaluation.pop("charts", {}) if evaluation else {}
     commanded = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
-    commands = [*commands, *dict.fromkeys(commanded)]
-    return template.render(title=title, runs=shown, all_runs=runs, commands=commands, claims=claims, **views)
+    views = {
+        "title": title, "runs": shown, "all_runs": runs, **study, "arms": arms, "mark": mark, "numbers": numbers,
+        "commands": [*commands, *dict.fromkeys(commanded)], "checks": checks, "same_text": _same_text(shown),
+        "sheets": _sheets(shown), "samples": _samples(shown), "growth": growth, "evaluation": evaluation,
+        "signs": bench.SIGNS, "legible": LEGIBLE, "grown": {chain[-1].label: chain for chain in found},
+        "charts": {name: chart for name, chart in charts.items() if chart}, "ranked": _ranked(arms),
+        "clipped": {run.label: run.get("clipped") for run in shown if finite(run.get("clipped")) is not None},
+    }
+    filters = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
+    filters |= {"number": _format, "change": _change, "scaled": _scaled, "share": _share, "shown": _shown}
+    return render("report.html.jinja", views, SCRIPT, **filters)
 
 
-def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Tables, curves and depths of the chains that were `found`; None where nothing was grown."""
-    if not found:
+def mark(number: int) -> tuple[str, str]:
+    """Class of the colour, and the character that stand for arm `number`, as report.js draws them."""
+    return f"c{number % len(COLOURS)}", MARKERS[(number + number // len(COLOURS)) % len(MARKERS)][1]
+
+
+def _ranked(arms: Mapping[str, Sequence[Run]]) -> list[tuple[str, str, Sequence[Run], float]]:
+    """Of more arms than a paragraph can name: the best, the worst and the first, with the mean of their best values."""
+    reached = {label: [run.best["bits_per_byte"] for run in runs] for label, runs in arms.items()}
+    means = {label: sum(bits) / len(bits) for label, bits in reached.items() if None not in bits}
+    if len(arms) <= MANY_ARMS or not means:
+        return []
+    by_value = sorted(means, key=means.__getitem__)
+    chosen = {"best": by_value[0], "reference": next(iter(arms)), "worst": by_value[-1]}
+    return [(name, label, arms[label], means[label]) for name, label in chosen.items() if label in means]
+
+
+def _fonts(run: Run) -> list[str]:
+    """Names of the font files that the glyphs of a run were drawn with, where the record of its substrate is at hand."""
+    recorded = parse_yaml(run.settings or "{}", run.folder / SETTINGS).get("substrate") or {}
+    places = [run.folder / MADE_INPUTS / "substrate", *([Path(recorded["path"])] if recorded.get("path") else [])]
+    for folder in places:
+        if (folder / BUILD).is_file() and run.get("substrate", "kind") == "glyph":
+            build = read_build(folder)
+            return [Path(name).name for name in build.inputs if Path(name).suffix.lower() in (".otf", ".ttf", ".ttc")]
+    return []
+
+
+def _squeezed(run: Run) -> float | None:
+    """Share of the tokens whose letters are squeezed too narrow in their pictures."""
+    if not run.sheet or not (run.folder / TOKENIZER).is_file() or run.get("substrate", "kind") != "glyph":
         return None
+    tokens = Tokenizer.load(run.folder).pictured()
+    return len(squeezed(tokens, SubstrateSettings.side)) / len(tokens)
+
+
+def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any]:
+    """Tables and charts of the chains that were `found`; empty where nothing was grown."""
+    if not found:
+        return {}
     others = {chain[-1].label: controls(chain, runs) for chain in found}
     every = [*found, *([run] for runs in others.values() for run in runs)]
-    curves = {chain[-1].label: whole(chain).validation for chain in every}
-    points, has_curves = depth_points(runs), any(curves.values()) and len(found) <= MOST_CURVES
+    points = depth_points(runs)
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
-        "over": {x: plots.draw_held_out(curves, x) for x in ("tokens", "flops")} if has_curves else {},
-        "depth": plots.draw_depth(points) if points else None,
+        "charts": {"stages": stage_chart({chain[-1].label: whole(chain).validation for chain in every}),
+                   "depth": depth_chart(points) if points else None},
         "unit": operations_unit([run for chain in found for run in chain]),
     }
 
 
-def _checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each of CHECKS: the values of the runs, and whether they agree (None: not recorded by every run)."""
+def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
+    """For each of CHECKS: the values of the runs, and whether they agree (None: not recorded by every run).
+
+    Where models were `grown`, BY_DESIGN differs between a model and its controls, which is no fault of the comparison.
+    """
     checks = []
     for name, keys in CHECKS:
-        values = [run.get(*keys) for run in runs]
+        values = [run.held_out if name == HELD_OUT else run.get(*keys) for run in runs]
         same = None if None in values else all(value == values[0] for value in values)
-        checks.append({"name": name, "same": same, "values": [_brief(value) for value in values]})
+        design = grown and name in BY_DESIGN and not same
+        checks.append({"name": name, "same": same, "values": [_brief(value) for value in values], "by_design": design})
     shares = [finite(run.get("clipped")) for run in runs]
     known = [share for share in shares if share is not None]
     alike = max(known) - min(known) <= ALIKE if len(known) == len(runs) else None
-    return [*checks, {"name": "share of clipped steps, nearly", "same": alike,
+    return [*checks, {"name": "share of clipped steps, nearly", "same": alike, "by_design": False,
                       "values": [None if share is None else f"{share:.0%}" for share in shares]}]
+
+
+def _same_text(runs: Sequence[Run]) -> dict[str, bool]:
+    """Label -> whether its held-out text is known to be that of the first run: only then is a difference shown."""
+    return {run.label: run.held_out is not None and run.held_out == runs[0].held_out for run in runs}
 
 
 def _brief(value: Any) -> str | None:
@@ -139,13 +193,14 @@ def _brief(value: Any) -> str | None:
     return None if value is None else _format(value)
 
 
-def _sheets(runs: Sequence[Run]) -> dict[bytes, list[str]]:
-    """Each picture once, with the labels of the runs that see it."""
-    sheets: dict[bytes, list[str]] = {}
+def _sheets(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each picture once, with the labels of the runs that see it, its fonts and the share of illegible tokens."""
+    sheets: dict[bytes, list[Run]] = {}
     for run in runs:
         if run.sheet:
-            sheets.setdefault(run.sheet, []).append(run.label)
-    return sheets
+            sheets.setdefault(run.sheet, []).append(run)
+    return [{"picture": picture, "labels": [run.label for run in same], "fonts": _fonts(same[0]),
+             "squeezed": _squeezed(same[0])} for picture, same in sheets.items()]
 
 
 def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -168,33 +223,36 @@ def _evaluation(
     if not both:
         return None
     maps = bench.subject_maps(lines, published)
+    depths = {f"depth-{number}": found for number, found in enumerate(_depths(runs, both).items())}
     return {
         "bits": bits,
         "tables": tables,
         "given": published,
         "published": {line: bench.published_rows(line, published) for line in tables["sampled"]},
         "maps": [(found, plots.draw_heat(found.values_SR, found.signs_SR, found.subjects, found.names)) for found in maps],
-        "depths": _depths(runs, both),
+        "depths": {name: line for name, (line, _) in depths.items()},
+        "charts": {name: chart for name, (_, chart) in depths.items()},
         "fused": [(found, _bars(found, both, numbers)) for found in bench.fused(runs)],
         "comparable": any(runs[0].label in rows and len(rows) > 1 for rows in both.values()),
         "logs": logs,
     } | _differences(differences(runs, logs) if logs else [], numbers)
 
 
-def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, ResultRow]]) -> list[tuple[Line, str]]:
-    drawn = []
+def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, ResultRow]]) -> dict[Line, Chart]:
+    """A chart over depth of each whole task that stages of growth were evaluated on."""
+    drawn = {}
     for line, rows in lines.items():
         if not line.subject and (points := bench.by_depth(runs, line, rows)):
             chance = bench.level(rows, "chance")
             height = None if chance is None else bench.in_unit(line.metric, chance)
-            drawn.append((line, plots.draw_depth(points, bench.unit(line.metric), height)))
+            drawn[line] = depth_chart(points, bench.unit(line.metric), height)
     return drawn
 
 
 def _bars(found: bench.Fused, lines: Mapping[Line, dict[str, ResultRow]], numbers: Mapping[str, int]) -> dict[str, str]:
     panels = bench.side_by_side(found, lines)
     own = [numbers[run.label] for run in (*found.experts, found.run)]
-    return {name: plots.draw_bars(bars.values, plots.AXIS_LABELS[name], bars.spans, bars.levels, own)
+    return {name: plots.draw_bars(bars.values, plots.TITLES[name], bars.spans, bars.levels, own)
             for name, bars in panels.items()}
 
 
@@ -239,24 +297,3 @@ def _change(value: Any, reference: Any) -> str:
     if finite(value) is None or finite(reference) is None:
         return DASH
     return f"{value - reference:+.3f}".replace("-", "−")
-
-
-def _image(data: bytes | str, kind: str) -> str:
-    """A picture as the address of an <img>, so that the page stays one file."""
-    payload = data.encode() if isinstance(data, str) else data
-    return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"
-
-
-def _writable(value: Any) -> Any:
-    """Every value passes here on its way into the page, before it is escaped."""
-    if value is None or isinstance(value, jinja2.Undefined):
-        return DASH
-    if isinstance(value, str) and not hasattr(value, "__html__"):  # what a macro gives was made of writable values
-        return UNWRITABLE.sub(_stand_in, value)
-    return value
-
-
-def _stand_in(match: re.Match[str]) -> str:
-    """The picture Unicode has of an ASCII control character, else the replacement character."""
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"

@@ -26,7 +26,7 @@ from glyphlm.evaluation.text import shown
 
 LEVEL = 0.05
 WHOLE = "all subjects"
-SIGNS = {1: "▲", -1: "▼", 0: "≈"}  # the interval lies above chance, below it, or holds it
+SIGNS = {1: "▲", -1: "▼", 0: "≈"}  # as the function `sign`
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,13 @@ def cell(row: ResultRow) -> Cell:
 
 
 def sign(row: ResultRow) -> int | None:
-    """1: the interval over items lies above chance, -1: below it, 0: it holds chance, None: one of the two is unknown.
-
-    None also where many prompts were cut.
+    """1: the interval over items lies above chance and above what always giving the commonest answer scores; -1: below
+    chance; 0: neither; None: chance or the interval is unknown, or many prompts were cut.
     """
     if row.chance is None or (row.sigma is not None and row.items_low is None) or row.many_cut:
         return None
     low, high = row.items_ends
-    return int(low > row.chance) - int(high < row.chance)
+    return int(low > max(row.chance, row.majority or 0)) - int(high < row.chance)
 
 
 def labels(lines: Mapping[Line, dict[str, ResultRow]], runs: Sequence[Run] = ()) -> list[str]:

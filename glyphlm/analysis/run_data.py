@@ -1,5 +1,6 @@
 """Finished run folders as their readers see them: summary, logged rows, results, samples."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import GLYPH_SHEET, METRICS, RESULTS, SAMPLES, SETTINGS, SUMMARY
+from glyphlm.base.names import GLYPH_SHEET, INPUTS, METRICS, RESULTS, SAMPLES, SETTINGS, SUMMARY
 from glyphlm.base.progress import say
-from glyphlm.base.records import read_json, read_json_lines
+from glyphlm.base.records import read_json, read_json_lines, to_json
 from glyphlm.evaluation.rows import ResultRow, read_results
 
 NUMBER = (int, float)
@@ -43,6 +44,7 @@ class Run:
     samples: list[dict[str, Any]]
     sheet: bytes | None
     settings: str | None
+    held_out: str | None = None  # identifies the held-out text as it was tokenized
 
     def get(self, *keys: str) -> Any:
         """The summary's value at the nested `keys`, or None."""
@@ -102,7 +104,14 @@ def _read_run(folder: Path) -> Run:
         samples=read_json_lines(folder / SAMPLES, SAMPLE_KINDS),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else None,
+        held_out=_held_out(folder / INPUTS),
     )
+
+
+def _held_out(path: Path) -> str | None:
+    """A digest of the shards of held-out text; None where there were none, or nothing was recorded."""
+    shards = read_json(path).get("validation") if path.is_file() else None
+    return hashlib.sha256(to_json(shards).encode()).hexdigest() if shards else None
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glyphlm.analysis.plots import draw_forest, draw_held_out
+from glyphlm.analysis.plots import draw_claims, draw_held_out
 from glyphlm.analysis.report import write_report
 from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
@@ -113,18 +113,20 @@ def write_results(
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
     runs, claims = [model.run for model in models if model.made_by in done], [_claim(row, settings) for row in verdicts]
-    curves, forest = _curves(logged), _forest(verdicts)
+    curves = _curves(logged)
+    forest = draw_claims(verdicts) if any(row["low"] is not None for row in verdicts) else None
     for name, drawing in ((CURVES, curves), (FOREST, forest)):
         if drawing:
             write_atomic(out / name, drawing)
     if runs:
         typed = [shlex.join(each.arguments) for each in commands]
-        write_report(runs, out / REPORT, settings.title, typed, claims=claims, curves=curves)
+        arms = {model.run: model.arm for model in models}
+        write_report(runs, out / REPORT, settings.title, typed, claims=claims, arms=arms, forest=forest)
     figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
-    figure += [f"![Differences that claims are about, with their intervals]({FOREST})\n"] if forest else []
+    drawn = [f"![Differences of the claims with their intervals and margins]({FOREST})\n"] if forest else []
     noted = [registered_line(registered)] if registered else []
     noted += [f"Margins: {settings.margin_reason}"] if settings.margin_reason else []
-    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command, noted),
+    sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command, noted), *drawn,
                 *_missing(choices, models, commands, done, out), *figure,
                 *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(commands)]
     write_atomic(out / TABLE, "\n".join(sections))
@@ -234,16 +236,6 @@ def _curves(logged: Logged) -> str | None:
     means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
              for arm, found in curves.items() if found}
     return draw_held_out(means, "tokens") if means else None
-
-
-def _forest(verdicts: Sequence[Row]) -> str | None:
-    """The differences in bits per byte that the claims are about, each pair of models once a measure, as SVG."""
-    found = [row for row in verdicts if row["low"] is not None and row["measure"].partition(",")[0].endswith(BITS_PER_BYTE)]
-    rows = {(f"{row['arm']} − {row['against']}", Path(row["measure"].partition(", ")[2]).name): row for row in found}
-    numbers = {source: number for number, source in enumerate(dict.fromkeys(source for _, source in rows))}
-    drawn = [{"name": pair, "run": source, "mde": row["would_find"],
-              **{key: row[key] for key in ("difference", "low", "high")}} for (pair, source), row in rows.items()]
-    return draw_forest(drawn, "bits_per_byte", numbers) if drawn else None
 
 
 def _missing(
