@@ -175,6 +175,8 @@ def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
         checks.append({"name": name, "same": same, "values": [_brief(value) for value in values], "by_design": design})
     shares = [finite(run.get("clipped")) for run in runs]
     known = [share for share in shares if share is not None]
+    if not known:  # runs of older versions
+        return checks
     alike = max(known) - min(known) <= ALIKE if len(known) == len(runs) else None
     return [*checks, {"name": "share of clipped steps, nearly", "same": alike, "by_design": False,
                       "values": [None if share is None else f"{share:.0%}" for share in shares]}]
