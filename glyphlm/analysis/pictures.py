@@ -16,10 +16,11 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import read_yaml
 from glyphlm.modeling.substrate import scale_rows
-from glyphlm.substrate.build import SubstrateSettings, draw_vocabulary, make_values
+from glyphlm.substrate.build import draw_vocabulary, make_values
 from glyphlm.substrate.codes import principal_axes
 from glyphlm.substrate.fonts import load_fonts
 from glyphlm.substrate.glyphs import LEGIBLE, draw_tokens, pixels_a_character
+from glyphlm.substrate.settings import SubstrateSettings
 
 GREYS = 15
 

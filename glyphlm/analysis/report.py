@@ -20,8 +20,8 @@ from glyphlm.base.records import parse_yaml
 from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.rows import ComparisonRow, ResultRow
 from glyphlm.evaluation.text import shown
-from glyphlm.substrate.build import SubstrateSettings
 from glyphlm.substrate.glyphs import LEGIBLE
+from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SCRIPT = "report.js"
