@@ -132,7 +132,7 @@ __all__ = sorted(_HOMES)
 @wrapt.when_imported("transformers")
 def _register(_: Any) -> None:
     """Make transformers' Auto classes know our model; importing transformers here would cost every start 3 seconds."""
-    importlib.import_module("glyphlm.modeling.hf")
+    importlib.import_module("glyphlm.modeling.bytefusion")
 
 
 def __getattr__(name: str) -> Any:

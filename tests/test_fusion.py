@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,7 +32,14 @@ def make_expert(seed: int, **shape: int | bool) -> GPT:
     return model
 
 
+def small_models(experts: Sequence[GPT]) -> list[GPT]:
+    """A router of each expert, which goes with it wherever it stands."""
+    return [make_expert(expert.config.d_model, d_model=16, n_layer=1, n_head=2) for expert in experts]
+
+
 def fuse(method: str, experts: Sequence[GPT], **options) -> Fusion:
+    if method == "router":
+        experts, options = [*experts, *small_models(experts)], options | {"routers": len(experts)}
     fusion = Fusion(FusionConfig(method, **options), copy.deepcopy(list(experts))).eval()
     fusion.init_weights(1)
     return fusion
@@ -104,6 +111,7 @@ def test_before_training_logits_are_the_mean(method, experts, ids_BT, logits):
 
 
 @torch.no_grad()
+@settings(deadline=None)  # on a busy machine
 @given(share=st.floats(0, 1))
 def test_weighted_logits_by_hand(experts, ids_BT, logits, share):
     found = fuse("weighted_logits", experts, weights=[share, 1 - share])(ids_BT)
@@ -145,6 +153,65 @@ def test_posterior_follows_bayes_rule(experts, ids_BT, logp, temperature):
     for row, ids_T in enumerate(ids_BT):
         expected = posterior_by_hand(logp[:, row], ids_T, WEIGHTS, temperature)
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def switching_by_hand(logp_MTV: Tensor, ids_T: Tensor, memory: float, reset: float) -> Tensor:
+    """Weights [T, M] of one text, as evidence that fades and may begin anew at each token."""
+    prior, weights, found = torch.tensor(WEIGHTS), torch.tensor(WEIGHTS), []
+    for position, id_ in enumerate(ids_T.tolist()):
+        if position:
+            faded = prior * (weights / prior) ** torch.tensor(-1 / memory).exp()
+            weights = faded * logp_MTV[:, position - 1, id_].exp()
+            weights = (1 - reset) * weights / weights.sum() + reset * prior
+        found.append(weights)
+    return torch.stack(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("memory", "reset"), [(3.0, 0.0), (1e9, 0.2), (5.0, 0.05)])
+def test_posterior_forgets_and_begins_anew(experts, ids_BT, logp, memory, reset):
+    fusion = fuse("posterior", experts, weights=WEIGHTS, memory=memory, reset=reset)
+    found = fusion(ids_BT).exp()
+    for row, ids_T in enumerate(ids_BT):
+        weights_TM = switching_by_hand(logp[:, row], ids_T, memory, reset)
+        expected = (weights_TM.T[..., None] * logp[:, row].exp()).sum(0)
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(step_by_step(fusion, ids_BT, prompt=5).exp(), found, atol=1e-4, rtol=1e-4)
+    documents_BT = torch.tensor([[0] * 5 + [1] * 9] * 3)
+    places_BT = torch.tensor([[*range(5), *range(9)]] * 3)
+    parted = fusion.logits(fusion.hidden(ids_BT, documents_BT=documents_BT, positions_BT=places_BT)).exp()
+    torch.testing.assert_close(parted[:, 5:], fusion(ids_BT[:, 5:]).exp(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("segment", [None, 6])
+def test_small_models_choose_who_reads_a_segment_after_its_first_tokens(segment, experts, ids_BT, logp):
+    fusion = fuse("router", experts, weights=WEIGHTS, route_after=3, segment=segment)
+    said_MBTV = torch.stack([router(ids_BT).log_softmax(-1) for router in small_models(experts)])
+    found, chosen = fusion(ids_BT).exp(), set()
+    for row, position in torch.cartesian_prod(torch.arange(3), torch.arange(14)).tolist():
+        begin = position // (segment or 14) * (segment or 14)
+        read = range(max(begin, 1), min(position, begin + 2) + 1)  # the first token of a text has no probability
+        evidence = torch.tensor(WEIGHTS).log()
+        for place in read:
+            evidence = evidence + said_MBTV[:, row, place - 1, ids_BT[row, place]]
+        weights = evidence.softmax(-1)
+        if position - begin >= 2:
+            weights = F.one_hot(weights.argmax(), 2).float()
+            chosen.add(int(weights.argmax()))
+        expected = (weights[:, None] * logp[:, row, position].exp()).sum(0)
+        torch.testing.assert_close(found[row, position], expected, atol=1e-5, rtol=1e-4)
+    assert chosen == {0, 1}
+    torch.testing.assert_close(step_by_step(fusion, ids_BT, prompt=2).exp(), found, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_of_a_routed_text_only_the_chosen_expert_reads_on(experts, ids_BT):
+    fusion, ran = fuse("router", experts, route_after=3), []
+    for expert in fusion.experts:
+        expert.blocks[0].register_forward_hook(lambda block, *_: ran.append(block.attention.qkv.in_features))
+    step_by_step(fusion, ids_BT[:1], prompt=3)
+    assert sorted(ran.count(width) for width in (32, 48)) == [1, 12] and ran.count(16) == 2
 
 
 @torch.no_grad()
@@ -222,7 +289,7 @@ def test_experts_that_are_skipped_do_not_run_nor_their_part_of_the_head(experts,
     assert passes == [read.count((VOCAB, width)) for width in (32, 48)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "router"])
 def test_heads_without_bias_get_none(method, ids_BT):
     pair = [make_expert(1, head_bias=False)] * 2
     fusion = fuse(method, pair, top_k=1 if method == "gate" else None, route_after=4)

@@ -23,10 +23,13 @@ from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.data.shards import prepare
-from glyphlm.experiments.recipe import Recipe
+from glyphlm.experiments.recipe import Recipe, load_recipe
 from glyphlm.experiments.train_recipe import run_recipe
 from glyphlm.modeling.model import ModelConfig
 from glyphlm.runs.folder import load_run
+from glyphlm.runs.generate import generate
+from glyphlm.runs.sampling import Sampling
+from glyphlm.training.checkpoint import list_states
 
 BLOCK = 32
 STAGES = [{"layers": 1, "steps": 12}, {"layers": 1, "steps": 12}, {"layers": 2, "steps": 12, "start": "random"}]
@@ -254,6 +257,44 @@ def test_what_cannot_be_grown_is_refused_in_one_line(given, grown, fused, substr
 def test_growth_settings_without_a_base_are_refused_by_train(tokenizer_folder, substrates, shards, tmp_path):
     with pytest.raises(InputError, match="name that run as growth.base"):
         run_recipe(Recipe(model=ModelConfig(32, 1, 2, BLOCK), growth=GrowthSettings(start="zero")), tmp_path / "run", "")
+
+
+@pytest.mark.parametrize(("name", "layers", "blocks"), [
+    ("late_one", [1, 7], "all"), ("late_zero", [0, 8], "all"), ("stack", [2, 6], "all"), ("stack_frozen", [2, 6], "new"),
+    ("llama_pro", [6, 2], "new"), ("published", [3, 3, 2], None)])  # fmt: skip
+def test_a_schedule_is_a_list_of_stages_to_the_depth_of_the_model(name, layers, blocks):
+    found = load_recipe({"schedule": name, "model": {"n_layer": 8}, "train": {"tokens": 1e6}}).stages
+    assert [stage.layers for stage in found] == layers and found[-1].blocks == blocks
+    assert sum(stage.tokens or 0 for stage in found) == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"stages": [{"layers": 1}]}, "schedule stack makes the stages, but the recipe has 1 of its own"),
+    ({"model": {"n_layer": 1}}, "schedule stack needs more blocks than model.n_layer 1")])
+def test_a_schedule_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe({"schedule": "stack", "train": {"steps": 10}} | changes)
+
+
+def test_a_late_expansion_grows_all_blocks_from_none_with_the_moments_of_the_base(given, tmp_path):
+    recipe = {key: value for key, value in given.items() if key not in ("stages", "growth")} | {"controls": []}
+    recipe |= {"schedule": "late_zero", "model": recipe["model"] | {"n_layer": 2}, "train": recipe["train"] | {"steps": 15}}
+    assert grow(tmp_path, recipe) == 0
+    first, last = (tmp_path / "grown" / f"stage-{number}" for number in (1, 2))
+    assert (summary(first)["steps"], summary(last)["steps"]) == (12, 3)
+    assert summary(first)["model"]["n_layer"] == 0 and summary(last)["parameters"]["frozen"] == 0
+    held, grown = (load_tensors(list_states(run)[-1] / "optimizer.safetensors") for run in (first, last))
+    assert float(grown["head.weight/step"]) == float(held["head.weight/step"]) + 3
+    assert float(grown["blocks.1.mlp.up.weight/step"]) == 3
+    assert generate(first, ["Hello"], Sampling(max_new_tokens=3))[0].startswith("Hello")
+
+
+def test_moments_that_are_gone_are_named(given, grown, tmp_path, capsys):
+    folder = shutil.copytree(grown / "stage-1", tmp_path / "given")
+    shutil.rmtree(folder / "state")
+    changes = {"growth": {"base": str(folder), "carry": True}, "stages": [{"layers": 1, "steps": 2}], "controls": []}
+    assert grow(tmp_path, given | changes) == 2
+    assert "given/state does not exist" in capsys.readouterr().err
 
 
 def command(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Growing by blocks: what starts how, what trains, what stays as it was, and adapters on what is frozen."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from glyphlm.base.errors import InputError
-from glyphlm.composition.growth import grow, places_of_old
+from glyphlm.composition.growth import carried, check_growth, grow, places_of_old
 from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
 from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT
@@ -17,7 +18,7 @@ from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.adapters import adapted, merge_adapters
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective
-from glyphlm.training.optim import make_adamw
+from glyphlm.training.optim import make_adamw, take_moments
 
 V, T = 96, 8
 CONFIG = ModelConfig(d_model=32, n_layer=2, n_head=2, block_size=T, head_bias=True)
@@ -43,7 +44,7 @@ def trained_names(model: GPT) -> set[str]:
 
 
 def train_a_little(model: GPT) -> None:
-    optimizer, objective = make_adamw(model, 0.1, (0.9, 0.95)), Objective(model, torch.float32)
+    optimizer, objective = make_adamw(model.parameters(), 0.1, (0.9, 0.95)), Objective(model, torch.float32)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.01
     for _ in range(3):
         objective(X_BT, Y_BT, targets=Y_BT.numel()).backward()
@@ -104,7 +105,7 @@ def test_only_what_the_settings_say_trains(head, norm):
 def test_bytes_of_what_is_frozen_stay_and_it_has_neither_gradient_nor_moments(settings):
     model = grown(**settings)
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    optimizer, trained = make_adamw(model, 0.1, (0.9, 0.95)), trained_names(model)
+    optimizer, trained = make_adamw(model.parameters(), 0.1, (0.9, 0.95)), trained_names(model)
     Objective(model, torch.float32)(X_BT, Y_BT, targets=Y_BT.numel()).backward()
     assert {name for name, values in model.named_parameters() if values.grad is not None} == trained
     for group in optimizer.param_groups:
@@ -212,3 +213,44 @@ def test_settings_out_of_range_are_refused(kind, wrong, limit):
     shown = value[0] if name == "targets" and value else value
     with pytest.raises(InputError, match=re.escape(f"{name} {shown!r}") + f".*{limit}"):
         kind(**wrong)
+
+
+@pytest.mark.parametrize(("start", "place", "sources"), [
+    ("random", "top", {0: 0, 1: 1}), ("zero", "interleaved", {0: 0, 2: 1}), ("copy", "top", {0: 0, 1: 1, 2: 1, 3: 1}),
+    ("stack", "top", {0: 0, 1: 1, 2: 0, 3: 1}), ("copy", "interleaved", {0: 0, 1: 0, 2: 1, 3: 1})])  # fmt: skip
+def test_moments_go_where_the_values_go(start, place, sources):
+    moments = {f"blocks.{n}.mlp.up.weight/exp_avg": torch.tensor(float(n)) for n in (0, 1)}
+    moments["head.weight/step"] = torch.ones(())
+    found = carried(moments, 2, 4, GrowthSettings(start=start, place=place))
+    assert {int(name.split(".")[1]): int(value) for name, value in found.items() if name.startswith("blocks.")} == sources
+    assert float(found["head.weight/step"]) == 1
+    model, old = grown(4, start=start, place=place), base()
+    for number, source in sources.items():
+        assert torch.equal(model.blocks[number].mlp.up.weight, old.blocks[source].mlp.up.weight)
+
+
+def test_an_optimizer_with_carried_moments_goes_on_as_it_would_have():
+    model = base()
+    optimizer, objective = make_adamw(model.parameters(), 0.1, (0.9, 0.95)), Objective(model, torch.float32)
+
+    def step(optimizer, objective):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        objective(X_BT, Y_BT, targets=Y_BT.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step(optimizer, objective)
+    other = grown(2, copy.deepcopy(model), blocks="all")
+    moments = {f"{name}/{key}": value for name, p in model.named_parameters() for key, value in optimizer.state[p].items()}
+    carried_over = make_adamw(other.parameters(), 0.1, (0.9, 0.95))
+    take_moments(carried_over, other, carried(moments, 2, 2, GrowthSettings(blocks="all")))
+    step(optimizer, objective)
+    step(carried_over, Objective(other, torch.float32))
+    assert all(torch.equal(p, other.get_parameter(name)) for name, p in model.named_parameters())
+
+
+def test_nothing_can_be_copied_of_no_blocks():
+    with pytest.raises(InputError, match="no blocks, of which start copy"):
+        check_growth(replace(CONFIG, n_layer=0), CONFIG, GrowthSettings(start="copy"))

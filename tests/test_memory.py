@@ -68,7 +68,7 @@ def held(model: GPT | Fusion, load: Load) -> int:
     """The most bytes that the second training step holds at one time."""
     model.recompute = load.recompute
     objective = Objective(model, torch.bfloat16 if load.bf16 else torch.float32, 1 if load.documents else None)
-    optimizer = make_adamw(model, 0.1, (0.9, 0.95))
+    optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.95))
     ids_BT = torch.randint(model.head.out_features, (load.rows * load.passes, T))
 
     def step() -> None:

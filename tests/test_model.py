@@ -293,8 +293,8 @@ def test_heads_that_do_not_fit_are_refused_with_ones_that_do():
         ModelConfig(d_model=48, n_head=5)
     with pytest.raises(ValueError, match="16 heads of even width"):
         ModelConfig(d_model=48, n_head=16)
-    with pytest.raises(ValueError, match="n_layer 0 .*at least 1"):
-        ModelConfig(n_layer=0)
+    with pytest.raises(ValueError, match="n_layer -1 .*at least 0"):
+        ModelConfig(n_layer=-1)
 
 
 def test_code_that_does_not_divide_the_model_is_refused():
@@ -309,7 +309,7 @@ def test_code_that_does_not_divide_the_model_is_refused():
 @pytest.mark.parametrize(
     ("field", "value", "limit"),
     [
-        ("activation", "x", "gelu, gelu_tanh"), ("n_layer", 0, "at least 1"), ("n_layer", 2.0, "int"),
+        ("activation", "x", "gelu, gelu_tanh"), ("n_layer", -1, "at least 0"), ("n_layer", 2.0, "int"),
         ("n_head", True, "int"),
         ("d_model", "32", "int"), ("block_size", -1, "at least 1"), ("rope_base", float("nan"), "float"),
         ("rope_base", 0.0, "at least 1"), ("norm_eps", -1e-5, "at least 0"), ("norm_eps", None, "float"),

@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 
+from glyphlm.base.errors import InputError
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
-from glyphlm.training.optim import make_adamw, make_schedule
+from glyphlm.training.optim import make_adamw, make_optimizer, make_schedule
+from glyphlm.training.settings import TrainSettings
 
 PEAK = 0.4
 
@@ -52,7 +54,7 @@ def test_runs_of_few_steps_and_without_warmup_have_a_rate_at_every_step(kind):
 
 def grouped(trainable: bool) -> tuple[GPT, torch.optim.AdamW]:
     model = GPT(ModelConfig(8, 1, 2, 8, head_bias=True), Substrate(SubstrateConfig(12, 8, "glyph", trainable=trainable), 8))
-    return model, make_adamw(model, 0.3, (0.8, 0.9))
+    return model, make_adamw(model.parameters(), 0.3, (0.8, 0.9))
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -66,7 +68,7 @@ def test_frozen_values_are_in_no_group():
     model, optimizer = grouped(trainable=False)
     model.head.weight.requires_grad_(False)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    again = {id(p) for group in make_adamw(model, 0.3, (0.8, 0.9)).param_groups for p in group["params"]}
+    again = {id(p) for group in make_adamw(model.parameters(), 0.3, (0.8, 0.9)).param_groups for p in group["params"]}
     assert id(model.substrate.table_VE) not in held
     assert held - again == {id(model.head.weight)}
 
@@ -83,3 +85,30 @@ def test_a_step_moves_matrices_and_vectors_as_adamw_does():
         decayed = before[name] * (1 - 0.01 * 0.3) if p.dim() == 2 else before[name]
         first = 0.01 * p.grad / (p.grad.abs() + 1e-8)  # the first step of Adam goes by the sign of the gradient
         torch.testing.assert_close(p.detach(), decayed - first, atol=1e-6, rtol=1e-5)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest():
+    torch.manual_seed(0)
+    model, copied = (GPT(ModelConfig(8, 2, 2, 8), Substrate(SubstrateConfig(12, 8, trainable=True), 8)) for _ in range(2))
+    model.init_weights(1)
+    copied.load_state_dict(model.state_dict())
+    hidden = [name for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
+    alone = torch.optim.Muon([copied.get_parameter(name) for name in hidden], lr=0.02, weight_decay=0.1,
+                             adjust_lr_fn="match_rms_adamw")
+    rest = make_adamw([p for name, p in copied.named_parameters() if name not in hidden], 0.1, (0.9, 0.95))
+    joined = make_optimizer(model, "muon", 0.1, (0.9, 0.95))
+    for group in [*joined.param_groups, *rest.param_groups]:
+        group["lr"] = 0.02
+    for _ in range(3):
+        for one, optimizers in ((model, [joined]), (copied, [alone, rest])):
+            one(torch.arange(8)[None]).logsumexp(-1).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert len(hidden) == 8 and all("momentum_buffer" in joined.state[model.get_parameter(name)] for name in hidden)
+    assert all(torch.equal(p, copied.get_parameter(name)) for name, p in model.named_parameters())
+
+
+def test_muon_needs_whole_matrices():
+    with pytest.raises(InputError, match="optimizer muon .*fsdp2.*choose ddp"):
+        TrainSettings(steps=1, optimizer="muon", parallel="fsdp2")

@@ -37,14 +37,16 @@ OWNERS = {
     "scipy": {"evaluation.stats"},
     "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.tokenizer"},
-    "transformers": {"evaluation.model", "modeling.hf", "runs.chat", "runs.folder", "runs.foreign"},
+    "transformers": {"composition.dock", "evaluation.model", "modeling.bytefusion", "modeling.hf", "runs.chat",
+                     "runs.folder", "runs.foreign"},
     "uvicorn": {"interop.http_server"},
     "wrapt": {"__init__"},
     "yaml": {"base.records"},
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {f"modeling.{name}" for name in
-           ("assembly", "config", "decoding_step", "fusion", "heads", "hf", "mixing", "model", "substrate", "together")}
+           ("assembly", "bytefusion", "config", "decoding_step", "fusion", "heads", "hf", "mixing", "model", "substrate",
+            "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 
@@ -104,7 +106,8 @@ def test_a_library_is_imported_by_its_owners_alone(library):
 @pytest.mark.parametrize("module", sorted(SHIPPED))
 def test_shipped_files_need_only_torch_transformers_and_each_other(module):
     allowed = {"torch", "transformers", "safetensors", "glyphlm"}  # transformers need safetensors
-    allowed |= {"collections", "contextlib", "copy", "dataclasses", "heapq", "math", "pathlib", "types", "typing", "zlib"}
+    allowed |= {"bisect", "collections", "contextlib", "copy", "dataclasses", "hashlib", "heapq", "math", "pathlib", "types"}
+    allowed |= {"typing", "zlib"}
     assert {name.split(".")[0] for name in imports(module)} <= allowed
     assert ours(module) <= SHIPPED
     assert {m for m in MODULES if m.startswith("modeling.") and not m.endswith("__init__")} == SHIPPED

@@ -21,7 +21,7 @@ from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.layouts import BYTES, SPECIALS, choose_characters, compact_backend, repeated
 from glyphlm.tokenizer.ngrams import LONG_RUN, TextCounts, count_text
-from glyphlm.tokenizer.tokenizer import MAX_UNCUT, PIECE_CHARS, Tokenizer
+from glyphlm.tokenizer.tokenizer import MAX_UNCUT, PIECE_CHARS, Tokenizer, byte_tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 PHRASES = [phrase.text for phrase in phrases()[:60]]
@@ -387,3 +387,12 @@ def test_a_foreign_vocabulary_is_cut_there_too(tokenizer):
     metaspace = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     started = foreign(lambda ids: tokenizers.models.BPE(ids, []), metaspace, {"\u2581": 0, ":": 1, "A": 2})
     assert started.encode("A") == [0, 2] and started.encode_pair(":", "A") == ([0, 1], [2])
+
+
+def test_the_byte_vocabulary_keeps_every_text_and_every_byte():
+    tokenizer = byte_tokenizer()
+    text = "Ж 中 𝄞\n\t</s>"
+    assert tokenizer.encode(text) == [4 + byte for byte in text.encode()]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert [tokenizer.text_bytes(4 + byte) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
+    assert tokenizer.decode([*tokenizer.encode("Hi"), 4 + 0xFF]) == "Hi\ufffd" and tokenizer.vocab_size == 260

@@ -150,6 +150,20 @@ def test_run_that_was_stopped_ends_as_if_it_had_not(shards, stopped, straight):
     assert_equal_runs(stopped, straight)
 
 
+def test_muon_goes_on_bit_for_bit_where_it_was_stopped(shards, tmp_path):
+    def leave(state: TrainState) -> None:
+        if state.step == 7:
+            raise RuntimeError("out")
+
+    torch.manual_seed(0)
+    Arm(shards).train(tmp_path / "straight", settings(optimizer="muon"))
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="out"):
+        Arm(shards).train(tmp_path / "stopped", settings(optimizer="muon"), leave)
+    Arm(shards, seed=1).train(tmp_path / "stopped", settings(optimizer="muon"))
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "straight")
+
+
 def test_finished_run_does_nothing_more(shards, straight, tmp_path):
     run = shutil.copytree(straight, tmp_path / "run")
     before = (run / METRICS).read_bytes()
@@ -434,7 +448,7 @@ def test_micro_batches_add_up_to_the_same_gradient(shards, tmp_path, monkeypatch
         return {name: before[name] - p.detach() for name, p in arm.model.named_parameters()}
 
     # Plain descent at rate 1 moves each value by its gradient.
-    monkeypatch.setattr("glyphlm.training.loop.make_adamw", lambda model, *_: torch.optim.SGD(model.parameters()))
+    monkeypatch.setattr("glyphlm.training.loop.make_optimizer", lambda model, *_: torch.optim.SGD(model.parameters()))
     whole, pairs, single = (gradient(micro_rows) for micro_rows in (4, 2, 1))
     for name, expected in whole.items():
         assert expected.abs().max() > 1e-4

@@ -79,16 +79,21 @@ def run_fuse(arguments: Sequence[str]) -> None:
         "fuse",
         "Fuse models that were trained apart over one vocabulary into one, without training: a run folder that generates, "
         "is scored and loads like any other. A fused run among them counts as its experts, so that experts can join one "
-        "after another. Methods that are trained (gate, head, adapter) belong into a recipe: fusion: {experts: [...], "
-        "method: gate}, for glyphlm train.",
+        "after another, and leave again (--without). With --level bytes experts have any vocabularies, and may be models of "
+        "other libraries (folders that transformers read, or hf:NAME). Trained methods (gate, head, adapter) belong into a "
+        "recipe: fusion: {experts: [...], method: gate}, for glyphlm train.",
         "glyphlm fuse runs/en-ru runs/en-zh --out runs/moe\n"
         "  glyphlm fuse runs/moe runs/en-de --out runs/three\n"
-        "  glyphlm fuse runs/en-ru runs/en-zh --method weighted_logits --weights 0.7 0.3 --out runs/mixed",
+        "  glyphlm fuse runs/three --without 3 --out runs/two\n"
+        "  glyphlm fuse runs/en-ru runs/en-zh --method weighted_logits --weights 0.7 0.3 --out runs/mixed\n"
+        "  glyphlm fuse runs/en-ru hf:EleutherAI/pythia-70m --level bytes --method posterior --reset 0.01 --out runs/docked",
     )
     parser.usage = "glyphlm fuse RUN RUN [RUN ...] [--method METHOD] --out FOLDER"
     parser.add_argument("experts", nargs="+", metavar="RUN", help="run folders, of single or fused models")
-    others = ("experts", "weights", "allow_different_substrates", "top_k", "route_after", "rank")
+    others = ("experts", "without", "routers", "weights", "allow_different_substrates", "top_k", "route_after", "rank")
     parser.add_settings(FusionSettings, skip=others)
+    parser.add_argument("--routers", nargs="+", default=[], metavar="RUN", help="of router: small runs, one an expert")
+    parser.add_argument("--without", nargs="+", type=int, default=[], metavar="N", help="experts to leave out, from 1 on")
     parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
     parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
     parser.add_out("run folder to write", required=True)

@@ -14,8 +14,8 @@ from glyphlm.base.names import SETTINGS, SUMMARY
 from glyphlm.base.outputs import Build, found_build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
-from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings
-from glyphlm.modeling.config import FusionConfig
+from glyphlm.composition.dock import describe_docked, dock, expert_digest
+from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings, kept_numbers
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
@@ -51,29 +51,50 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
         raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
                          f"{settings.method}}}) and run glyphlm train")
     check_settings(settings)
-    build = _build(settings, [weights_sha256(run) for run in settings.experts], out)
+    build = _build(settings, out)
     with one_writer(out):
         if build.is_done(out):
             say(f"{out} is done already")
         else:
-            model, tokenizer = build_fusion(settings)
-            summary = {"name": out.name, "command": command, **describe_untrained(model, tokenizer, settings)}
             with build.folder(out) as partial:
-                export_model(model, tokenizer, partial)
-                (partial / SETTINGS).write_text(to_json(asdict(settings)), encoding="utf-8")  # JSON is YAML
+                summary = {"name": out.name, "command": command, **write_fusion(settings, partial)}
+                (partial / SETTINGS).write_text(to_json(settings.described()), encoding="utf-8")  # JSON is YAML
                 write_card(partial, summary)
                 write_summary(partial, summary)
-            say(f"{out}: {len(model.experts)} experts, {settings.method}, {summary['parameters']['total']:,} parameters")
+            fused, count = summary["fusion"], summary["parameters"]["total"]
+            say(f"{out}: {len(fused['weights'])} experts, {settings.method}, {count:,} parameters")
         return read_json(out / SUMMARY)
 
 
-def _build(settings: FusionSettings, digests: list[str], out: Path) -> Build:
+def _build(settings: FusionSettings, out: Path) -> Build:
     """What `out` is made from; experts that it was made from already may have moved, so they keep the names they had."""
+    digest = expert_digest if settings.level == "bytes" else weights_sha256
     found, names = found_build(out), list(settings.experts)
+    digests, routers = [digest(run) for run in names], {run: digest(run) for run in settings.routers}
     was = found.settings.get("experts") if found else None
     if found and isinstance(was, list) and [found.inputs.get(str(name)) for name in was] == digests:
         names = was
-    return Build("fusion", asdict(settings) | {"experts": names}, dict(zip(names, digests)))
+    return Build("fusion", settings.described() | {"experts": names}, dict(zip(names, digests)) | routers)
+
+
+def write_fusion(settings: FusionSettings, partial: Path) -> dict[str, Any]:
+    """Write model and tokenizer of a fusion that is not trained into the folder `partial`; its summary fields.
+
+    Raises:
+        InputError: as `build_fusion` and `dock`.
+    """
+    if settings.level == "bytes":
+        return describe_untrained(describe_docked(*dock(settings, partial), settings))
+    models, tokenizer = _load(settings)
+    experts = chosen_experts(settings, models)
+    if len(experts) == 1:
+        model, described = experts[0].model, {"taken_from": {"experts": settings.experts, "without": settings.without}}
+    else:
+        model = join(settings, experts)
+        model.init_weights(1)
+        described = {"fusion": describe_fusion(model, settings)}
+    export_model(model, tokenizer, partial)
+    return describe_untrained({**described, **describe_model(model, tokenizer)})
 
 
 def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Tokenizer]:
@@ -82,12 +103,18 @@ def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Token
     Raises:
         InputError: settings contradict each other, a run is damaged, or runs do not fit each other.
     """
-    check_settings(settings)
-    loaded = [load_run(run) for run in settings.experts]
-    check_vocabularies(settings.experts, [tokenizer for _, tokenizer in loaded])
-    fusion = assemble(settings, [model.gpt for model, _ in loaded])
+    models, tokenizer = _load(settings)
+    fusion = assemble(settings, models)
     fusion.init_weights(seed)
-    return fusion.eval(), loaded[0][1]
+    return fusion.eval(), tokenizer
+
+
+def _load(settings: FusionSettings) -> tuple[list[GPT | Fusion], Tokenizer]:
+    check_settings(settings)
+    runs = [*settings.experts, *settings.routers]
+    loaded = [load_run(run) for run in runs]
+    check_vocabularies(runs, [tokenizer for _, tokenizer in loaded])
+    return [model.gpt for model, _ in loaded], loaded[0][1]
 
 
 def assemble(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> Fusion:
@@ -98,15 +125,32 @@ def assemble(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> Fusion
     Raises:
         InputError: models do not fit each other.
     """
-    experts = [expert for number, (run, model) in enumerate(zip(settings.experts, models))
+    return join(settings, chosen_experts(settings, models))
+
+
+def chosen_experts(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> list[Expert]:
+    """The experts of the models of `settings.experts`, in that order, but for those that are left out.
+
+    Raises:
+        InputError: an expert to be left out does not exist, or one belongs to a trained fusion.
+    """
+    experts = [expert for number, (run, model) in enumerate(zip([*settings.experts, *settings.routers], models))
                for expert in experts_of(model, run, number)]
+    return [experts[number] for number in kept_numbers(settings, len(experts))]
+
+
+def join(settings: FusionSettings, experts: Sequence[Expert]) -> Fusion:
+    """The fused model of experts.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
     join_substrates(experts, settings.allow_different_substrates)
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
     if settings.top_k is not None and settings.top_k > len(experts):
         raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
-    values: dict[str, Any] = {name: getattr(settings, name) for name in FusionConfig.__dataclass_fields__}
-    values["weights"] = weights
-    return Fusion(FusionConfig(**values), [expert.model for expert in experts])
+    return Fusion(settings.config(weights and [weight / sum(weights) for weight in weights]),
+                  [expert.model for expert in experts])
 
 
 def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
@@ -124,7 +168,8 @@ def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> 
         where = f"id {number} is {one!r} in {name}, {two!r} in {run}"
         if number is None:
             where = f"{name} and {run} merge otherwise ({first.fingerprint[:12]}, {other.fingerprint[:12]})"
-        raise InputError(f"vocabularies differ: {where}; fuse runs that were trained with one tokenizer")
+        raise InputError(f"vocabularies differ: {where}; fuse runs that were trained with one tokenizer, or add "
+                         "--level bytes")
 
 
 def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
@@ -137,6 +182,8 @@ def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
         return [Expert(run, model, 1.0, number)]
     if model.fusion.method in ("gate", "adapter"):
         raise InputError(f"{run} has a trained {model.fusion.method}, which would be lost; name its experts instead")
+    if model.fusion.routers:
+        raise InputError(f"{run} has {model.fusion.routers} routers, which belong to its experts; name the runs instead")
     return [Expert(f"{run}, expert {place}", expert, share, number)
             for place, (expert, share) in enumerate(zip(taken_apart(model), model.weights), start=1)]
 
@@ -150,11 +197,14 @@ def taken_apart(fusion: Fusion) -> list[GPT]:
             expert.head = head
         return list(fusion.experts)
     for expert, (weight_VD, bias_V) in zip(fusion.experts, fusion.heads()):
-        expert.config = replace(expert.config, head_bias=fusion.biased)
-        expert.head = nn.Linear(*weight_VD.shape[::-1], bias=fusion.biased, device="meta")
-        expert.head.weight = nn.Parameter(weight_VD.detach())
+        # An expert that had no bias has one if training has moved it from 0.
+        if bias_V is not None and not (expert.config.head_bias or bias_V.is_meta or bool(bias_V.any())):
+            bias_V = None
+        expert.config = replace(expert.config, head_bias=bias_V is not None)
+        expert.head = nn.Linear(*weight_VD.shape[::-1], bias=bias_V is not None, device="meta")
+        expert.head.weight = nn.Parameter(weight_VD.detach().clone())
         if bias_V is not None:
-            expert.head.bias = nn.Parameter(bias_V.detach())
+            expert.head.bias = nn.Parameter(bias_V.detach().clone())
     return list(fusion.experts)
 
 
@@ -192,11 +242,10 @@ def _named(expert: Expert) -> str:
     return f"{expert.name} has {config.kind} {config.fingerprint[:12]}{trained}"
 
 
-def describe_untrained(model: Fusion, tokenizer: Tokenizer, settings: FusionSettings) -> dict[str, Any]:
+def describe_untrained(described: dict[str, Any]) -> dict[str, Any]:
     """Summary fields of a fused model that is not trained further."""
     return {
-        "fusion": describe_fusion(model, settings),
-        **describe_model(model, tokenizer),
+        **described,
         "tokens": 0,
         "steps": 0,
         "bits_per_byte": {"train": None, "validation": None},

@@ -1,10 +1,12 @@
 """Which runs become one model, and how: typed settings."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
-from glyphlm.modeling.config import Method
+from glyphlm.modeling.config import FusionConfig, Method
 
 TRAINED = ("gate", "head", "adapter")
 WEIGHTED = ("weighted_logits", "mean_probs", "posterior")  # the methods that take weights
@@ -13,7 +15,13 @@ RANGES = {
     "route_after": Range(1, 10**9, whole=True),
     "rank": Range(1, 10**6, whole=True),
     "temperature": Range(0, 1e6, above=True),
+    "memory": Range(0, 1e9, above=True),
+    "reset": Range(0, 0.999),
+    "segment": Range(2, 10**9, whole=True),
 }
+OF_BYTES = ("mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior")  # methods for any vocabulary
+# Settings that older fused runs do not name, and their defaults.
+LATER = {"level": "tokens", "without": [], "routers": [], "segment": None, "memory": None, "reset": 0.0}
 
 
 @dataclass
@@ -31,7 +39,18 @@ class FusionSettings:
         route_after: Tokens that all experts read before top_k of them are chosen.
         rank: Of the adapter.
         temperature: Of posterior; above 1 it follows the text more slowly.
+        memory: Of posterior; tokens (bytes, with level bytes) after which what was read counts 1/e. By default all of a text
+            counts alike.
+        reset: Of posterior; the probability that a text goes over to another expert at a token, such as 0.01 for text that
+            changes its language in mid-sentence.
+        level: What is fused: the next tokens of experts of one vocabulary, or the next bytes, for experts of any
+            vocabularies, models of other libraries among them (exact, and slow: each expert reads a text byte by byte).
+        routers: Of router: small runs, one an expert in the same order, that read the first `route_after` tokens; the expert
+            of the one that gives them the highest probability reads the rest of the segment alone.
+        segment: Of router; tokens after which an expert is chosen anew. By default one reads the whole text.
         allow_different_substrates: Fuse experts that read other codes or tables; logits need only the vocabulary.
+        without: Experts that are left out, by their number among all of them from 1 on; a single one that remains is a run
+            of its own again, with the weights that it had.
     """
 
     experts: list[str] = field(default_factory=list)
@@ -41,7 +60,13 @@ class FusionSettings:
     route_after: int = 32
     rank: int = 16
     temperature: float = 1.0
+    memory: float | None = None
+    reset: float = 0.0
+    level: Literal["tokens", "bytes"] = "tokens"
+    routers: list[str] = field(default_factory=list)
+    segment: int | None = None
     allow_different_substrates: bool = False
+    without: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_values(self, "fusion.", RANGES)
@@ -50,6 +75,41 @@ class FusionSettings:
                              "sum to 1")
         if self.top_k is not None and self.method != "gate":
             raise InputError(f"fusion.top_k {self.top_k} applies only to method gate, not to {self.method}; remove it")
+        if (self.memory is not None or self.reset) and self.method != "posterior":
+            raise InputError(f"fusion.memory {self.memory} and reset {self.reset} apply only to method posterior, not to "
+                             f"{self.method}; remove them")
+        if bool(self.routers) != (self.method == "router") or (self.segment is not None and not self.routers):
+            raise InputError(f"fusion.routers {self.routers} and segment {self.segment} do not fit method {self.method}: "
+                             "router needs small runs, one an expert; other methods none")
+        if self.segment is not None and self.segment <= self.route_after:
+            raise InputError(f"fusion.segment {self.segment} must be longer than route_after {self.route_after}")
+        if self.level == "bytes" and self.method not in OF_BYTES:
+            raise InputError(f"method {self.method} does not apply to level bytes; choose {', '.join(OF_BYTES)}")
+
+    def described(self) -> dict[str, Any]:
+        """The settings as they are recorded in a run: those of later versions only where they are not at their default."""
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+
+    def config(self, weights: Sequence[float] | None) -> FusionConfig:
+        """What the model needs of them, with the weights of all experts."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in FusionConfig.__dataclass_fields__}
+        values |= {"weights": weights and [*weights], "routers": len(self.routers)}
+        return FusionConfig(**values)
+
+
+def kept_numbers(settings: FusionSettings, count: int) -> list[int]:
+    """The numbers, from 0 on, of those of `count` experts that are fused.
+
+    Raises:
+        InputError: an expert to be left out does not exist, or none remains.
+    """
+    wrong = next((number for number in settings.without if not 1 <= number <= count), None)
+    if wrong is not None:
+        raise InputError(f"without {wrong} names no expert; give numbers from 1 to {count}")
+    kept = [number for number in range(count) if number + 1 not in settings.without]
+    if not kept:
+        raise InputError(f"without {settings.without} leaves none of {count} experts; keep at least one")
+    return kept
 
 
 def check_settings(settings: FusionSettings) -> None:
@@ -59,7 +119,7 @@ def check_settings(settings: FusionSettings) -> None:
         InputError: the value, the limit and the cure are named.
     """
     method, runs, weights = settings.method, len(settings.experts), settings.weights
-    if runs < 2:
+    if runs < 2 and not settings.without:
         raise InputError(f"{runs} expert ({', '.join(settings.experts)}) cannot be fused; name at least two runs")
     if weights is None and method == "weighted_logits":
         raise InputError(f"weighted_logits needs weights, one a run ({runs}), such as {[round(1 / runs, 3)] * runs}")

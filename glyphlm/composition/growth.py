@@ -4,10 +4,10 @@ Published growth (arXiv 2507.07129, sections 3 and 4): blocks are trained on a f
 are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09685) let old blocks follow when it is deep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
 from glyphlm.composition.growthsettings import GrowthSettings
@@ -42,6 +42,29 @@ def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, to
     return model
 
 
+def carried(moments: Mapping[str, Tensor], before: int, after: int, settings: GrowthSettings) -> dict[str, Tensor]:
+    """What the optimizer held of each tensor of the base, under the names of the grown model.
+
+    Old blocks keep theirs, blocks that start as copies copy them, other new blocks have none.
+
+    Args:
+        moments: Named TENSOR/KEY, as in a checkpoint.
+        before: Blocks of the base.
+        after: Blocks of the grown model.
+    """
+    old, kept = places_of_old(before, after, settings.place), {}
+    sources = dict(zip(old, range(before)))
+    for place, source in sources_of_new(old, after, settings.start).items():
+        sources[place] = sources[source]
+    for name, values in moments.items():
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            kept |= {f"blocks.{place}.{rest}": values for place, source in sources.items() if source == int(number)}
+        else:
+            kept[name] = values
+    return kept
+
+
 def check_growth(was: ModelConfig, now: ModelConfig, settings: GrowthSettings) -> None:
     """Refuse what cannot be grown.
 
@@ -54,6 +77,8 @@ def check_growth(was: ModelConfig, now: ModelConfig, settings: GrowthSettings) -
                              f"set model.{name} to {value}")
     if now.n_layer < was.n_layer:
         raise InputError(f"the base has {was.n_layer} blocks, the recipe {now.n_layer}; growth adds blocks")
+    if was.n_layer == 0 and settings.start in ("copy", "stack"):
+        raise InputError(f"the base has no blocks, of which start {settings.start} could make copies; choose random or zero")
     if settings.start == "stack" and settings.place != "top":
         raise InputError("start stack puts copies of the whole stack on top; place interleaved does not fit it")
     if settings.blocks == "all" and adapts(settings, now.n_layer):
@@ -90,12 +115,18 @@ def frozen(substrate: Substrate, tokenizer_fingerprint: str) -> Substrate:
 def _start(model: GPT, old: Sequence[int], start: str) -> None:
     """Fill the new blocks, which are random so far; from below, so that copies can be copied."""
     new = [place for place in range(len(model.blocks)) if place not in old]
-    for number, place in enumerate(new):
-        if start == "zero":
-            _add_nothing(model.blocks[place])
-        elif start != "random":
-            source = old[number % len(old)] if start == "stack" else max(0, place - 1)
-            model.blocks[place].load_state_dict(model.blocks[source].state_dict())
+    for place in new if start == "zero" else []:
+        _add_nothing(model.blocks[place])
+    for place, source in sources_of_new(old, len(model.blocks), start).items():
+        model.blocks[place].load_state_dict(model.blocks[source].state_dict())
+
+
+def sources_of_new(old: Sequence[int], after: int, start: str) -> dict[int, int]:
+    """The block that each new one is a copy of, from below; empty where they start otherwise."""
+    new = [place for place in range(after) if place not in old]
+    if start == "stack":
+        return {place: old[number % len(old)] for number, place in enumerate(new)}
+    return {place: max(0, place - 1) for place in new} if start == "copy" else {}
 
 
 def _add_nothing(block: Block) -> None:

@@ -53,6 +53,8 @@ class GrowthSettings:
         head_rank: Of that change.
         norm: Whether the final norm trains.
         lora: Adapters on the old blocks.
+        carry: Go on with the optimizer's moments of the base: old blocks keep theirs, copied blocks copy them, new ones have
+            none. By default it begins anew.
         continue_data: Go on where the base stopped reading, instead of at the beginning of the data.
         cache: Keep what leaves the frozen blocks for the next epochs: none, memory, or a folder. All epochs then cut the
             text at the same places.
@@ -67,6 +69,7 @@ class GrowthSettings:
     head_rank: int = 8
     norm: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
+    carry: bool = False
     continue_data: bool = True
     cache: str = "none"
     cache_gb: float = 4.0

@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from glyphlm.base.errors import InputError
+from glyphlm.base.tensors import load_tensors
 from glyphlm.composition.fuse import build_fusion
 from glyphlm.composition.fusionsettings import TRAINED, FusionSettings
-from glyphlm.composition.growth import grow
+from glyphlm.composition.growth import carried, grow
 from glyphlm.composition.hidden_cache import HiddenCache
 from glyphlm.data.batches import Batches, TokenText
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
-from glyphlm.runs.folder import load_run, read_summary, weights_sha256
+from glyphlm.runs.folder import load_run, read_summary, run_config, weights_sha256
 from glyphlm.substrate.build import load_substrate
 from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.training.checkpoint import OPTIMIZER, list_states
 from glyphlm.training.parallel import world
 
 
@@ -99,6 +103,24 @@ def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], b
         batches.restore(before["position"])
     if growth.cache != "none":
         model.kept = _hidden_cache(recipe, model, training)
+
+
+def moments_of_base(recipe: Recipe) -> dict[str, Tensor]:
+    """What the optimizer of the base held when it ended, under the names of the grown model; empty without growth.carry.
+
+    Raises:
+        InputError: its last checkpoint is gone, or was written by several processes that each had a part.
+    """
+    growth = recipe.growth
+    if not (growth.base and growth.carry):
+        return {}
+    states = list_states(Path(growth.base))
+    path = states[-1] / OPTIMIZER if states else Path(growth.base) / "state"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, so there are no moments to go on with; set growth.carry to false")
+    tensors = load_tensors(path)
+    tensors.pop("rng", None)
+    return carried(tensors, run_config(growth.base).model["n_layer"], recipe.model.n_layer, growth)
 
 
 def _hidden_cache(recipe: Recipe, model: GPT, training: Sequence[TokenText]) -> HiddenCache:

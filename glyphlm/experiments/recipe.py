@@ -13,6 +13,7 @@ from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growthsettings import GrowthSettings
 from glyphlm.data.source import Source
+from glyphlm.experiments.schedules import SCHEDULES
 from glyphlm.modeling.config import ModelConfig
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.settings import TokenizerSettings
@@ -60,7 +61,11 @@ class Stage:
         lr: As train.lr.
         schedule: As train.schedule.
         flat_after: As train.flat_after.
+        warmup: As train.warmup.
+        decay: As train.decay.
         start: As growth.start.
+        place: As growth.place.
+        carry: As growth.carry.
         blocks: As growth.blocks.
         head: As growth.head.
         lora_rank: As growth.lora.rank.
@@ -73,15 +78,19 @@ class Stage:
     lr: float | None = None
     schedule: Literal["cosine", "wsd", "constant"] | None = None
     flat_after: int | None = None
+    warmup: float | None = None
+    decay: float | None = None
     start: Literal["random", "zero", "copy", "stack"] | None = None
+    place: Literal["top", "interleaved"] | None = None
+    carry: bool | None = None
     blocks: Literal["new", "all"] | None = None
     head: Literal["full", "low_rank", "frozen"] | None = None
     lora_rank: int | None = None
     data: list[Source] | None = None
 
     def __post_init__(self) -> None:
-        check_values(self, "stages.", {name: RANGES[name] for name in ("steps", "tokens", "lr", "flat_after")}
-                     | {"lora_rank": Range(0, 1 << 16, whole=True)})
+        ranges = {name: RANGES[name] for name in ("steps", "tokens", "lr", "flat_after", "warmup", "decay")}
+        check_values(self, "stages.", ranges | {"lora_rank": Range(0, 1 << 16, whole=True)})
 
 
 @dataclass
@@ -90,11 +99,15 @@ class GrowthRecipe(Recipe):
 
     Args:
         stages: From the first to the last; they set model.n_layer.
+        schedule: Instead of stages: those of a schedule from the literature, which grow to model.n_layer and share the
+            tokens of train: one late expansion of a model of one block (late_one) or none (late_zero), G_stack (stack, and
+            stack_frozen, its control), llama_pro, or published.
         controls: Models of the final depth, trained at once, all of them: with as many tokens as all stages together, or
             with as many floating-point operations.
     """
 
     stages: list[Stage] = field(default_factory=list)
+    schedule: Literal["late_one", "late_zero", "stack", "stack_frozen", "llama_pro", "published"] | None = None
     controls: list[Literal["tokens", "flops"]] = field(default_factory=list)
 
 
@@ -157,7 +170,30 @@ def load_recipe(
             for part in reversed(name.split(".")):
                 value = {part: value}
             values = _laid_over(values, value)
-    return settings_of(kind, values)
+    found = settings_of(kind, values)
+    return with_stages(found) if isinstance(found, GrowthRecipe) else found
+
+
+def with_stages(recipe: GrowthRecipe) -> GrowthRecipe:
+    """The recipe with the stages of its growth schedule, which grow to `model.n_layer` and share `train.tokens` or steps.
+
+    Raises:
+        InputError: it has stages of its own, or fewer blocks or tokens than the schedule needs.
+    """
+    if recipe.schedule is None:
+        return recipe
+    if recipe.stages:
+        raise InputError(f"schedule {recipe.schedule} makes the stages, but the recipe has {len(recipe.stages)} of its own; "
+                         "remove one of the two")
+    stages, depth, train = [], recipe.model.n_layer, recipe.train
+    for blocks, share, settings in SCHEDULES[recipe.schedule]:
+        missing = depth - sum(stage.layers for stage in stages)
+        layers = missing if blocks < 0 else blocks if blocks in (0, 1) else max(1, round(blocks * depth))
+        if not (blocks == 0 or 0 < layers <= missing):
+            raise InputError(f"schedule {recipe.schedule} needs more blocks than model.n_layer {depth}; raise it")
+        amount = {"steps": max(1, round(train.steps * share))} if train.steps else {"tokens": (train.tokens or 0) * share}
+        stages.append(Stage(layers=int(layers), **amount, **settings))
+    return replace(recipe, schedule=None, stages=stages)
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -22,9 +22,8 @@ def check_stages(recipe: GrowthRecipe) -> None:
         raise InputError("the recipe has no stages; give stages: [{layers: 1, steps: 1000}, ..], or use glyphlm train")
     base_shape(recipe)  # refuses what cannot be grown
     for number, stage in enumerate(recipe.stages, 1):
-        least = 0 if number > 1 or recipe.growth.base else 1
-        if stage.layers < least:
-            raise InputError(f"stage {number} adds {stage.layers} layers; growth only adds, at least {least} here")
+        if stage.layers < 0:
+            raise InputError(f"stage {number} adds {stage.layers} layers; growth only adds, at least 0")
         if stage.steps is not None and stage.tokens is not None:
             raise InputError(f"stage {number} has steps {stage.steps} and tokens {stage.tokens:g}; give one of the two")
     if recipe.controls and (recipe.growth.base or any(stage.data for stage in recipe.stages)):

@@ -31,7 +31,7 @@ from glyphlm.data.batches import (
 from glyphlm.data.exclusion import Exclusion
 from glyphlm.data.shards import prepare, prepare_examples
 from glyphlm.data.source import Source
-from glyphlm.experiments.build_model import build_model, go_on_from_base, shards_read
+from glyphlm.experiments.build_model import build_model, go_on_from_base, moments_of_base, shards_read
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.experiments.resume import has_begun, pin_inputs, read_settings, record_settings
 from glyphlm.experiments.stages import AnyRecipe, base_shape, with_parts_of_base
@@ -108,7 +108,8 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
             return try_out(opened, out)
         summary = describe_start(opened, command)
         validation = opened.validation if opened.held_out else None
-        state = train(opened.model, opened.batches, opened.recipe.train, out, validation)
+        moments = moments_of_base(opened.recipe)
+        state = train(opened.model, opened.batches, opened.recipe.train, out, validation, moments=moments)
         if world.is_main:
             finish(opened, state, summary, out)
         world.wait()

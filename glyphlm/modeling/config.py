@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Kind = Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"]
 Method = Literal[
-    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "gate", "head", "adapter"
+    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "router", "gate", "head", "adapter"
 ]
 
 
@@ -153,8 +153,8 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("d_model", "n_layer", "n_head", "block_size", "rope_base"), 1)
-        check_fields(self, least | {"norm_eps": 0})
+        least = dict.fromkeys(("d_model", "n_head", "block_size", "rope_base"), 1)
+        check_fields(self, least | {"n_layer": 0, "norm_eps": 0})
         if self.d_model % (2 * self.n_head):
             fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
@@ -173,6 +173,10 @@ class FusionConfig:
         route_after: Tokens of a text that all experts read before top_k of them are chosen.
         rank: Of adapter.
         temperature: Of posterior: above 1 it moves more slowly.
+        memory: Of posterior: tokens after which what an expert gave to them counts 1/e; None forgets nothing.
+        reset: Of posterior: probability that a text goes over to another expert at a token.
+        routers: Of router: how many of the models, the last ones, only choose among the others, as many as they are.
+        segment: Of router: tokens after which an expert is chosen anew; by default one reads the whole text.
     """
 
     method: Method = "mean_logits"
@@ -181,17 +185,29 @@ class FusionConfig:
     route_after: int = 32
     rank: int = 16
     temperature: float = 1.0
+    memory: float | None = None
+    reset: float = 0.0
+    routers: int = 0
+    segment: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1})
+        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1, "reset": 0, "routers": 0, "segment": 2})
+        if self.memory is not None and self.memory <= 0:
+            raise ValueError(f"memory {self.memory} must be above 0")
+        if self.reset >= 1:
+            raise ValueError(f"reset {self.reset} must be below 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature} must be above 0")
         if self.weights is not None and not (self.weights and min(self.weights) >= 0 < sum(self.weights)):
             raise ValueError(f"weights {self.weights} must be at least 0, and some above it")
+        if (self.routers > 0) != (self.method == "router"):
+            raise ValueError(f"routers {self.routers} do not fit method {self.method}; router needs one an expert")
+        if self.segment is not None and self.segment <= self.route_after:
+            raise ValueError(f"segment {self.segment} must be longer than route_after {self.route_after}")
         if self.top_k is not None and self.method != "gate":
             raise ValueError(f"top_k {self.top_k} belongs to method gate, not {self.method}; leave it out")
 
     @property
     def records(self) -> int:
         """Layers of the cache that hold no keys and values, but what the method remembers of earlier positions."""
-        return int(self.method == "posterior" or self.top_k is not None)
+        return int(self.method in ("posterior", "router") or self.top_k is not None)

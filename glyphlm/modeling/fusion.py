@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from .config import FusionConfig
 from .heads import TiedHead, cross_entropy, target_nats_of
-from .mixing import choose, gate, max_confidence, mean_probs, posterior, weighted_logits
+from .mixing import choose, gate, max_confidence, mean_probs, posterior, route, updated_nats, weighted_logits
 from .model import GPT, Block, Cache, Kept
 from .substrate import Substrate
 from .together import Together, can_join
 
-OF_PROBABILITIES = ("mean_probs", "max_confidence", "posterior")  # these need each expert's own distribution
+OF_PROBABILITIES = ("mean_probs", "max_confidence", "posterior", "router")  # these need each expert's own distribution
 LOGITS_AT_ONCE = 1 << 25  # as in training
 
 
@@ -100,8 +100,11 @@ class Fusion(nn.Module):
 
     def __init__(self, fusion: FusionConfig, experts: Sequence[GPT]):
         super().__init__()
-        if fusion.weights is not None and len(fusion.weights) != len(experts):
-            raise ValueError(f"weights {fusion.weights} do not fit {len(experts)} experts; give one an expert")
+        speakers = len(experts) - fusion.routers
+        if fusion.routers and fusion.routers != speakers:
+            raise ValueError(f"{fusion.routers} routers do not fit {speakers} experts; give each one")
+        if fusion.weights is not None and len(fusion.weights) != speakers:
+            raise ValueError(f"weights {fusion.weights} do not fit {speakers} experts; give one an expert")
         if fusion.top_k is not None and fusion.top_k > len(experts):
             raise ValueError(f"top_k {fusion.top_k} is more than the {len(experts)} experts")
         sizes = {expert.vocab_size for expert in experts}
@@ -180,7 +183,8 @@ class Fusion(nn.Module):
     @property
     def weights(self) -> list[float]:
         """Weights of the experts, in their order."""
-        return self.fusion.weights or [1 / len(self.experts)] * len(self.experts)
+        speakers = len(self.experts) - self.fusion.routers
+        return self.fusion.weights or [1 / speakers] * speakers
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """ids_BT -> logits_BTV; log-probabilities where the method mixes probabilities."""
@@ -239,13 +243,19 @@ class Fusion(nn.Module):
 
     def _needed(self, given: Pass) -> list[int]:
         everyone = list(range(len(self.experts)))
-        if self.fusion.top_k is None or given.past == 0:
+        routed = self.fusion.method == "router" and self.fusion.segment is None
+        if given.past == 0 or (self.fusion.top_k is None and not routed):
             return everyone
-        nothing = self.experts[0].norm.weight.new_empty(len(given.ids_BT), 0, len(everyone))
-        scores_BSM, _ = given.remember(nothing, nothing[..., :0])
         text_BS = given.text_BS[:, : given.past]
         if bool((text_BS.sum(1) < self.fusion.route_after).any()):
             return everyone
+        if routed:
+            nothing = self.experts[0].norm.weight.new_empty(len(given.ids_BT), 0, sum(self._widths))
+            _, nats_BSM = given.remember(nothing, nothing[..., : len(everyone)])
+            total_BM = (nats_BSM * self._early(text_BS)[..., None]).sum(1)[:, -self.fusion.routers :]
+            return posterior(total_BM, total_BM.new_tensor(self.weights), 1.0).argmax(-1).unique().tolist()
+        nothing = self.experts[0].norm.weight.new_empty(len(given.ids_BT), 0, len(everyone))
+        scores_BSM, _ = given.remember(nothing, nothing[..., :0])
         chosen_BM = choose(scores_BSM, self._early(text_BS), self.fusion.top_k)
         return chosen_BM.any(0).nonzero().flatten().tolist()
 
@@ -259,6 +269,8 @@ class Fusion(nn.Module):
             return self._gate(parts, given)
         if self.fusion.method == "posterior":
             return self._posterior(torch.cat([*parts], -1), given)
+        if self.fusion.method == "router":
+            return self._route(torch.cat([*parts], -1), given)
         return parts[0].new_tensor(self.weights).expand(*given.ids_BT.shape, -1)
 
     def _gate(self, parts: Sequence[Tensor], given: Pass) -> Tensor:
@@ -273,14 +285,10 @@ class Fusion(nn.Module):
 
     def _posterior(self, x_BTF: Tensor, given: Pass) -> Tensor:
         """What an expert gave to a token is read from the state before it, the last of which the cache remembers."""
-        before_BTF, nats_B1M = F.pad(x_BTF, (0, 0, 1, -1)), 0.0
-        if given.past:
-            seen_BSF, seen_BSM = given.remember(x_BTF[:, :0], x_BTF[:, :0, : len(self.experts)].float())
-            before_BTF[:, 0], nats_B1M = seen_BSF[:, -1], seen_BSM[:, -1:]
-        text_BS = given.text_BS
-        known_BT = (text_BS & F.pad(text_BS[:, :-1], (1, 0)))[:, given.past :]
-        nats_BTM = self._nats(before_BTF, given.ids_BT)
-        if given.documents_BT is None:
+        nats_BTM, known_BT, nats_B1M = self._given(x_BTF, given)
+        if self.fusion.memory is not None or self.fusion.reset:
+            total_BTM = self._forget(nats_B1M, nats_BTM, known_BT, given.documents_BT)
+        elif given.documents_BT is None:
             total_BTM = nats_B1M + (nats_BTM * known_BT[..., None]).cumsum(1)
         else:  # each document begins anew
             same_BTT = given.documents_BT[:, :, None] == given.documents_BT[:, None]
@@ -289,6 +297,50 @@ class Fusion(nn.Module):
         given.remember(x_BTF, total_BTM)
         weights_BTM = posterior(total_BTM, total_BTM.new_tensor(self.weights), self.fusion.temperature)
         return weights_BTM.to(x_BTF.dtype)
+
+    def _given(self, x_BTF: Tensor, given: Pass) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Nats of each new token under each expert [B, T, M], where they are known, and what is remembered of the last
+        position before."""
+        before_BTF, last_B1M = F.pad(x_BTF, (0, 0, 1, -1)), 0.0
+        if given.past:
+            seen_BSF, seen_BSM = given.remember(x_BTF[:, :0], x_BTF[:, :0, : len(self.experts)].float())
+            before_BTF[:, 0], last_B1M = seen_BSF[:, -1], seen_BSM[:, -1:]
+        text_BS = given.text_BS
+        known_BT = (text_BS & F.pad(text_BS[:, :-1], (1, 0)))[:, given.past :]
+        return self._nats(before_BTF, given.ids_BT), known_BT, last_B1M
+
+    def _route(self, x_BTF: Tensor, given: Pass) -> Tensor:
+        """The small models, the last ones, have read the tokens too; segments are counted in each text."""
+        nats_BTM, known_BT, _ = self._given(x_BTF, given)
+        text_BS = given.text_BS
+        documents_BS = torch.zeros_like(text_BS) if given.documents_BT is None else given.documents_BT
+        same_BSS = documents_BS[:, :, None] == documents_BS[:, None]
+        if given.documents_BT is not None:  # without cache
+            known_BT = known_BT & F.pad(same_BSS.diagonal(1, 1, 2), (1, 0))
+        place_BS = (same_BSS.tril() & text_BS[:, None]).sum(-1) - 1
+        segment_BS = torch.zeros_like(place_BS)
+        if self.fusion.segment is not None:
+            place_BS, segment_BS = place_BS % self.fusion.segment, place_BS // self.fusion.segment
+        same_BSS = (same_BSS & (segment_BS[:, :, None] == segment_BS[:, None])).tril()
+        _, nats_BSM = given.remember(x_BTF, nats_BTM * known_BT[..., None])
+        prior_M = nats_BSM.new_tensor(self.weights)
+        weights_BSM = route(nats_BSM[..., len(prior_M) :], same_BSS, place_BS, prior_M, self.fusion.route_after)
+        return weights_BSM[:, given.past :].to(x_BTF.dtype)
+
+    def _forget(
+        self, nats_B1M: Tensor | float, nats_BTM: Tensor, known_BT: Tensor, documents_BT: Tensor | None
+    ) -> Tensor:
+        """The sums of nats_BTM token by token, with memory and reset; each document begins anew."""
+        how, prior_M, found = self.fusion, nats_BTM.new_tensor(self.weights), []
+        total_BM = nats_B1M[:, 0] if isinstance(nats_B1M, Tensor) else torch.zeros_like(nats_BTM[:, 0])
+        for place in range(nats_BTM.shape[1]):
+            if documents_BT is not None and place:
+                total_BM = total_BM * (documents_BT[:, place] == documents_BT[:, place - 1])[:, None]
+            newer_BM = updated_nats(total_BM, nats_BTM[:, place], prior_M, how.temperature, how.memory, how.reset)
+            same_B = documents_BT is None or place == 0 or documents_BT[:, place] == documents_BT[:, place - 1]
+            total_BM = torch.where((known_BT[:, place] & same_B)[:, None], newer_BM, total_BM)
+            found.append(total_BM)
+        return torch.stack(found, 1)
 
     def _nats(self, x_BTF: Tensor, ids_BT: Tensor) -> Tensor:
         """Cross-entropy of each id under each expert, float32 [B, T, M], of which the states before them are given."""
@@ -308,14 +360,16 @@ class Fusion(nn.Module):
         logp_MBTV = torch.stack([logits_BTV.float().log_softmax(-1) for logits_BTV in self._each(x_BTF)])
         if self.fusion.method == "max_confidence":
             return max_confidence(logp_MBTV)
-        return mean_probs(logp_MBTV, x_BTF[..., -len(self.experts) :].float().movedim(-1, 0))
+        speakers = len(self.experts) - self.fusion.routers
+        return mean_probs(logp_MBTV[:speakers], x_BTF[..., -speakers:].float().movedim(-1, 0))
 
     def nats(self, x_NF: Tensor, y_N: Tensor) -> Tensor:
         """Cross-entropy of each target, float32 [N]; from that of each expert where the method mixes probabilities."""
-        if self.joined or self.fusion.method not in ("mean_probs", "posterior"):
+        if self.joined or self.fusion.method not in ("mean_probs", "posterior", "router"):
             return cross_entropy(self.logits(x_NF), y_N)
         logp_MN1 = -self._each_nats(x_NF, y_N).T[..., None]
-        return -mean_probs(logp_MN1, x_NF[..., -len(self.experts) :].float().T)[:, 0]
+        speakers = len(self.experts) - self.fusion.routers
+        return -mean_probs(logp_MN1[:speakers], x_NF[..., -speakers:].float().T)[:, 0]
 
     def heads(self) -> list[tuple[Tensor, Tensor | None]]:
         """weight_VD and bias_V of each expert's own columns of a joined head."""

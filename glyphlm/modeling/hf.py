@@ -118,6 +118,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]
     _supports_sdpa = supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # transformers' Trainer then averages accumulated batches itself
+    no_text: list[int] | None = None  # ids that are never to be generated
 
     def __init__(self, config: GlyphLMConfig):
         super().__init__(config)

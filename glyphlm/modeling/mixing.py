@@ -3,9 +3,11 @@
 Shapes: as in model.py; M experts of widths D.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,6 +37,40 @@ def posterior(nats_BTM: Tensor, prior_M: Tensor, temperature: float) -> Tensor:
     """How likely each expert is the one whose text this is, after what it gave to all tokens so far (their summed nats):
     Bayes' rule, token by token (Branch-Train-Merge, arXiv 2208.03306; with a temperature as in c-BTM, 2303.14177)."""
     return (prior_M.log() - nats_BTM / temperature).softmax(-1)
+
+
+def updated_nats(
+    nats_XM: Tensor, new_XM: Tensor, prior_M: Tensor, temperature: float, memory: float | None, reset: float
+) -> Tensor:
+    """What `posterior` counts of each expert after one token more, of which it gave `new_XM`.
+
+    With `memory` what is older than that many tokens has faded (each token multiplies it by exp(-1 / memory)). With
+    `reset` a text changes its expert at each token with that probability, to any of them by `prior_M`: the forward pass
+    of a hidden Markov model, fixed share (Herbster & Warmuth 1998, Tracking the best expert). No expert is then less
+    likely than `reset` times its prior, so that a change of language is followed within a few tokens.
+    """
+    nats_XM = (nats_XM if memory is None else nats_XM * math.exp(-1 / memory)) + new_XM
+    if not reset:
+        return nats_XM
+    weights_XM = (1 - reset) * posterior(nats_XM, prior_M, temperature) + reset * prior_M
+    return torch.where(prior_M > 0, -temperature * (weights_XM / prior_M).log(), nats_XM)
+
+
+def route(nats_BSM: Tensor, same_BSS: Tensor, place_BS: Tensor, prior_M: Tensor, route_after: int) -> Tensor:
+    """weights_BSM of the experts by what a small model of each gave to the first `route_after` tokens of a segment.
+
+    While they are read, as `posterior`; from then on the likeliest expert reads the segment alone (SmallTalk LM, arXiv
+    2410.03529, which lets it read the first tokens, too, before they are known).
+
+    Args:
+        same_BSS: Whether two positions, the second one not later, belong to one segment.
+        place_BS: The place of each position in its segment, from 0 on.
+    """
+    early_BS = place_BS < route_after
+    total_BSM = same_BSS.to(nats_BSM.dtype) @ (nats_BSM * early_BS[..., None])
+    weights_BSM = posterior(total_BSM, prior_M, 1.0)
+    surest_BSM = F.one_hot(weights_BSM.argmax(-1), weights_BSM.shape[-1]).to(weights_BSM.dtype)
+    return torch.where((place_BS < route_after - 1)[..., None], weights_BSM, surest_BSM)
 
 
 def gate(scores_BTM: Tensor, speaks_BTM: Tensor | None = None) -> Tensor:

@@ -129,7 +129,7 @@ def update_seconds(trained: int, settings: TrainSettings) -> float:
     """Seconds in which `trained` values are clipped and updated; timed on at most 2^22 of them."""
     count = min(trained, 1 << 22)
     holder = nn.ParameterList([nn.Parameter(torch.zeros(count // 1024 + 1, 1024, device=settings.device))])
-    optimizer, times = make_adamw(holder, settings.weight_decay, (settings.beta1, settings.beta2)), []
+    optimizer, times = make_adamw(holder.parameters(), settings.weight_decay, (settings.beta1, settings.beta2)), []
     for _ in range(4):
         holder[0].grad = torch.ones_like(holder[0])
         begin = time.perf_counter()

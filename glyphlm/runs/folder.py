@@ -7,7 +7,7 @@ without remote code after `import glyphlm`.
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig
@@ -17,6 +17,7 @@ from glyphlm.base.names import CONFIG, SUMMARY, WEIGHTS
 from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
 from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share
+from glyphlm.modeling.bytefusion import ByteFusionConfig, ByteFusionForCausalLM
 from glyphlm.modeling.config import HeadConfig, ModelConfig
 from glyphlm.modeling.fusion import FusedShape, Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
@@ -28,6 +29,10 @@ from glyphlm.runs.where import folder_of
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SUMMARY_PARTS = {"name": str, "substrate": dict, "parameters": dict, "bits_per_byte": dict}  # which every summary has
+KINDS: dict[str, tuple[type[GlyphLMConfig], Any]] = {
+    GlyphLMConfig.model_type: (GlyphLMConfig, GlyphLMForCausalLM),
+    ByteFusionConfig.model_type: (ByteFusionConfig, ByteFusionForCausalLM),
+}
 
 
 def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
@@ -98,11 +103,12 @@ def run_config(run: str | Path) -> GlyphLMConfig:
     if not path.is_file():
         raise InputError(f"{run} is not a finished run (no {CONFIG}); train it to the end with glyphlm train")
     found = read_json(path)
-    if found.get("model_type") != GlyphLMConfig.model_type:
+    kind, _ = KINDS.get(str(found.get("model_type")), (None, None))
+    if kind is None:
         raise InputError(f"{path} is of model_type {found.get('model_type')!r}, not {GlyphLMConfig.model_type}: this is no "
                          "run folder")
     try:
-        return GlyphLMConfig.from_dict(found)
+        return cast(GlyphLMConfig, kind.from_dict(found))
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
 
@@ -121,7 +127,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     _check_files(run)
     try:
         with quiet():
-            model = GlyphLMForCausalLM.from_pretrained(run, config=config, dtype=torch.float32)
+            model = KINDS[config.model_type][1].from_pretrained(run, config=config, dtype=torch.float32)
     except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
     tokenizer = Tokenizer.load(run)
@@ -132,7 +138,7 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
         raise InputError(f"{run}: the model has {model.config.vocab_size:,} ids, the tokenizer {tokenizer.vocab_size:,}; "
                          "put the right one back")
     tokenizer = tokenizer.as_trained()
-    model.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer))
+    model.generation_config = GenerationConfig(**SAMPLING, **special_ids(tokenizer), suppress_tokens=model.no_text)
     if (run / ADAPTER).is_dir():
         attach_adapters(model, run / ADAPTER)
         merge_adapters(model)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead
-from glyphlm.modeling.model import GPT, KVCache
+from glyphlm.modeling.model import KVCache
 from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
@@ -64,7 +63,7 @@ def continue_ids(
     """The new ids after `ids`, with the one that ends the document if it came.
 
     Args:
-        model: GPT, Fusion, or a model of transformers.
+        model: GPT, Fusion, ByteFusion, or a model of transformers.
         stop: Called after each new id with all new ids; True ends the continuation.
         end_id: The id that ends a document; by default as the model's generation_config says.
 
@@ -88,6 +87,7 @@ def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int) -> Iter
     read_BT = torch.tensor([ids], device=model.device)
     for number in range(sampling.max_new_tokens):
         scores_BV = _check_numbers(logits_after(read_BT).float(), len(ids) + number + 1)
+        scores_BV[:, getattr(model, "no_text", None) or []] = -math.inf
         if sampling.temperature > 0:
             read_BT = torch.multinomial(_narrowed(scores_BV, sampling).softmax(-1), 1, generator=drawn)
         else:
@@ -103,12 +103,12 @@ def reader(model: Any, length: int, likeliest: int = 0) -> Callable[[Tensor], Te
 
     Only those of the `likeliest` ids are needed, or all (0); a head of kind code finds them without computing the others.
     """
-    inner = model if isinstance(model, GPT | Fusion) else getattr(model, "gpt", None)
+    inner: Any = model if hasattr(model, "hidden") else getattr(model, "gpt", None)
     if inner is None or model.device.type != "cpu":
         from glyphlm.runs.foreign import cached_reader  # loads transformers
 
         return cached_reader(model, length)
-    cache, head = KVCache(), inner.head
+    cache, head = KVCache(), getattr(inner, "head", None)
     logits_of = partial(head.best, count=likeliest) if isinstance(head, CodeHead) and likeliest else inner.logits
     return lambda ids_BT: logits_of(inner.hidden(ids_BT, cache=cache)[:, -1])
 

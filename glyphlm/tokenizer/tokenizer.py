@@ -20,7 +20,7 @@ import tokenizers
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json, to_json
 from glyphlm.corpus.reading import Passage
-from glyphlm.tokenizer.layouts import is_reserved
+from glyphlm.tokenizer.layouts import SPECIALS, is_reserved
 from glyphlm.tokenizer.piece_encoder import PieceEncoder
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -322,6 +322,17 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(to_json(self.config), encoding="utf-8")
         lines = (f"{number}\t{token!r}\n" for number, token in enumerate(self.tokens))
         (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The vocabulary of which each id is a byte, after the special tokens; any bytes decode, wrong ones to U+FFFD."""
+    letters = sorted(BYTE_OF_LETTER, key=BYTE_OF_LETTER.__getitem__)
+    ids = {token: number for number, token in enumerate([*SPECIALS, *letters])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIALS))
+    return Tokenizer(backend).as_trained()
 
 
 def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:

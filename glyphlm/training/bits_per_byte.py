@@ -113,6 +113,10 @@ def document_scores(
 
 def _window_nats(model: LanguageModel, batch: list[Window]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Nats and ids of the fresh targets of each window. Attention is causal, so padding on the right has no effect."""
+    if document_nats := getattr(model, "document_nats", None):  # of ByteFusion, which knows where tokens end
+        ids = [torch.from_numpy(window.ids_T.astype(np.int64)) for window in batch]
+        return ([document_nats(ids_T)[-window.fresh :] for ids_T, window in zip(ids, batch)],
+                [ids_T[-window.fresh :] for ids_T, window in zip(ids, batch)])
     longest, fresh = max(len(window.ids_T) for window in batch) - 1, [window.fresh for window in batch]
     x_BT = np.stack([np.pad(w.ids_T[:-1].astype(np.int64), (0, longest + 1 - len(w.ids_T))) for w in batch])
     x_BTD = model.hidden(torch.from_numpy(x_BT).to(model.device))

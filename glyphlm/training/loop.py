@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from glyphlm.training.checkpoint import TrainState, load_state, save_state
 from glyphlm.training.feed import Fed, Feed
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective, to_device
-from glyphlm.training.optim import make_adamw
+from glyphlm.training.optim import make_optimizer, take_moments
 from glyphlm.training.parallel import is_sharded, spread, without_sync, world
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
@@ -49,6 +49,7 @@ def train(
     out: Path,
     validation: Callable[[], Iterator[Batch]] | None = None,
     on_step: Callable[[TrainState], None] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> TrainState:
     """Train `model` on `batches`, with metrics and checkpoints in the folder `out`; a stopped run is resumed.
 
@@ -57,12 +58,13 @@ def train(
     Args:
         validation: gives a fresh pass over held-out batches each time it is called.
         on_step: callback after every step.
+        moments: what a new run's optimizer begins with, named TENSOR/KEY; tensors without any begin at nothing.
 
     Raises:
         InputError: settings contradict each other, a checkpoint is damaged, or the loss is not finite (NaN or infinite).
     """
     steps, trainer = count_steps(settings), _Trainer(model, batches, settings, out)
-    state = trainer.resume()
+    state = trainer.resume(moments or {})
     signals = _stop_signals(trainer.signals)
     cores = sharing_cores() if model.device.type == "cpu" else nullcontext()
     with meter(out.name, steps, done=state.step) as bar, signals, cores, trainer.fed():
@@ -115,7 +117,8 @@ class _Trainer:
         self._use_of_token = sum(part.total for part in flops.values()) / rate / self._world.size if rate else None
         self._is_compiled = resolve_compile(settings.compile, self._device.type)
         self._objective = self._spread_objective()
-        self._optimizer = make_adamw(model, settings.weight_decay, (settings.beta1, settings.beta2))
+        betas = settings.beta1, settings.beta2
+        self._optimizer = make_optimizer(model, settings.optimizer, settings.weight_decay, betas)
         self._is_sharded = is_sharded(model)
         # A sharded optimizer, or one that is not fused, cannot leave out an update on the device.
         can_wait = not self._is_sharded and self._optimizer.defaults.get("fused")
@@ -148,14 +151,16 @@ class _Trainer:
                 block.compile()
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
 
-    def resume(self) -> TrainState:
-        """Restore the newest checkpoint, if any, and drop the metrics that were logged after it."""
+    def resume(self, moments: Mapping[str, Tensor]) -> TrainState:
+        """Restore the newest checkpoint, if any, and drop the metrics that were logged after it; else take `moments`."""
         self._out.mkdir(parents=True, exist_ok=True)
         found = load_state(self._out, self._model, self._optimizer)
         if found is not None:
             self._state, self._window, self._saved = found, Score(**cast(dict[str, Any], found.window)), found.step
             self._batches.restore(found.batches)
             say(f"{self._out}: resuming from step {found.step}")
+        elif moments:
+            take_moments(self._optimizer, self._model, moments)
         if self._world.is_main:
             _keep_metrics(self._out / METRICS, self._state.step if found else -1)
         self._started = time.monotonic() - self._state.seconds

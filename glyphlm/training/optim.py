@@ -1,12 +1,15 @@
 """Optimizer and learning-rate schedules; a schedule is a function step -> float."""
 
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from glyphlm.base.errors import InputError
 
 Schedule = Callable[[int], float]
 
@@ -29,20 +32,72 @@ def warmup_stable_decay(step: int, *, steps: int, warmup: int, peak: float, floo
 
 
 def make_schedule(
-    kind: Literal["cosine", "wsd", "constant"], *, steps: int, warmup: float, peak: float, floor: float
+    kind: Literal["cosine", "wsd", "constant"], *, steps: int, warmup: float, peak: float, floor: float, decay: float = 0.2
 ) -> Schedule:
-    """The schedule `kind` over `steps` steps; `warmup` is a share of them, `floor` a share of `peak`."""
+    """The schedule `kind` over `steps` steps; `warmup` and `decay` are shares of them, `floor` one of `peak`."""
     if kind == "constant":
         floor = 1.0
-    shape = cosine if kind == "cosine" else warmup_stable_decay
+    shape = cosine if kind == "cosine" else partial(warmup_stable_decay, decay=decay)
     return partial(shape, steps=steps, warmup=round(warmup * steps), peak=peak, floor=floor * peak)
 
 
-def make_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay for matrices, not for vectors (norms, biases)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(
+    model: nn.Module, kind: Literal["adamw", "muon"], weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """The optimizer `kind` over the trainable parameters, with learning rate 0."""
+    if kind == "adamw":
+        return make_adamw(model.parameters(), weight_decay, betas)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = {name for name, p in trained.items() if p.dim() == 2 and "blocks." in name and "lora_" not in name}
+    others = make_adamw([p for name, p in trained.items() if name not in hidden], weight_decay, betas)
+    if not hidden:
+        return others
+    # Scaled to the size of AdamW's updates, so that both go by one learning rate (arXiv 2502.16982, section 2.2).
+    muon = torch.optim.Muon([trained[name] for name in trained if name in hidden], lr=0.0, weight_decay=weight_decay,
+                            momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    return Joined(muon, others)
+
+
+def make_adamw(parameters: Iterable[nn.Parameter], weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW over those of the parameters that train; weight decay for matrices, not for vectors (norms, biases)."""
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def take_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+    """Fill an optimizer that has not made a step with moments named TENSOR/KEY, of the tensors that have some and fit.
+
+    Raises:
+        InputError: a moment has another shape than its tensor, or the optimizer is sharded.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        held = {key.rpartition("/")[2]: values for key, values in moments.items() if key.rpartition("/")[0] == name}
+        if id(p) not in trained or not held:
+            continue
+        wrong = next((key for key, values in held.items() if values.dim() and values.shape != p.shape), None)
+        if wrong or hasattr(p, "full_tensor"):
+            raise InputError(f"the moments of {name} cannot be carried over ({'sharded' if not wrong else wrong}); set "
+                             "growth.carry to false")
+        optimizer.state[p].update({key: values.to(p.device).clone() for key, values in held.items()})
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers, each over parameters of its own, as one: groups and states are theirs."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+        groups = [group for part in parts for group in part.param_groups]
+        super().__init__([{**group} for group in groups], {})
+        self.param_groups = groups
+
+        self.state: Any = ChainMap(*(part.state for part in parts))
+
+    def step(self, closure: Any = None) -> None:
+        """A step of each."""
+        for part in self.parts:
+            part.step()

@@ -15,6 +15,7 @@ RANGES = {
     "micro_batch_tokens": Range(1, 2**40, whole=True),
     "lr": Range(0, 10),  # of AdamW: about the distance that a value moves per step
     "lr_floor": Range(0, 1),
+    "decay": Range(0, 1),
     "warmup": Range(0, 1),
     "weight_decay": Range(0, 10),
     "beta1": Range(0, 1, below=True),
@@ -40,9 +41,12 @@ class TrainSettings:
         tokens: Training tokens; give this or steps.
         batch_tokens: Tokens of one optimizer step.
         micro_batch_tokens: Tokens of one forward and backward pass; gradients add up to a step.
-        lr: Peak learning rate of AdamW.
+        optimizer: AdamW for all, or Muon for the matrices of the blocks (torch.optim.Muon, its updates scaled to the size of
+            AdamW's; arXiv 2502.16982) and AdamW for the rest.
+        lr: Peak learning rate.
         lr_floor: Final learning rate as a share of lr.
         schedule: Cosine, warm-up-stable-decay (wsd), or constant after the warm-up.
+        decay: Share of all steps in which the rate of schedule wsd falls, at the end.
         warmup: Warm-up as a share of all steps.
         weight_decay: Weight decay of matrices; none for norms and biases.
         beta1: First-moment decay of AdamW.
@@ -75,9 +79,11 @@ class TrainSettings:
     tokens: float | None = None
     batch_tokens: int = 8192
     micro_batch_tokens: int = 8192
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     lr_floor: float = 0.1
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    decay: float = 0.2
     warmup: float = 0.05
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -103,6 +109,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_values(self, "train.", RANGES)
+        if self.optimizer == "muon" and self.parallel == "fsdp2":
+            raise InputError("train.optimizer muon needs whole matrices, which train.parallel fsdp2 cuts up; choose ddp, or "
+                             "optimizer adamw")
 
 
 def count_steps(settings: TrainSettings) -> int:
@@ -146,5 +155,5 @@ def schedule_of(settings: TrainSettings) -> Callable[[int], float]:
     """The learning rate of each step."""
     from glyphlm.training.optim import make_schedule  # loads torch, which --help need not wait for
 
-    shape = {"warmup": settings.warmup, "peak": settings.lr, "floor": settings.lr_floor}
+    shape = {"warmup": settings.warmup, "peak": settings.lr, "floor": settings.lr_floor, "decay": settings.decay}
     return make_schedule(settings.schedule, steps=count_steps(settings), **shape)
