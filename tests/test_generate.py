@@ -22,6 +22,7 @@ from glyphlm.runs.sampling import Sampling
 FUSIONS = {method: {"method": method} for method in Method.__args__} | {
     "weighted_logits": {"method": "weighted_logits", "weights": [0.7, 0.3]},
     "posterior": {"method": "posterior", "temperature": 20.0},
+    "router": {"method": "router", "routers": 1},
     "sparse gate": {"method": "gate", "top_k": 1, "route_after": 4},
 }
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}

@@ -170,7 +170,7 @@ def load_recipe(
             for part in reversed(name.split(".")):
                 value = {part: value}
             values = _laid_over(values, value)
-    found = settings_of(kind, values)
+    found: Any = settings_of(kind, values)
     return with_stages(found) if isinstance(found, GrowthRecipe) else found
 
 

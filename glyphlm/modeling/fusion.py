@@ -254,6 +254,7 @@ class Fusion(nn.Module):
             _, nats_BSM = given.remember(nothing, nothing[..., : len(everyone)])
             total_BM = (nats_BSM * self._early(text_BS)[..., None]).sum(1)[:, -self.fusion.routers :]
             return posterior(total_BM, total_BM.new_tensor(self.weights), 1.0).argmax(-1).unique().tolist()
+        assert self.fusion.top_k is not None
         nothing = self.experts[0].norm.weight.new_empty(len(given.ids_BT), 0, len(everyone))
         scores_BSM, _ = given.remember(nothing, nothing[..., :0])
         chosen_BM = choose(scores_BSM, self._early(text_BS), self.fusion.top_k)

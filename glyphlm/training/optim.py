@@ -94,10 +94,9 @@ class Joined(torch.optim.Optimizer):
         groups = [group for part in parts for group in part.param_groups]
         super().__init__([{**group} for group in groups], {})
         self.param_groups = groups
-
         self.state: Any = ChainMap(*(part.state for part in parts))
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """A step of each."""
         for part in self.parts:
             part.step()
