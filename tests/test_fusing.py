@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -155,6 +154,26 @@ def test_a_third_expert_joins_a_fused_run(runs, logits, tmp_path):
     close(logits_of(tmp_path / "three"), logits_of(tmp_path / "at once"))
 
 
+def test_experts_that_leave_leave_the_others_as_they_were(runs, logits, tmp_path):
+    fused(runs, "a wide c", tmp_path / "moe")
+    moe = {"moe": str(tmp_path / "moe")}
+    fused(moe, "moe", tmp_path / "two", without=[2])
+    close(logits_of(tmp_path / "two"), (logits["a"] + logits["c"]) / 2)
+    for number, name in ((1, "a"), (2, "wide")):  # also one whose head has no bias beside heads that have
+        others = [other for other in (1, 2, 3) if other != number]
+        summary = fused(moe, "moe", tmp_path / name, without=others)
+        assert summary["taken_from"] == {"experts": [moe["moe"]], "without": others}
+        for file in ("model.safetensors", "config.json"):
+            assert (tmp_path / name / file).read_bytes() == (Path(runs[name]) / file).read_bytes(), (name, file)
+
+
+@pytest.mark.parametrize(("without", "refusal"), [([4], "without 4 names no expert; give numbers from 1 to 2"),
+                                                  ([1, 2], "leaves none of 2 experts")])
+def test_experts_that_are_not_there_cannot_leave(without, refusal, runs, tmp_path):
+    with pytest.raises(InputError, match=refusal):
+        fused(runs, "a b", tmp_path / "out", without=without)
+
+
 def test_a_fused_run_hands_its_weight_on(runs, logits, tmp_path):
     fused(runs, "a b", tmp_path / "moe", method="weighted_logits", weights=[0.8, 0.2])
     runs = runs | {"moe": str(tmp_path / "moe")}
@@ -222,8 +241,7 @@ def test_top_k_is_at_most_all_experts(runs):
     with pytest.raises(InputError, match="top_k 3 is more than the 2 experts"):
         build_fusion(FusionSettings([runs["a"], runs["b"]], "gate", top_k=3))
     fusion, _ = build_fusion(FusionSettings([runs["a"], runs["b"]], "gate", top_k=1, route_after=8))
-    assert asdict(fusion.fusion) == {"method": "gate", "weights": None, "top_k": 1, "route_after": 8, "rank": 16,
-                                     "temperature": 1.0}
+    assert fusion.fusion == FusionConfig("gate", top_k=1, route_after=8)
 
 
 def test_different_codes_fuse_where_that_is_allowed(runs, logits, tmp_path):
