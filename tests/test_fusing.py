@@ -13,6 +13,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import read_build
 from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.modeling.config import FusionConfig
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig

@@ -61,8 +61,8 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
                 (partial / SETTINGS).write_text(to_json(settings.described()), encoding="utf-8")  # JSON is YAML
                 write_card(partial, summary)
                 write_summary(partial, summary)
-            fused, count = summary["fusion"], summary["parameters"]["total"]
-            say(f"{out}: {len(fused['weights'])} experts, {settings.method}, {count:,} parameters")
+            made = f"{len(summary['fusion']['weights'])} experts, {settings.method}" if "fusion" in summary else "one expert"
+            say(f"{out}: {made}, {summary['parameters']['total']:,} parameters")
         return read_json(out / SUMMARY)
 
 
