@@ -5,6 +5,7 @@
 Reads results.jsonl of freezing and fusion with recipes/study_*.yaml, and growth.jsonl with the claims below.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -42,7 +43,16 @@ def study_verdicts(name: str) -> list[Row]:
                 for row in judge(settings.claims, rows)]
     write_atomic(folder / "claims.jsonl", to_lines(verdicts))
     write_atomic(folder / "claims.svg", draw_claims(verdicts))
+    page = (folder / "results.md").read_text(encoding="utf-8")
+    section = f"## Claims\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}\n"
+    write_atomic(folder / "results.md", re.sub(r"## Claims\n.*?(?=^!\[)", lambda _: section, page, flags=re.S | re.M))
     return verdicts
+
+
+def summary(verdicts: list[Row]) -> str:
+    """What was judged how, as a sentence."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
+    return f"{counts}; judged by docs/results/judge.py, corrected within each source, after the results were known."
 
 
 def growth_verdicts() -> list[Row]:
@@ -56,8 +66,7 @@ def main() -> None:
     """Print the tables."""
     for name, verdicts in (("freezing", study_verdicts("freezing")), ("fusion", study_verdicts("fusion")),
                            ("growth", growth_verdicts())):
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
-        print(f"## {name}: {counts}\n\n{claims_table(verdicts)}")
+        print(f"## {name}\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}")
 
 
 if __name__ == "__main__":

@@ -45,14 +45,16 @@ def passage(text: str, characters: int, dice: random.Random) -> str:
 
 
 def cut_texts(folder: Path) -> None:
-    """Write NAME.jsonl and NAME-held-out.jsonl, a document a line."""
+    """Write NAME.jsonl, NAME-held-out.jsonl and mixed-held-out.jsonl, whose documents change language: a document a line."""
+    held_out: dict[str, list[dict[str, str]]] = {}
     for name, (file, characters, scored) in TEXTS.items():
         documents, dice = works(next(folder.rglob(f"{file}.jsonl.gz"))), random.Random(SEED)
-        held_out = {*dice.sample(range(len(documents)), HELD_OUT)}
+        apart = {*dice.sample(range(len(documents)), HELD_OUT)}
         passages = [documents[number] | {"text": passage(documents[number]["text"], scored, dice)}
-                    for number in sorted(held_out)]
+                    for number in sorted(apart)]
+        held_out[name] = passages
         _write(Path(f"{name}-held-out.jsonl"), passages)
-        others, size = [document for number, document in enumerate(documents) if number not in held_out], 0
+        others, size = [document for number, document in enumerate(documents) if number not in apart], 0
         dice.shuffle(others)
         trained = []
         for document in others:
@@ -60,6 +62,9 @@ def cut_texts(folder: Path) -> None:
                 trained.append(document)
                 size += len(document["text"])
         _write(Path(f"{name}.jsonl"), trained)
+    mixed = [{"text": "\n".join(part["text"][: len(part["text"]) // 2] for part in parts)}
+             for parts in zip(*held_out.values())]
+    _write(Path("mixed-held-out.jsonl"), mixed)
 
 
 def _write(path: Path, documents: list[dict[str, str]]) -> None:
