@@ -449,20 +449,23 @@ def test_polar_order_goes_outwards_from_the_centre(side):
 
 def test_glyph_sheet_shows_the_pictures(tiny, tmp_path):
     tokens = ["I", "O", "a long label of many words", "\n", "中国", "\ud800"]
-    bits_VP = draw_tokens(tokens, load_fonts([tiny], 32), 32).bits_VP
-    glyph_sheet(bits_VP, tokens, tmp_path / "sheet.png", columns=4)
-    glyph_sheet(bits_VP, tokens, tmp_path / "again.png", columns=4)
+    fonts = load_fonts([tiny], 32)
+    bits_VP = draw_tokens(tokens, fonts, 32).bits_VP
+    glyph_sheet(bits_VP, tokens, tmp_path / "sheet.png", fonts, columns=4)
+    glyph_sheet(bits_VP, tokens, tmp_path / "again.png", fonts, columns=4)
     assert (tmp_path / "sheet.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (2 * 80, 4 * 72)
+    assert pixels.shape == (2 * 88, 4 * 72)
     assert np.array_equal(pixels[2:66:2, 4:68:2] == 0, bits_VP[0].reshape(32, 32) == 1)
-    assert (pixels[67:80, :72] < 128).any()  # the caption
+    captions = pixels.reshape(2, 88, 4, 72).swapaxes(1, 2)[:, :, 68:, 4:]
+    assert all((captions[row, column] < 128).any() for row in range(2) for column in range(4) if 4 * row + column < 6)
+    assert not np.array_equal(captions[0, 0], captions[0, 1])  # I is drawn as I, in the font of its picture
 
 
-def test_glyph_sheet_refuses_what_does_not_fit(tmp_path):
+def test_glyph_sheet_refuses_what_does_not_fit(tiny, tmp_path):
     path = tmp_path / "sheet.png"
     for shape, labels in [((2, 16), ["a"]), ((1, 15), ["a"]), ((0, 16), []), ((16,), ["a"])]:
         with pytest.raises(InputError, match="cannot show"):
-            glyph_sheet(np.zeros(shape, np.uint8), labels, path)
+            glyph_sheet(np.zeros(shape, np.uint8), labels, path, load_fonts([tiny], 32))
     assert not path.exists()

@@ -76,7 +76,7 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
             (partial / TOKENS).write_text(to_json(pictured), encoding="utf-8")
             if fonts:
                 shown = sheet_ids(tokenizer.tokens)
-                glyph_sheet(drawing.bits_VP[shown], [pictured[number] for number in shown], partial / SHEET)
+                glyph_sheet(drawing.bits_VP[shown], [pictured[number] for number in shown], partial / SHEET, fonts)
             build.result = {"config": asdict(config), "missing": missing, "blank": blank_ids(drawing, pictured, fonts)}
         say(f"{out}: {settings.kind}, {config.vocab_size:,} codes of width {config.n_embed}, {config.fingerprint[:12]}")
         return config

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,7 +27,8 @@ SEED = 42  # the published builders reset both generators to it for every token,
 STRIP_BYTES = 1 << 20  # strips are composed in pieces of at most 1 MiB, which stay in the cache
 DRAWN_AT_ONCE = 64  # code points
 CODE_POINT_BITS = 21
-SHOWN, TILE = 64, (72, 80)  # glyph sheet: pictures of 64 pixels, tiles with room for a margin and a caption
+SHOWN, TILE = 64, (72, 88)  # glyph sheet: pictures of 64 pixels, tiles with room for a margin and a caption
+CAPTION = 16  # pixels; the size at which Unifont is drawn without grey edges
 LEGIBLE = 4  # pixels a character below which a squeezed picture cannot be read: strokes of Unifont are 2 of 32 wide
 EASY_SCRIPTS = re.compile(r"[\u0000-\u024F\u0370-\u058F]*")  # Latin to Extended-B; Greek, Cyrillic, Armenian
 
@@ -107,8 +108,8 @@ def polar_order(side: int) -> np.ndarray:
     return np.array([y * side + x for _, _, x, y in ranked])
 
 
-def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, columns: int = 16) -> None:
-    """Write a PNG of the pictures as the model sees them, each with its label below; other scripts appear as hex codes.
+def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, fonts: FontChain, columns: int = 16) -> None:
+    """Write a PNG of the pictures as the model sees them, each with its label below in the same fonts, 16 pixels high.
 
     Raises:
         InputError: the pictures are not square, their number differs from that of the labels, or is 0.
@@ -121,15 +122,36 @@ def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, columns:
         )
     width, height = min(columns, len(labels)), -(-len(labels) // columns)
     sheet = Image.new("L", (width * TILE[0], height * TILE[1]), 255)
-    default = ImageFont.load_default(9)
-    assert isinstance(default, ImageFont.FreeTypeFont)  # as always where a size is given
-    font = default.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    pen, faces = ImageDraw.Draw(sheet), [face.font_variant(size=CAPTION) for face in fonts.faces]
     for index, (bits_P, label) in enumerate(zip(bits_VP, labels)):
         corner = (index % columns * TILE[0] + 4, index // columns * TILE[1] + 2)
-        _draw_tile(sheet, corner, bits_P.reshape(side, side), _caption(label, font), font)
+        picture = Image.fromarray(np.where(bits_P.reshape(side, side), 0, 235).astype(np.uint8))
+        sheet.paste(picture.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), corner)
+        _write_caption(pen, (corner[0], corner[1] + SHOWN + 2), label, list(zip(fonts.code_points, faces)))
     png = io.BytesIO()
     sheet.save(png, "PNG")
     write_atomic(Path(path), png.getvalue())
+
+
+def _write_caption(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], label: str, faces: Sequence[tuple[frozenset[int], Any]]
+) -> None:
+    """The label, as far as a picture is wide; a character that is in no font as its code point."""
+    x, end, plain = float(corner[0]), corner[0] + SHOWN, ImageFont.load_default(9)
+    for place, character in enumerate(map(_visible, label)):
+        face = next((face for known, face in faces if ord(character) in known), None)
+        text = character if face else f"{ord(character):04X}"
+        more = 0 if place == len(label) - 1 else 8  # room for the ellipsis
+        if x + (face or plain).getlength(text) + more > end:
+            pen.text((x, corner[1] + 4), "...", font=plain, fill=0)
+            return
+        pen.text((x, corner[1] + 4 * (face is None)), text, font=face or plain, fill=0)
+        x += (face or plain).getlength(text)
+
+
+def _visible(character: str) -> str:
+    """A sign for a space or a control character."""
+    return chr(0x2400 + ord(character)) if character <= " " else character
 
 
 def _check_request(tokens: Sequence[str], fonts: FontChain, side: int, augment: str) -> None:
@@ -212,19 +234,3 @@ def _gather(length: int, side: int, augmentation: Augmentation) -> tuple[np.ndar
     noise = np.random.RandomState(SEED).rand(side, length * side) < augmentation.noise
     columns = (np.arange(side) * 2 + 1) * length // 2
     return np.asarray(strip)[:, columns].ravel(), noise[:, columns].ravel().astype(np.uint8)
-
-
-def _draw_tile(
-    sheet: Image.Image, corner: tuple[int, int], bits_SS: np.ndarray, caption: str, font: ImageFont.FreeTypeFont
-) -> None:
-    """One picture, dark on light grey, enlarged by whole pixels, and its caption below."""
-    picture = Image.fromarray(np.where(bits_SS, 0, 235).astype(np.uint8))
-    sheet.paste(picture.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), corner)
-    ImageDraw.Draw(sheet).text((corner[0], corner[1] + SHOWN + 1), caption, font=font, fill=0)
-
-
-def _caption(label: str, font: ImageFont.FreeTypeFont) -> str:
-    """The label where it is printable ASCII, else its code points in hex, cut to the width of a picture."""
-    plain = label.isascii() and label.isprintable() and not label.isspace()
-    caption = label if plain else " ".join(f"{ord(character):04X}" for character in label)
-    return next(caption[:end] for end in range(len(caption), -1, -1) if font.getlength(caption[:end]) <= SHOWN)
