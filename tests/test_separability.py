@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from glyphlm.analysis.separability import (
+from glyphlm.analysis.probes import (
     FOLDS,
     RIDGE,
     VOTERS,

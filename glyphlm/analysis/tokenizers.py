@@ -14,6 +14,7 @@ from glyphlm.base.outputs import Build
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
 from glyphlm.corpus.sources import describe, find_sources
+from glyphlm.evaluation.text import aligned
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 MB = 1_000_000
@@ -200,9 +201,6 @@ def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as aligned text, names to the left and numbers to the right."""
-    lines = [[head for head, _ in COLUMNS.values()]]
-    lines += [[format(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    sides = ["<" if not form else ">" for _, form in COLUMNS.values()]
-    return "\n".join("  ".join(f"{c:{side}{width}}" for c, side, width in zip(line, sides, widths)) for line in lines)
+    """The rows as aligned text."""
+    heads = [head for head, _ in COLUMNS.values()]
+    return aligned([heads, *([format(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows)])

@@ -111,6 +111,8 @@ def polar_order(side: int) -> np.ndarray:
 def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, fonts: FontChain, columns: int = 16) -> None:
     """Write a PNG of the pictures as the model sees them, each with its label below in the same fonts, 16 pixels high.
 
+    Between the two stands a dotted line where the characters are squeezed too narrow to be read.
+
     Raises:
         InputError: the pictures are not square, their number differs from that of the labels, or is 0.
     """
@@ -127,6 +129,8 @@ def glyph_sheet(bits_VP: np.ndarray, labels: Sequence[str], path: Path, fonts: F
         corner = (index % columns * TILE[0] + 4, index // columns * TILE[1] + 2)
         picture = Image.fromarray(np.where(bits_P.reshape(side, side), 0, 235).astype(np.uint8))
         sheet.paste(picture.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), corner)
+        if pixels_a_character(label, side) < LEGIBLE:
+            pen.point([(corner[0] + x, corner[1] + SHOWN + y) for x in range(0, SHOWN, 3) for y in (0, 1)], 0)
         _write_caption(pen, (corner[0], corner[1] + SHOWN + 2), label, list(zip(fonts.code_points, faces)))
     png = io.BytesIO()
     sheet.save(png, "PNG")
