@@ -16,7 +16,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.evaluation.model import load_eval_model
-from glyphlm.modeling.bytefusion import FIRST_BYTE, UNKNOWN, ByteExpert, Pieces, incomplete
+from glyphlm.modeling.bytecover import FIRST_BYTE, UNKNOWN, ByteExpert, Pieces, incomplete
 from glyphlm.runs.folder import load_run
 from glyphlm.runs.generate import Sampling, generate
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer

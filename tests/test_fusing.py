@@ -15,7 +15,7 @@ from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.modeling.config import FusionConfig
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run, read_summary
 from glyphlm.runs.generate import Sampling, generate
@@ -155,6 +155,30 @@ def test_a_third_expert_joins_a_fused_run(runs, logits, tmp_path):
     close(logits_of(tmp_path / "three"), logits_of(tmp_path / "at once"))
 
 
+def test_the_upper_half_of_a_run_stands_on_its_own_lower_half_as_before(runs, logits, tmp_path):
+    summary = fused(runs, "a a", tmp_path / "same", method="stitch")
+    close(logits_of(tmp_path / "same"), logits["a"])
+    assert summary["model"]["n_layer"] == 2 and summary["parameters"]["trained"] == 0
+    fused(runs, "a b", tmp_path / "two", method="stitch")
+    found = logits_of(tmp_path / "two")
+    assert not torch.allclose(found, logits["a"]) and not torch.allclose(found, logits["b"])
+    with torch.no_grad():  # with a cache
+        model, cache = load_run(tmp_path / "two")[0].gpt, KVCache()
+        parts = [model.hidden(some_ids()[:, at], cache=cache) for at in (slice(0, 7), slice(7, 12))]
+        close(model.logits(torch.cat(parts, 1)), found)
+
+
+def test_stitching_runs_of_two_widths_needs_training(runs, models, tmp_path):
+    with pytest.raises(InputError, match="32 wide, .* 64, so the map .*run glyphlm train"):
+        fused(runs, "a wide", tmp_path / "out", method="stitch")
+    fusion, _ = build_fusion(FusionSettings([runs["a"], runs["wide"]], "stitch"))
+    assert tuple(fusion.map.weight.shape) == (64, 32) and [len(expert.blocks) for expert in fusion.experts] == [1, 1]
+    with pytest.raises(InputError, match="cut 2 .*give 1 to 1"):
+        fused(runs, "a b", tmp_path / "out", method="stitch", cut=2)
+    with pytest.raises(InputError, match="name two runs, not 3"):
+        fused(runs, "a b c", tmp_path / "out", method="stitch")
+
+
 def test_experts_that_leave_leave_the_others_as_they_were(runs, logits, tmp_path):
     fused(runs, "a wide c", tmp_path / "moe")
     moe = {"moe": str(tmp_path / "moe")}
@@ -204,7 +228,7 @@ def test_trained_methods_begin_at_the_mean(method, runs, logits, tokenizer, tmp_
         fused(runs, "a b", tmp_path / "moe", method=method)
 
 
-@pytest.mark.parametrize("method", ["gate", "adapter"])
+@pytest.mark.parametrize("method", ["gate", "adapter", "stitch"])
 def test_a_trained_gate_is_not_thrown_away(method, runs, tokenizer, tmp_path):
     fusion, _ = build_fusion(FusionSettings([runs["a"], runs["b"]], method))
     export_model(fusion, tokenizer, tmp_path / "moe")

@@ -18,7 +18,7 @@ from glyphlm.training.loss import Objective
 
 VOCAB = 60
 METHODS = list(Method.__args__)
-UNTRAINED = [method for method in METHODS if method not in ("gate", "head", "adapter")]
+UNTRAINED = [method for method in METHODS if method not in ("gate", "head", "adapter", "stitch")]
 WEIGHTS = [0.7, 0.3]
 
 
@@ -93,7 +93,7 @@ def step_by_step(fusion: Fusion, ids_BT: Tensor, prompt: int, attended_BT: Tenso
     return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "stitch"])  # which runs it twice
 def test_a_model_fused_with_itself_is_itself(method, experts, ids_BT, logits):
     with torch.no_grad():
         found = fuse(method, [experts[0], experts[0]])(ids_BT)
@@ -289,7 +289,7 @@ def test_experts_that_are_skipped_do_not_run_nor_their_part_of_the_head(experts,
     assert passes == [read.count((VOCAB, width)) for width in (32, 48)]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "router"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("router", "stitch")])
 def test_heads_without_bias_get_none(method, ids_BT):
     pair = [make_expert(1, head_bias=False)] * 2
     fusion = fuse(method, pair, top_k=1 if method == "gate" else None, route_after=4)
@@ -306,7 +306,7 @@ def test_in_training_the_sparse_gate_is_soft(experts, gated, ids_BT):
 
 
 TRAINED = {"gate": {"gates.0.weight", "gates.0.bias", "gates.1.weight", "gates.1.bias"}, "head": {"head.weight"},
-           "adapter": {"adapter.0.weight", "adapter.1.weight"}}
+           "adapter": {"adapter.0.weight", "adapter.1.weight"}, "stitch": {"map.weight", "map.bias"}}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -314,7 +314,7 @@ def test_only_what_the_method_trains_is_not_frozen(method, experts):
     fusion = fuse(method, experts)
     trained = {name for name, values in fusion.named_parameters() if values.requires_grad}
     assert trained == TRAINED.get(method, set())
-    assert fusion.frozen_depth == len(fusion.blocks)
+    assert fusion.frozen_depth == (2 if method == "stitch" else len(fusion.blocks))
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -330,7 +330,8 @@ def test_training_lowers_the_loss_and_leaves_the_experts_alone(method, experts, 
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    expected = F.cross_entropy(fuse("mean_logits", experts)(ids_BT).flatten(0, 1), y_BT.flatten()).detach()
+    start = method if method == "stitch" else "mean_logits"
+    expected = F.cross_entropy(fuse(start, experts)(ids_BT).flatten(0, 1), y_BT.flatten()).detach()
     assert losses[0] == pytest.approx(float(expected), rel=1e-5) and losses[-1] < losses[0] - 0.01
     changed = {name for name, values in fusion.state_dict().items() if not torch.equal(values, before[name])}
     assert changed == TRAINED[method]

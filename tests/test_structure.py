@@ -37,16 +37,16 @@ OWNERS = {
     "scipy": {"evaluation.stats"},
     "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.tokenizer"},
-    "transformers": {"composition.dock", "evaluation.model", "modeling.bytefusion", "modeling.hf", "runs.chat",
-                     "runs.folder", "runs.foreign"},
+    "transformers": {"composition.dock", "evaluation.model", "modeling.bytecover", "modeling.bytefusion", "modeling.hf",
+                     "runs.chat", "runs.folder", "runs.foreign"},
     "uvicorn": {"interop.http_server"},
     "wrapt": {"__init__"},
     "yaml": {"base.records"},
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {f"modeling.{name}" for name in
-           ("assembly", "bytefusion", "config", "decoding_step", "fusion", "heads", "hf", "mixing", "model", "substrate",
-            "together")}
+           ("assembly", "bytecover", "bytefusion", "config", "decoding_step", "fusion", "heads", "hf", "mixing", "model",
+            "substrate", "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 

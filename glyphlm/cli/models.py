@@ -90,7 +90,7 @@ def run_fuse(arguments: Sequence[str]) -> None:
     )
     parser.usage = "glyphlm fuse RUN RUN [RUN ...] [--method METHOD] --out FOLDER"
     parser.add_argument("experts", nargs="+", metavar="RUN", help="run folders, of single or fused models")
-    others = ("experts", "without", "routers", "weights", "allow_different_substrates", "top_k", "route_after", "rank")
+    others = ("experts", "without", "routers", "weights", "allow_different_substrates", "top_k", "rank")
     parser.add_settings(FusionSettings, skip=others)
     parser.add_argument("--routers", nargs="+", default=[], metavar="RUN", help="of router: small runs, one an expert")
     parser.add_argument("--without", nargs="+", type=int, default=[], metavar="N", help="experts to leave out, from 1 on")

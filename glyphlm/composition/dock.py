@@ -15,12 +15,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.records import read_json
 from glyphlm.composition.fusionsettings import FusionSettings, kept_numbers
-from glyphlm.modeling.bytefusion import (
-    ByteFusion,
-    ByteFusionConfig,
-    ByteFusionForCausalLM,
-    expert_sha256,
-)
+from glyphlm.modeling.bytecover import expert_sha256
+from glyphlm.modeling.bytefusion import ByteFusion, ByteFusionConfig, ByteFusionForCausalLM
 from glyphlm.modeling.model import count_parameters
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import export_model, load_run, special_ids

@@ -47,7 +47,7 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
         InputError: settings contradict each other, a run is damaged, runs do not fit each other, or `out` holds something
             else.
     """
-    if settings.method in TRAINED:
+    if settings.method in TRAINED and settings.method != "stitch":
         raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
                          f"{settings.method}}}) and run glyphlm train")
     check_settings(settings)
@@ -91,7 +91,12 @@ def write_fusion(settings: FusionSettings, partial: Path) -> dict[str, Any]:
         model, described = experts[0].model, {"taken_from": {"experts": settings.experts, "without": settings.without}}
     else:
         model = join(settings, experts)
+        if settings.method == "stitch" and model.map.in_features != model.map.out_features:
+            raise InputError(f"{settings.experts[0]} is {model.map.in_features} wide, {settings.experts[1]} "
+                             f"{model.map.out_features}, so the map between them has to be trained: name the runs in a "
+                             "recipe (fusion: {experts: [...], method: stitch}) and run glyphlm train")
         model.init_weights(1)
+        model.requires_grad_(False)
         described = {"fusion": describe_fusion(model, settings)}
     export_model(model, tokenizer, partial)
     return describe_untrained({**described, **describe_model(model, tokenizer)})
@@ -146,11 +151,32 @@ def join(settings: FusionSettings, experts: Sequence[Expert]) -> Fusion:
         InputError: they do not fit each other.
     """
     join_substrates(experts, settings.allow_different_substrates)
+    if settings.method == "stitch":
+        cut_in_two(*(expert.model for expert in experts), settings.cut)
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
     if settings.top_k is not None and settings.top_k > len(experts):
         raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
     return Fusion(settings.config(weights and [weight / sum(weights) for weight in weights]),
                   [expert.model for expert in experts])
+
+
+def cut_in_two(lower: GPT, upper: GPT, cut: int | None) -> None:
+    """Leave of the first model its lower `cut` blocks, and of the second one those above the same share of its depth.
+
+    Raises:
+        InputError: nothing would be left of one of them.
+    """
+    depth, other = lower.config.n_layer, upper.config.n_layer
+    cut = max(1, depth // 2) if cut is None else cut
+    above = round(other * cut / depth) if depth else other
+    if not (1 <= cut <= depth and above < other):
+        raise InputError(f"cut {cut} does not leave blocks of both runs, which have {depth} and {other}; give 1 to "
+                         f"{max(1, depth - 1)}, and runs of at least 2 blocks")
+    for model, kept in ((lower, slice(0, cut)), (upper, slice(above, other))):
+        blocks: Any = nn.ModuleList(list(model.blocks)[kept])
+        for number, block in enumerate(blocks):
+            block.attention.layer = number
+        model.blocks, model.config = blocks, replace(model.config, n_layer=len(blocks))
 
 
 def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
@@ -180,7 +206,7 @@ def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
     """
     if isinstance(model, GPT):
         return [Expert(run, model, 1.0, number)]
-    if model.fusion.method in ("gate", "adapter"):
+    if model.fusion.method in ("gate", "adapter", "stitch"):
         raise InputError(f"{run} has a trained {model.fusion.method}, which would be lost; name its experts instead")
     if model.fusion.routers:
         raise InputError(f"{run} has {model.fusion.routers} routers, which belong to its experts; name the runs instead")

@@ -8,7 +8,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.modeling.config import FusionConfig, Method
 
-TRAINED = ("gate", "head", "adapter")
+TRAINED = ("gate", "head", "adapter", "stitch")
 WEIGHTED = ("weighted_logits", "mean_probs", "posterior")  # the methods that take weights
 RANGES = {
     "top_k": Range(1, 1000, whole=True),
@@ -18,10 +18,11 @@ RANGES = {
     "memory": Range(0, 1e9, above=True),
     "reset": Range(0, 0.999),
     "segment": Range(2, 10**9, whole=True),
+    "cut": Range(1, 10**6, whole=True),
 }
 OF_BYTES = ("mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior")  # methods for any vocabulary
 # Settings that older fused runs do not name, and their defaults.
-LATER = {"level": "tokens", "without": [], "routers": [], "segment": None, "memory": None, "reset": 0.0}
+LATER = {"level": "tokens", "without": [], "routers": [], "segment": None, "cut": None, "memory": None, "reset": 0.0}
 
 
 @dataclass
@@ -45,6 +46,8 @@ class FusionSettings:
             changes its language in mid-sentence.
         level: What is fused: the next tokens of experts of one vocabulary, or the next bytes, for experts of any
             vocabularies, models of other libraries among them (exact, and slow: each expert reads a text byte by byte).
+        cut: Of stitch; blocks of the first run that stay, by default half of them. Of the second one those above the same
+            share of its depth stay.
         routers: Of router: small runs, one an expert in the same order, that read the first `route_after` tokens; the expert
             of the one that gives them the highest probability reads the rest of the segment alone.
         segment: Of router; tokens after which an expert is chosen anew. By default one reads the whole text.
@@ -65,6 +68,7 @@ class FusionSettings:
     level: Literal["tokens", "bytes"] = "tokens"
     routers: list[str] = field(default_factory=list)
     segment: int | None = None
+    cut: int | None = None
     allow_different_substrates: bool = False
     without: list[int] = field(default_factory=list)
 
@@ -121,6 +125,8 @@ def check_settings(settings: FusionSettings) -> None:
     method, runs, weights = settings.method, len(settings.experts), settings.weights
     if runs < 2 and not settings.without:
         raise InputError(f"{runs} expert ({', '.join(settings.experts)}) cannot be fused; name at least two runs")
+    if method == "stitch" and runs != 2:
+        raise InputError(f"stitch puts the upper blocks of one run on the lower ones of another; name two runs, not {runs}")
     if weights is None and method == "weighted_logits":
         raise InputError(f"weighted_logits needs weights, one a run ({runs}), such as {[round(1 / runs, 3)] * runs}")
     if weights is not None and method not in WEIGHTED:

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Kind = Literal["glyph", "token_bits", "affine_bits", "random_bits", "random_float", "learned", "given"]
 Method = Literal[
-    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "router", "gate", "head", "adapter"
+    "mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior", "router", "stitch", "gate", "head",
+    "adapter",
 ]
 
 
@@ -167,7 +168,8 @@ class FusionConfig:
 
     Args:
         method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
-            max_confidence takes one expert. The functions of mixing.py say how, and from where.
+            max_confidence takes one expert. The functions of mixing.py say how, and from where. stitch runs the
+            second expert on what leaves the first.
         weights: Weights of the experts, in their order; by default equal.
         top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
         route_after: Tokens of a text that all experts read before top_k of them are chosen.

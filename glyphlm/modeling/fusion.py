@@ -117,8 +117,13 @@ class Fusion(nn.Module):
         self.kept: Kept | None = None
         self.substrates = _modules(dict.fromkeys(expert.substrate for expert in experts))
         self.reads = [list(self.substrates).index(expert.substrate) for expert in experts]
-        self.joined = all(expert.config.head.kind == "full" for expert in experts)
+        full = all(expert.config.head.kind == "full" for expert in experts)
+        stitched = fusion.method == "stitch"
+        if stitched and not (full and len(experts) == 2):
+            raise ValueError("stitch runs the upper blocks of one expert with a full head on the lower ones of another")
+        self.joined = full and not stitched
         head: Any = joined_head(experts, self.biased) if self.joined else _modules(expert.head for expert in experts)
+        head = experts[-1].head if stitched else head
         for expert in experts:
             if isinstance(expert.head, TiedHead):
                 expert.head.tie(expert.substrate)  # which may be another module with the same codes since it was made
@@ -135,13 +140,19 @@ class Fusion(nn.Module):
             self.adapter = _modules(
                 [nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)]
             )
+        if stitched:
+            experts[0].norm = Unnormed(experts[0])
+            self.map = nn.Linear(*self._widths)
         self.head: Any = head.requires_grad_(fusion.method == "head")
 
     def init_weights(self, seed: int) -> None:
-        """Start what the method trains so that nothing changes yet: logits are those of mean_logits."""
+        """Start what the method trains so that nothing changes yet: logits are those of mean_logits, a map the identity."""
         for layer in getattr(self, "gates", []):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.fusion.method == "stitch":
+            nn.init.eye_(self.map.weight)
+            nn.init.zeros_(self.map.bias)
         if self.fusion.method == "adapter":
             down, up = self.adapter
             nn.init.normal_(down.weight, std=down.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
@@ -152,7 +163,8 @@ class Fusion(nn.Module):
         """Sizes."""
         configs = [expert.config for expert in self.experts]
         layers, shortest = sum(c.n_layer for c in configs), min(c.block_size for c in configs)
-        width = self.head.in_features if self.joined else sum(self._widths) + len(configs)
+        single = self.joined or self.fusion.method == "stitch"
+        width = self.head.in_features if single else sum(self._widths) + len(configs)
         return FusedShape(width, layers, configs[0].n_head, shortest)
 
     @property
@@ -162,8 +174,8 @@ class Fusion(nn.Module):
 
     @property
     def frozen_depth(self) -> int:
-        """Number of blocks that do not train: all."""
-        return len(self.blocks)
+        """Number of blocks, from below, that no gradient goes through: all, but for those above a trained map."""
+        return len(self.experts[0].blocks if self.fusion.method == "stitch" else self.blocks)
 
     @property
     def substrate(self) -> Substrate:
@@ -202,6 +214,8 @@ class Fusion(nn.Module):
         """x_BTF, what `logits` reads; arguments as those of `GPT.hidden`. `cache` holds the layers of all experts."""
         past = int(cache.get_seq_length()) if cache is not None else 0
         given = Pass(ids_BT, cache, attended_BS, positions_BT, documents_BT, past)
+        if self.fusion.method == "stitch":
+            return self._stitched(given)
         parts = self._run_experts(given)
         if self.fusion.method == "adapter":
             x_BTF = torch.cat(parts, -1)
@@ -229,6 +243,19 @@ class Fusion(nn.Module):
                 parts.append(expert.norm.weight.new_zeros(*given.ids_BT.shape, self._widths[number]))
             first += len(expert.blocks)
         return parts
+
+    def _stitched(self, given: Pass) -> Tensor:
+        """The state of the second expert, which goes on from what leaves the first one and the map."""
+        x_BTD, first = self.substrates[self.reads[0]](given.ids_BT), 0
+        self.experts[1].training = False  # its blocks are frozen, but the gradient goes through them to the map
+        for expert in self.experts:
+            cache = None if given.cache is None else ExpertCache(given.cache, first, given.past)
+            x_BTD = expert.hidden(
+                self.map(x_BTD) if first else x_BTD, cache=cache, attended_BS=given.attended_BS,
+                positions_BT=given.positions_BT, documents_BT=given.documents_BT,
+            )
+            first += len(expert.blocks)
+        return x_BTD
 
     def _as_one(self) -> Together | None:
         if self._together is None or not self._together.holds():
@@ -354,6 +381,8 @@ class Fusion(nn.Module):
 
     def logits(self, x_BTF: Tensor) -> Tensor:
         """What `hidden` gives -> logits_BTV, or log-probabilities."""
+        if self.fusion.method == "stitch":
+            return self.head(x_BTF)
         if self.fusion.method not in OF_PROBABILITIES:
             if not self.joined:
                 return self._pool(x_BTF)
@@ -405,6 +434,23 @@ class Fusion(nn.Module):
         parts = zip(x_BTF.split(widths, -1), self.head.weight.split(widths, 1))
         logits = [F.linear(x_BTX, head_VX) for x_BTX, head_VX in parts if bool(x_BTX.any())]
         return sum(logits[1:], logits[0]) if logits else self.head(x_BTF)
+
+
+class Unnormed(nn.Module):
+    """In the place of the last norm of an expert: the state as it leaves the blocks."""
+
+    def __init__(self, expert: GPT):
+        super().__init__()
+        self._like = [expert.blocks[0].attention_norm]
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor of the type that the expert computes in."""
+        return self._like[0].weight
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """x_BTD, unchanged."""
+        return x_BTD
 
 
 def _modules(modules: Iterable[nn.Module]) -> Any:
