@@ -10,6 +10,7 @@ from examinees import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.model import EvalModel, load_eval_model
+from glyphlm.runs.opening import open_model
 
 PROMPTS = [[300, 301, 302, 303, 304], [400, 401], [500, 501, 502]]
 
@@ -112,6 +113,18 @@ def test_a_foreign_model_with_other_tensors_than_its_config_is_refused(folders, 
     with pytest.raises(InputError, match=said) as refused:
         load_eval_model(str(folder))
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_weights_that_were_rounded_or_lie_elsewhere_are_refused(folders, tmp_path):
+    run = shutil.copytree(folders["run"], tmp_path / "run")
+    spoil(run, lambda tensors: {name: values.to(torch.int8) for name, values in tensors.items()})
+    for load in (load_eval_model, open_model):
+        with pytest.raises(InputError, match="has the type I8"):
+            load(str(run))
+    (run / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (run / "model.safetensors.index.json").write_text('{"weight_map": {"gpt.norm.weight": "../elsewhere.safetensors"}}')
+    with pytest.raises(InputError, match="names '../elsewhere.safetensors', which is no file of"):
+        load_eval_model(str(run))
 
 
 @pytest.mark.parametrize(("file", "said"), [("config.json", "attention 'someone/kernel'"), ("adapter_config.json", "merge")])

@@ -297,10 +297,16 @@ def changed(tokenizer, folder: Path, change) -> Path:
     (lambda parts: parts["model"].update(merges=[["no", "such"]]), "not a tokenizer"),
     (lambda parts: parts.update(model={"type": "WordLevel", "vocab": {}, "unk_token": "?"}, added_tokens=[]),
      "ids up to -1|not a tokenizer"),
+    (lambda parts: parts["model"]["vocab"].update(zzzz=300), "2 tokens with the id 300"),
 ])
 def test_a_tokenizer_that_would_fill_the_memory_or_panic_is_refused(tokenizer, tmp_path, change, match):
     with pytest.raises(InputError, match=f"tokenizer.json .*({match}).*build it again"):
         Tokenizer.load(changed(tokenizer, tmp_path, change))
+
+
+def test_a_tokenizer_that_draws_its_merges_is_refused(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="tokenizer.json .*dropout 0.5.*null"):
+        Tokenizer.load(changed(tokenizer, tmp_path, lambda parts: parts["model"].update(dropout=0.5)))
 
 
 @pytest.mark.parametrize("config", [

@@ -53,6 +53,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 
+def tensor_types(path: Path) -> dict[str, str]:
+    """The type of each tensor of `path` as the format names it (F32, BF16, I64 ..); values are not read.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}
+    except TENSOR_ERRORS as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+
+
 def load_ending(path: Path, endings: Collection[str]) -> dict[str, Tensor]:
     """Read only the tensors of `path` whose names have this suffix, under their full names.
 

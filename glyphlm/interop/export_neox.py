@@ -73,10 +73,11 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
 
 def copy_records(run: Path, out: Path) -> None:
     """Copy the records that a model card is made from, and write the card."""
+    summary = read_summary(run)
     for name in (SUMMARY, SETTINGS, RESULTS):
         if (run / name).is_file():
             shutil.copyfile(run / name, out / name)
-    if summary := read_summary(out):
+    if summary:
         write_card(out, summary)
 
 

@@ -16,7 +16,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, SUMMARY, WEIGHTS
 from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
 from glyphlm.base.records import read_json, to_json
-from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share
+from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share, tensor_types
 from glyphlm.modeling.bytefusion import ByteFusionConfig, ByteFusionForCausalLM
 from glyphlm.modeling.config import HeadConfig, ModelConfig
 from glyphlm.modeling.fusion import FusedShape, Fusion
@@ -130,9 +130,10 @@ def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
             model = KINDS[config.model_type][1].from_pretrained(run, config=config, dtype=torch.float32)
     except (*TENSOR_ERRORS, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"{run} cannot be loaded: {_first_line(error)}") from None
+    _check_kinds(run, model)
     tokenizer = Tokenizer.load(run)
     if not tokenizer.is_known_as(model.config.tokenizer_fingerprint):
-        raise InputError(f"{run}: the model was trained with tokenizer {model.config.tokenizer_fingerprint[:12]}, but "
+        raise InputError(f"{run}: the model was trained with tokenizer {str(model.config.tokenizer_fingerprint)[:12]}, but "
                          f"tokenizer.json is {tokenizer.fingerprint[:12]}; put the right one back")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"{run}: the model has {model.config.vocab_size:,} ids, the tokenizer {tokenizer.vocab_size:,}; "
@@ -149,14 +150,32 @@ def _check_files(run: Path) -> None:
     """Refuse folders of which transformers would load something else.
 
     Raises:
-        InputError: the weights are missing or no safetensors, or adapters stand where transformers apply them.
+        InputError: the weights are missing, no safetensors or outside the folder, or adapters stand where transformers
+            apply them.
     """
     weights = [run / WEIGHTS, run / f"{WEIGHTS}.index.json"]
     if not any(path.is_file() for path in weights):
         raise InputError(f"{run} holds no {WEIGHTS}; copy it from where the run was trained (other formats are not read)")
+    named = read_json(weights[1]).get("weight_map") if weights[1].is_file() else {}
+    outside = [name for name in named.values() if Path(str(name)).name != name] if isinstance(named, dict) else [named]
+    if outside:
+        raise InputError(f"{weights[1]} names {outside[0]!r:.60}, which is no file of {run}; put the right file back")
     if (run / ADAPTER_CONFIG).exists():
         raise InputError(f"{run} holds {ADAPTER_CONFIG}, which names another model to load; adapters of a run belong in its "
                          f"folder {ADAPTER}")
+
+
+def _check_kinds(run: Path, model: torch.nn.Module) -> None:
+    """Refuse whole numbers in the place of weights, which would be converted: rounded weights are another model.
+
+    Raises:
+        InputError: with the tensor and its type.
+    """
+    expected = model.state_dict()
+    for file in run.glob("*.safetensors"):
+        for name, kind in tensor_types(file).items():
+            if name in expected and expected[name].is_floating_point() != kind.startswith(("F", "BF")):
+                raise InputError(f"{file}: tensor {name} has the type {kind}, not that of a run; put the right file back")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from glyphlm.modeling.assembly import count_blocks, make_model, shapes_of
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import damaged_order
 from glyphlm.modeling.model import GPT
-from glyphlm.runs.adapters import ADAPTER
+from glyphlm.runs.adapters import ADAPTER, ADAPTER_CONFIG
 from glyphlm.runs.where import folder_of, name_of
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -81,7 +81,9 @@ def open_model(run: str | Path, device: str = "cpu") -> Opened:
 
 def _read_plainly(folder: Path) -> tuple[GPT | Fusion, Tokenizer] | None:
     """Model (in eval mode, float32) and tokenizer of a run as we write it; None of any other, which `load_run` judges."""
-    if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) or (folder / ADAPTER).is_dir():
+    if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) or any(
+        (folder / name).exists() for name in (ADAPTER, ADAPTER_CONFIG)
+    ):
         return None
     config = read_json(folder / CONFIG)
     pairs = config.get("experts") or [{key: config.get(key) for key in ("model", "substrate")}]
@@ -106,5 +108,6 @@ def _read_plainly(folder: Path) -> tuple[GPT | Fusion, Tokenizer] | None:
 
 def _fits(model: GPT | Fusion, values: dict[str, torch.Tensor]) -> bool:
     """Whether these are the tensors of the model, and finite."""
-    expected, found = ({name: tensor.shape for name, tensor in one.items()} for one in (model.state_dict(), values))
+    expected, found = ({name: (tensor.shape, tensor.is_floating_point()) for name, tensor in one.items()}
+                       for one in (model.state_dict(), values))
     return expected == found and all(bool(tensor.isfinite().all()) for tensor in values.values())

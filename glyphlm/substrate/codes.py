@@ -225,7 +225,11 @@ def check_tensors(path: Path, config: SubstrateConfig, tensors: Mapping[str, Ten
     Raises:
         InputError: with what was found in `path` and what belongs there.
     """
-    found, expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected_shapes(config)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        expected = expected_shapes(config)
+    except ValueError as error:
+        raise InputError(f"the codes of {path} are described wrongly ({error}); make them again") from None
     if found != expected:
         raise InputError(f"{path} holds the codes {found}, not {expected}; make it again")
 

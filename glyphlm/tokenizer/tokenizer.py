@@ -8,6 +8,7 @@ written as one printable character, as in GPT-2) or SentencePiece-like (U+2581 f
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -134,6 +135,9 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         tokenizer = cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
         _check_numbers(path, backend.get_vocab(with_added_tokens=True))
+        if dropout := getattr(backend.model, "dropout", None):
+            raise InputError(f"{path} leaves out merges at random (dropout {dropout:g}), so that a text has other ids each "
+                             "time; set model.dropout to null")
         tokenizer.decode(tokenizer.encode("a b"))  # a damaged normalizer or decoder is found here, not in the middle of work
         return tokenizer
 
@@ -380,11 +384,15 @@ def _check_numbers(path: Path, ids: Mapping[str, int]) -> None:
     """Refuse a file whose ids are far more than its tokens: a list of all ids would fill the memory.
 
     Raises:
-        InputError: there are no tokens, or fewer than half of the ids have one.
+        InputError: there are no tokens, fewer than half of the ids have one, or two tokens have one id.
     """
     largest = max(ids.values(), default=-1)
     if largest >= 2 * len(ids) + SKIPPED_IDS or not ids:
         raise InputError(f"{path} has {len(ids):,} tokens and ids up to {largest:,}, which do not fit; build it again")
+    double = next((number for number, count in Counter(ids.values()).items() if count > 1), None)
+    if double is not None:
+        names = [token for token, number in ids.items() if number == double]
+        raise InputError(f"{path} has {len(names)} tokens with the id {double} ({str(names)[:100]}); build it again")
 
 
 def _legible(text: bytes, token: str) -> str:
