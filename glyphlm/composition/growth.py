@@ -4,7 +4,7 @@ Published growth (arXiv 2507.07129, sections 3 and 4): blocks are trained on a f
 are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09685) let old blocks follow when it is deep.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from glyphlm.runs.adapters import add_adapters
 from glyphlm.substrate.codes import fingerprint
 
 
-def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str) -> GPT:
+def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str,
+         scale: Callable[[GPT], None] = lambda model: None) -> GPT:
     """The model of `config.n_layer` blocks that `base` is a part of; what is not to train has requires_grad False.
 
-    The new blocks draw from `seed` by their names, as `GPT.init_weights`. Of `base` nothing is changed.
+    The new blocks draw from `seed` by their names, as `GPT.init_weights`, and are scaled by `scale`. Of `base` nothing is
+    changed.
 
     Raises:
         InputError: the shapes differ in more than the depth, there are fewer blocks than before, or nothing would train.
@@ -32,6 +34,7 @@ def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, to
         substrate = frozen(substrate, tokenizer_fingerprint)
     model = GPT(config, substrate)
     model.init_weights(seed)
+    scale(model)
     old = places_of_old(base.config.n_layer, config.n_layer, settings.place)
     for place, block in zip(old, base.blocks):
         model.blocks[place].load_state_dict(block.state_dict())

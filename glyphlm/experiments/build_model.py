@@ -21,6 +21,7 @@ from glyphlm.substrate.build import load_substrate
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import OPTIMIZER, list_states
 from glyphlm.training.parallel import world
+from glyphlm.training.parametrization import scale_start, scales_of
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
@@ -41,6 +42,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> GPT | Fusion:
         return _grown(recipe, tokenizer, substrate.config)
     model = GPT(recipe.model, substrate)
     model.init_weights(recipe.train.seed)
+    scale_start(model, scales_of(model, recipe.train))
     return model
 
 
@@ -56,7 +58,8 @@ def _grown(recipe: Recipe, tokenizer: Tokenizer, substrate: SubstrateConfig) -> 
     if found.fingerprint != substrate.fingerprint:
         raise InputError(f"{growth.base} has a substrate {found.kind} {found.fingerprint[:12]}, the recipe {substrate.kind} "
                          f"{substrate.fingerprint[:12]}; a model keeps its substrate, so give the base as substrate.path")
-    return grow(base, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint)
+    return grow(base, recipe.model, growth, recipe.train.seed, tokenizer.fingerprint,
+                lambda model: scale_start(model, scales_of(model, recipe.train)))
 
 
 def _fused(recipe: Recipe, tokenizer: Tokenizer) -> Fusion:

@@ -35,6 +35,7 @@ from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective, to_device
 from glyphlm.training.optim import make_optimizer, take_moments
 from glyphlm.training.parallel import is_sharded, spread, without_sync, world
+from glyphlm.training.parametrization import scales_of
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
 
@@ -118,7 +119,8 @@ class _Trainer:
         self._is_compiled = resolve_compile(settings.compile, self._device.type)
         self._objective = self._spread_objective()
         betas = settings.beta1, settings.beta2
-        self._optimizer = make_optimizer(model, settings.optimizer, settings.weight_decay, betas)
+        rates = {name: rate for name, (_, rate) in scales_of(model, settings).items()}
+        self._optimizer = make_optimizer(model, settings.optimizer, settings.weight_decay, betas, rates)
         self._is_sharded = is_sharded(model)
         # A sharded optimizer, or one that is not fused, cannot leave out an update on the device.
         can_wait = not self._is_sharded and self._optimizer.defaults.get("fused")
@@ -181,7 +183,7 @@ class _Trainer:
         """Launch one optimizer step: gradients over the micro-batches, clip, update. Then log the steps that finished."""
         lr = self._schedule(self._state.step)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         fed = next(self._feed)
         loss, heard = self._gradients(fed)
         norm = self._update(loss)

@@ -1,8 +1,7 @@
 """Optimizer and learning-rate schedules; a schedule is a function step -> float."""
 
 import math
-from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -42,11 +41,19 @@ def make_schedule(
 
 
 def make_optimizer(
-    model: nn.Module, kind: Literal["adamw", "muon"], weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    kind: Literal["adamw", "muon"],
+    weight_decay: float,
+    betas: tuple[float, float],
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer `kind` over the trainable parameters, with learning rate 0."""
+    """The optimizer `kind` over the trainable parameters, with learning rate 0; a group's `scale` multiplies its rate.
+
+    Args:
+        rates: Of AdamW: factors of the learning rates of tensors, whose weight decay a step stays what it is.
+    """
     if kind == "adamw":
-        return make_adamw(model.parameters(), weight_decay, betas)
+        return make_adamw(model.parameters(), weight_decay, betas, _by_value(model, rates or {}))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = {name for name, p in trained.items() if p.dim() == 2 and "blocks." in name and "lora_" not in name}
     others = make_adamw([p for name, p in trained.items() if name not in hidden], weight_decay, betas)
@@ -58,14 +65,29 @@ def make_optimizer(
     return Joined(muon, others)
 
 
-def make_adamw(parameters: Iterable[nn.Parameter], weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def make_adamw(
+    parameters: Iterable[nn.Parameter],
+    weight_decay: float,
+    betas: tuple[float, float],
+    scaled: Mapping[float, Sequence[nn.Parameter]] | None = None,
+) -> torch.optim.AdamW:
     """AdamW over those of the parameters that train; weight decay for matrices, not for vectors (norms, biases)."""
     trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    scale_of = {id(p): scale for scale, held in (scaled or {}).items() for p in held}
+    groups = []
+    for scale in [1.0, *(scaled or {})]:
+        held = [p for p in trained if scale_of.get(id(p), 1.0) == scale]
+        groups.append({"params": [p for p in held if p.dim() >= 2], "weight_decay": weight_decay / scale, "scale": scale})
+        groups.append({"params": [p for p in held if p.dim() < 2], "weight_decay": 0.0, "scale": scale})
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def _by_value(model: nn.Module, rates: Mapping[str, float]) -> dict[float, list[nn.Parameter]]:
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if rates.get(name, 1.0) != 1.0:
+            found.setdefault(rates[name], []).append(p)
+    return found
 
 
 def take_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
@@ -87,14 +109,15 @@ def take_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Ma
 
 
 class Joined(torch.optim.Optimizer):
-    """Several optimizers, each over parameters of its own, as one: groups and states are theirs."""
+    """Several optimizers, each over parameters of its own, as one: they share its groups and its state."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
         groups = [group for part in parts for group in part.param_groups]
         super().__init__([{**group} for group in groups], {})
         self.param_groups = groups
-        self.state: Any = ChainMap(*(part.state for part in parts))
+        for part in parts:
+            part.state = self.state
 
     def step(self, closure: Any = None) -> Any:
         """A step of each."""

@@ -15,6 +15,8 @@ RANGES = {
     "micro_batch_tokens": Range(1, 2**40, whole=True),
     "lr": Range(0, 10),  # of AdamW: about the distance that a value moves per step
     "lr_floor": Range(0, 1),
+    "base_width": Range(1, 10**6, whole=True),
+    "base_depth": Range(1, 10**6, whole=True),
     "decay": Range(0, 1),
     "warmup": Range(0, 1),
     "weight_decay": Range(0, 10),
@@ -44,6 +46,10 @@ class TrainSettings:
         optimizer: AdamW for all, or Muon for the matrices of the blocks (torch.optim.Muon, its updates scaled to the size of
             AdamW's; arXiv 2502.16982) and AdamW for the rest.
         lr: Peak learning rate.
+        parametrization: Whether lr is that of this model, or that of a model of base_width (mup, arXiv 2203.03466) and
+            base_depth (completep, arXiv 2505.01618), from which initial values and learning rates follow.
+        base_width: d_model of the model that lr was tuned on.
+        base_depth: Its n_layer.
         lr_floor: Final learning rate as a share of lr.
         schedule: Cosine, warm-up-stable-decay (wsd), or constant after the warm-up.
         decay: Share of all steps in which the rate of schedule wsd falls, at the end.
@@ -81,6 +87,9 @@ class TrainSettings:
     micro_batch_tokens: int = 8192
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    base_width: int = 256
+    base_depth: int = 4
     lr_floor: float = 0.1
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     decay: float = 0.2
@@ -109,6 +118,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_values(self, "train.", RANGES)
+        if self.optimizer == "muon" and self.parametrization != "standard":
+            raise InputError(f"train.parametrization {self.parametrization} is that of AdamW; set train.optimizer to adamw")
         if self.optimizer == "muon" and self.parallel == "fsdp2":
             raise InputError("train.optimizer muon needs whole matrices, which train.parallel fsdp2 cuts up; choose ddp, or "
                              "optimizer adamw")
