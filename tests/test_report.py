@@ -197,8 +197,8 @@ def test_shared_conditions_are_checked(page: str, runs: list[Path], tmp_path: Pa
     text = write_report([runs[0], other], tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("☐ NO") == 2 and text.count("☐ unknown") == 1
     assert "differ in: order of the training batches; number of training tokens." in text
-    assert "glyph: efefefefefefefef" in text and "glyph #2: 7777777777777777" in text
-    assert "glyph #2: not recorded" in text
+    assert "glyph: efefefefefefefef" in text and "other: 7777777777777777" in text
+    assert "other: not recorded" in text
 
 
 def test_run_without_validation_has_a_dash(runs: list[Path], tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_run_without_validation_has_a_dash(runs: list[Path], tmp_path: Path) -> 
 
 
 def test_summary_alone_is_enough(tmp_path: Path) -> None:
-    folder = tmp_path / "few"
+    folder = tmp_path / "多语言 $x$"
     folder.mkdir()
     (folder / "summary.json").write_text('{"name": "多语言 $x$", "substrate": {"kind": "glyph"}}', encoding="utf-8")
     text = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import parse_yaml, to_json
 
 POINTS, FEW_POINTS, MANY_ARMS = 200, 60, 16  # of a curve; of more arms fewer points, so that the page stays light
+COLUMNS = ("tokens", "seconds", "flops", "loss", "bits_per_byte")
 TITLES = {
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
@@ -48,14 +49,13 @@ def learning_chart(arms: Mapping[str, Sequence[Run]], numbers: Mapping[str, int]
     return _chart(("tokens", "seconds", "flops"), ("bits_per_byte", "loss"), series, levels)
 
 
-def stage_chart(chains: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
+def stage_chart(chains: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Mapping[str, int]) -> Chart | None:
     """Held-out values over all that was spent so far, of grown models and their controls; with the places of stages."""
     series = []
-    for number, (label, rows) in enumerate(chains.items()):
+    for label, rows in chains.items():
         found = _finite_rows(rows)
         starts = [place for place, (one, two) in enumerate(zip(found, found[1:]), 1) if one.get("stage") != two.get("stage")]
-        marks = _columns(found) if found else None
-        series.append({"arm": label, "number": number, "marks": marks, "joined": True, "starts": starts})
+        series.append({"arm": label, "number": numbers[label], "marks": _columns(found), "joined": True, "starts": starts})
     if not any(one["marks"] for one in series):
         return None
     return _chart(("tokens", "flops"), ("bits_per_byte",), series)
@@ -118,21 +118,22 @@ def _over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Columns | None:
     common = [tokens for tokens in by_tokens[0] if all(tokens in rows for rows in by_tokens)]
     if not common:
         return None
+    if len(runs) == 1:  # not by tokens: a stage of growth begins at those at which the one below ended
+        return _columns(runs[0])
     columns: Columns = {}
-    for name in ("tokens", "seconds", "flops", "loss", "bits_per_byte"):
+    for name in COLUMNS:
         values = [[rows[tokens].get(name) for rows in by_tokens] for tokens in common]
         if any(value is None for of_seeds in values for value in of_seeds):
             continue
         columns[name] = [_brief(sum(of_seeds) / len(of_seeds)) for of_seeds in values]
-        if len(runs) > 1 and name in ("loss", "bits_per_byte"):
+        if name in ("loss", "bits_per_byte"):
             columns[f"{name}.low"] = [_brief(min(of_seeds)) for of_seeds in values]
             columns[f"{name}.high"] = [_brief(max(of_seeds)) for of_seeds in values]
     return columns
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns | None:
-    """Columns of one run; a stage of growth begins at the tokens at which the one below ended."""
-    known = [name for name in ("tokens", "seconds", "flops", "loss", "bits_per_byte") if name in rows[0]] if rows else []
+    known = [name for name in COLUMNS if name in rows[0]] if rows else []
     return {name: [_brief(row[name]) for row in rows] for name in known} or None
 
 

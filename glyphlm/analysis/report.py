@@ -94,7 +94,7 @@ def _page(
     numbers |= {run.label: len(arms) + place for place, run in enumerate(runs) if run.label not in numbers}
     checks = _checks(shown, bool(found))
     charts = {"learning": learning_chart(arms, {label: number for number, label in enumerate(arms)})}
-    charts |= (growth := _growth(found, runs)).pop("charts", {})
+    charts |= (growth := _growth(found, runs, numbers)).pop("charts", {})
     evaluation = _evaluation(runs, published, logs, numbers)
     charts |= evaluation.pop("charts", {}) if evaluation else {}
     commanded = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
@@ -146,7 +146,7 @@ def _squeezed(run: Run) -> float | None:
     return len(squeezed(tokens, SubstrateSettings.side)) / len(tokens)
 
 
-def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any]:
+def _growth(found: Sequence[list[Run]], runs: Sequence[Run], numbers: Mapping[str, int]) -> dict[str, Any]:
     """Tables and charts of the chains that were `found`; empty where nothing was grown."""
     if not found:
         return {}
@@ -156,7 +156,7 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
-        "charts": {"stages": stage_chart({chain[-1].label: whole(chain).validation for chain in every}),
+        "charts": {"stages": stage_chart({chain[-1].label: whole(chain).validation for chain in every}, numbers),
                    "depth": depth_chart(points) if points else None},
         "unit": operations_unit([run for chain in found for run in chain]),
     }
@@ -171,7 +171,7 @@ def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
     for name, keys in CHECKS:
         values = [run.held_out if name == HELD_OUT else run.get(*keys) for run in runs]
         same = None if None in values else all(value == values[0] for value in values)
-        design = grown and name in BY_DESIGN and not same
+        design = grown and name in BY_DESIGN and same is False
         checks.append({"name": name, "same": same, "values": [_brief(value) for value in values], "by_design": design})
     shares = [finite(run.get("clipped")) for run in runs]
     known = [share for share in shares if share is not None]

@@ -82,12 +82,18 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if not (folder / SUMMARY).is_file():
             say(f"{folder} is skipped: it holds no summary.json, which glyphlm train writes at the end of a run")
             continue
-        run = _read_run(folder)
-        before = sum(run.label == other.summary["name"] for other in runs)
-        runs.append(replace(run, label=f"{run.label} #{before + 1}") if before else run)
+        runs.append(_read_run(folder))
     if not runs:
         raise InputError(f"no finished run among {len(folders)} paths; give folders that glyphlm train has filled")
-    return runs
+    return [replace(run, label=label) for run, label in zip(runs, _labels([run.folder.resolve() for run in runs]))]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The names of folders; with the folder above them where these are equal, with a number where this is equal, too."""
+    names = [folder.name for folder in folders]
+    longer = [f"{folder.parent.name}/{name}" if names.count(name) > 1 else name for folder, name in zip(folders, names)]
+    return [f"{name} #{longer[:place].count(name) + 1}" if name in longer[:place] else name
+            for place, name in enumerate(longer)]
 
 
 def _read_run(folder: Path) -> Run:
@@ -95,7 +101,7 @@ def _read_run(folder: Path) -> Run:
     metrics = read_json_lines(folder / METRICS, METRIC_KINDS, finite=False)
     sheet, settings = folder / GLYPH_SHEET, folder / SETTINGS
     return Run(
-        label=summary["name"],
+        label=folder.name,
         folder=folder,
         summary=summary,
         train=[row for row in metrics if row["split"] == "train"],

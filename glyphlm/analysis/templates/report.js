@@ -166,7 +166,7 @@ class Chart {
         const down = columns[this.x].map((x, j) => `L${this.X(x).toFixed(1)} ${this.Y(low[j]).toFixed(1)}`).reverse();
         group.append(make("path", { d: up.join("") + down.join("") + "z", fill: of.colour, class: "band" }));
       }
-      if (part === "line" || one.joined) group.append(make("path", { d: path(columns), stroke: of.colour, "stroke-dasharray": of.dash, class: "stroke" }));
+      if (part === "line" || one.joined || !one.line) group.append(make("path", { d: path(columns), stroke: of.colour, "stroke-dasharray": of.dash, class: "stroke" }));
       if (part === "marks") columns[this.x].forEach((x, j) => {
         const y = columns[this.y][j];
         if (one.bars && low[j] !== columns[`${this.y}.high`][j]) group.append(make("path", { d: `M${this.X(x)} ${this.Y(low[j])}V${this.Y(columns[`${this.y}.high`][j])}`, stroke: of.colour, class: "stroke" }));

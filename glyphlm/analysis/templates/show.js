@@ -89,7 +89,8 @@ function drawTexts() {
 function openText(i) {
   at.text = i;
   const ids = text().ids;
-  at.token = Math.min(ids.length - 1, Math.max(1, Math.floor(ids.length * 0.4)));
+  const legible = ids.findIndex((id, place) => place >= ids.length * 0.35 && !token(id).special && /\p{L}/u.test(token(id).text));
+  at.token = legible > 0 ? legible : ids.length - 1;
   $("status").textContent = text().cut ? `The first ${ids.length - 1} tokens are shown, ${text().cut} more are left out.` : "";
   drawTokens();
   drawToken();
