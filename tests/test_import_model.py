@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from examinees import make_run
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
@@ -615,8 +616,28 @@ def test_what_we_export_comes_in_again_and_its_order_of_rows_is_never_guessed(tm
         values.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(values.numel())) / 5)
     export_model(model, tokenizer, tmp_path / "run")
     export_gpt_neox(tmp_path / "run", tmp_path / "neox")
-    with pytest.raises(InputError, match="gpt_neox, which stores q, k and v head by head, .* give --fused per_head"):
-        import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings())
-    import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings(fused="per_head"))
+    with pytest.raises(InputError, match="per_head.* for fused, not stacked"):
+        import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings(fused="stacked"))
+    import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings())
+    import_checkpoint(str(tmp_path / "neox"), tmp_path / "again", ImportSettings())
     ids_BT = torch.arange(16)[None]
     torch.testing.assert_close(load_run(tmp_path / "again")[0](ids_BT).logits, model(ids_BT), atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_of_ours_is_copied_without_its_checkpoints(tokenizer, tmp_path):
+    run = make_run(tmp_path / "run", tokenizer)
+    (run / "state").mkdir()
+    import_checkpoint(str(run), tmp_path / "again", ImportSettings())
+    assert not (tmp_path / "again" / "state").exists()
+    ids_BT = torch.tensor([IDS])
+    assert torch.equal(load_run(tmp_path / "again")[0](ids_BT).logits, load_run(run)[0](ids_BT).logits)
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("use_parallel_residual", True, "sequential"), ("rotary_pct", 0.25, "0.25"), ("hidden_act", "relu", "relu"),
+])  # fmt: skip
+def test_a_gpt_neox_that_our_blocks_do_not_compute_is_refused(tmp_path, key, value, said):
+    config = {"model_type": "gpt_neox", "use_parallel_residual": False, "rotary_pct": 1.0, "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(InputError, match=said):
+        import_checkpoint(str(tmp_path), tmp_path / "out", ImportSettings())

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import yaml
 
 import glyphlm.training.loop as loop
 from glyphlm.cli.main import main
+from glyphlm.runs.chat import chat_ids
+from glyphlm.runs.folder import read_summary
+from glyphlm.runs.opening import open_model
 
 
 @pytest.fixture
@@ -197,3 +201,46 @@ def test_a_kill_before_the_first_rename_stands_in_no_way(recipe, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".settings.yaml.partial").touch()
     assert train(recipe, tmp_path / "run") == 0
+
+
+def test_settings_and_card_name_the_substrate_and_tokenizer_that_were_used(recipe, substrates, tmp_path):
+    """A recipe that names folders says nothing of what is in them; a run that was recorded otherwise goes on as it was."""
+    named, out = recipe | {"substrate": {"path": str(substrates["learned"])}}, tmp_path / "twin"
+    assert train(named, out) == 0
+    recorded = settings(out)
+    assert (recorded["substrate"]["kind"], recorded["substrate"]["trainable"], recorded["substrate"]["n_embed"]) == (
+        "learned", True, 32)
+    assert recorded["tokenizer"]["vocab_size"] == 1024 and "kind: learned" in (out / "README.md").read_text()
+    assert train(named, out) == 0
+
+
+def test_a_run_that_was_recorded_without_them_goes_on(recipe, substrates, tmp_path, monkeypatch):
+    named, out = recipe | {"substrate": {"path": str(substrates["learned"])}}, tmp_path / "run"
+    monkeypatch.setattr("glyphlm.experiments.resume.as_used", lambda recipe, recorded: recipe)  # as version 0.1
+    begin(named, out, monkeypatch)
+    assert settings(out)["substrate"]["kind"] == "glyph"
+    assert train(named, out) == 0 and settings(out)["substrate"]["kind"] == "glyph"
+
+
+def test_a_dry_run_refuses_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    recipe["train"]["trackers"] = ["wandb"]
+    assert train(recipe, tmp_path / "run", "--dry-run") == 2
+    assert "pip install wandb" in last_error(capsys)
+
+
+def test_a_run_that_learned_examples_has_a_chat_template(recipe, tmp_path):
+    rows = [{"instruction": f"{number} plus {number}?", "input": "", "output": str(2 * number)} for number in range(40)]
+    (tmp_path / "sums.json").write_text(json.dumps(rows))
+    recipe["data"].append({"sft": [f"instructions={tmp_path / 'sums.json'}"], "weight": 0.5})
+    recipe["data"][0]["weight"] = 0.5
+    assert train(recipe, tmp_path / "run") == 0
+    opened = open_model(tmp_path / "run")
+    ids = chat_ids(opened, [{"role": "user", "content": "1 plus 1?"}])
+    assert opened.tokenizer.decode(ids) == "Question: 1 plus 1?\nAnswer:"
+
+
+def test_a_run_that_is_renamed_has_its_new_name(recipe, tmp_path):
+    assert train(recipe, tmp_path / "old") == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert read_summary(tmp_path / "new")["name"] == "new" and open_model(tmp_path / "new").name == "new"

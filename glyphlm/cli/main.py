@@ -36,6 +36,11 @@ VERBS = {  # verb -> its module, and a description
     "show": ("use", "a run and its twin -> a page of tokens: pictures, codes, neighbours, predictions"),
     "completion": ("completion", "a shell -> a script that completes verbs and options in it"),
 }
+# Packages that only some verbs need -> the extra of pyproject.toml that installs them.
+EXTRAS = {
+    "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "jinja2": "report", "matplotlib": "report", "peft": "lora",
+    "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve", "uvicorn": "serve",
+}  # fmt: skip
 HELP = """usage: glyphlm VERB [options]
 
 Language models over frozen codes of Unicode text, next to their trainable twins.
@@ -120,6 +125,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{place}; free some space and run the same command again (nothing finished is lost)"
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return f"{error.name} is not installed; it comes with the extra {extra}: pip install 'glyphlm[{extra}]'"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
     if isinstance(error, OSError) and error.filename:

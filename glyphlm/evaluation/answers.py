@@ -5,14 +5,13 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import sacrebleu
 from numpy.typing import NDArray
-from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
+
+if TYPE_CHECKING:  # sacrebleu is of the extra eval, and reports read this module without it
+    from sacrebleu.metrics.base import Metric
 
 
 class Exactness(NamedTuple):
@@ -52,6 +51,8 @@ def first_letter(text: str) -> str:
 
 def sentence_bleu(output: str, reference: str) -> float:
     """Sentence BLEU, 0 to 100, of the published protocol: upper-cased, sacrebleu's defaults in any language."""
+    import sacrebleu
+
     return sacrebleu.corpus_bleu([output.upper()], [[reference.upper()]]).score
 
 
@@ -59,7 +60,7 @@ class CorpusMetric(NamedTuple):
     """A metric of a whole translation: sums of each sentence, and the score (0 to 100) of sums."""
 
     name: str
-    metric: Metric
+    metric: "Metric"
 
     def sums(self, outputs_N: Sequence[str], references_N: Sequence[str]) -> NDArray:
         """Sufficient statistics [N, S], additive over sentences (sacrebleu resamples them for its own intervals)."""
@@ -80,5 +81,8 @@ class CorpusMetric(NamedTuple):
 @cache
 def translation_metrics(language: str) -> tuple[CorpusMetric, CorpusMetric]:
     """BLEU and chrF for a target language; BLEU tokenizes Chinese into characters."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     bleu = BLEU(tokenize="zh" if language == "zh" else "13a")
     return CorpusMetric("bleu", bleu), CorpusMetric("chrf", CHRF())

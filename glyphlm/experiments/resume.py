@@ -5,13 +5,13 @@ compared: a run and its inputs may be moved.
 """
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import INPUTS, METRICS, SETTINGS
-from glyphlm.base.outputs import first_difference, write_atomic
+from glyphlm.base.names import BUILD, CONFIG, INPUTS, METRICS, SETTINGS
+from glyphlm.base.outputs import first_difference, read_build, write_atomic
 from glyphlm.base.records import read_json, to_json
 from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
 from glyphlm.runs.folder import read_summary
@@ -39,7 +39,7 @@ def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
     recorded = read_settings(out) if path.exists() else None
     if recorded is None and out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
         raise InputError(f"{out} holds something that is not a run; choose another --out")
-    recipe = resolve(recipe, recorded)
+    recipe = as_used(resolve(recipe, recorded), recorded if begun else None)
     difference = first_difference(comparable(recorded), comparable(recipe)) if recorded else None
     if difference and begun:
         raise InputError(f"{out} was trained with other settings: {difference}; choose another --out or remove {out}")
@@ -47,6 +47,30 @@ def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, settings_text(recipe))
     return recipe, recorded == recipe
+
+
+def as_used(recipe: Recipe, recorded: Recipe | None) -> Recipe:
+    """The recipe with what the folders that it names say of their tokenizer and substrate, so that it tells what is trained.
+
+    A run that was begun keeps what it recorded.
+    """
+    tokenizer, substrate = recipe.tokenizer, recipe.substrate
+    if tokenizer.path:
+        tokenizer = replace(recorded.tokenizer, path=tokenizer.path) if recorded else _described(tokenizer)
+    if substrate.path:
+        substrate = replace(recorded.substrate, path=substrate.path) if recorded else _described(substrate)
+    return replace(recipe, tokenizer=tokenizer, substrate=substrate)
+
+
+def _described(settings: Any) -> Any:
+    """Settings of a tokenizer or substrate that is a folder: those that it was built with, of a run what its config says."""
+    folder, said = Path(settings.path), {}
+    if (folder / BUILD).is_file():
+        said = read_build(folder).settings
+    elif (folder / CONFIG).is_file():
+        said = read_json(folder / CONFIG).get("substrate") or {}
+    names = {field.name for field in fields(settings)} - {"path", "file", "font", "strict"}
+    return replace(settings, **{name: value for name, value in said.items() if name in names})
 
 
 def read_settings(out: Path) -> Recipe:

@@ -40,6 +40,7 @@ from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, adapted, detach_adapters, merge_adapters
 from glyphlm.runs.card import write_card
+from glyphlm.runs.chat import TEMPLATE
 from glyphlm.runs.folder import describe_model, export_model, read_summary, weights_sha256, write_summary
 from glyphlm.runs.generate import generate
 from glyphlm.runs.sampling import Sampling
@@ -54,6 +55,7 @@ from glyphlm.training.loop import train
 from glyphlm.training.loss import Objective
 from glyphlm.training.parallel import is_sharded, joined
 from glyphlm.training.settings import batch_rows, micro_batch_rows
+from glyphlm.training.trackers import check_trackers
 
 Made = TypeVar("Made")
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -124,6 +126,7 @@ def device_of(recipe: Recipe, out: Path) -> str:
 
 def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
     """The loss of the first micro-batch; weights and checkpoints stay untouched."""
+    check_trackers(opened.recipe.train.trackers)
     rows = micro_batch_rows(opened.recipe.train, opened.recipe.model.block_size)
     x_BT, y_BT = (ids_BT[:rows].to(opened.model.device) for ids_BT in next(opened.batches))
     loss = float(Objective(opened.model, torch.float32)(x_BT, y_BT).mean())
@@ -141,7 +144,7 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
     if isinstance(opened.model, GPT) and opened.recipe.growth.lora.apart and adapted(opened.model):
         detach_adapters(opened.model, out / ADAPTER)
     merge_adapters(opened.model)
-    export_model(opened.model, opened.tokenizer, out)
+    export_model(opened.model, with_chat(opened), out)
     write_samples(opened, out)
     sheet = Path(opened.recipe.substrate.path or "") / GLYPH_SHEET
     if sheet.exists():
@@ -149,6 +152,12 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
     write_card(out, summary)
     write_summary(out, summary)
     say(f"{out}: {result_line(summary)}")
+
+
+def with_chat(opened: OpenedRecipe) -> Tokenizer:
+    """The tokenizer, with our chat template where the model was trained on examples."""
+    learned = any(next(text.folder.glob("*.answers"), None) for text in opened.training)
+    return opened.tokenizer.with_chat_template(TEMPLATE) if learned else opened.tokenizer
 
 
 def digests_of(opened: OpenedRecipe) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def weights_sha256(run: str | Path) -> str:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json of a finished run, or None.
+    """summary.json of a finished run, or None; `name` is that of the folder, which may have been renamed or copied.
 
     Raises:
         InputError: it is damaged, or lacks what every summary has.
@@ -217,7 +217,9 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     for key, kind in SUMMARY_PARTS.items():
         if not isinstance(summary.get(key), kind):
             raise InputError(f"{path} is not the summary of a run (no valid {key!r}); train it again, or restore the file")
-    return summary
+    place = run.resolve()
+    is_named = not place.name.startswith(".") and place.parent.name != "snapshots"  # not half-written, nor the Hub's cache
+    return summary | {"name": place.name} if is_named else summary
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:

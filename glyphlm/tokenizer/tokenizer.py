@@ -159,6 +159,10 @@ class Tokenizer:
         bare.post_processor = None
         return bare
 
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """This tokenizer with a chat template in its tokenizer_config.json."""
+        return type(self)(self._backend, self.config | {"chat_template": template}, self.specials_in_text)
+
     @cached_property
     def tokens(self) -> list[str]:
         """The spelling of each id in the vocabulary, in order of ids; ids that a foreign vocabulary skips are reserved."""

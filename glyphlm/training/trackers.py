@@ -8,6 +8,18 @@ from typing import Any
 from glyphlm.base.errors import InputError
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot be used, without starting one.
+
+    Raises:
+        InputError: a name is unknown, or the library of a tracker is not installed.
+    """
+    for name in names:
+        if name not in STARTS:
+            raise InputError(f"train.trackers {name!r} must be one of {', '.join(STARTS)}")
+        _library(name)
+
+
 class Trackers:
     """Sends each row to every tracker of `names` (tensorboard, wandb, trackio); the run has the name of its folder.
 
@@ -16,9 +28,7 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], out: Path):
-        for name in names:
-            if name not in STARTS:
-                raise InputError(f"train.trackers {name!r} must be one of {', '.join(STARTS)}")
+        check_trackers(names)
         self._log = [STARTS[name](out) for name in names]
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -1,0 +1,40 @@
+"""What the wheel holds: every package, recipes with their schemas, templates, types; and what only extras install."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from glyphlm.cli.main import EXTRAS, main
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_package_is_in_the_wheel():
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "glyphlm").rglob("*.py")}
+    assert {*PROJECT["tool"]["setuptools"]["packages"]} == found | {"glyphlm.recipes"}
+    assert PROJECT["tool"]["setuptools"]["package-dir"]["glyphlm.recipes"] == "recipes" and (ROOT / "recipes").is_dir()
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_a_package_of_an_extra_is_named_with_its_installation(package, monkeypatch, capsys):
+    asked = PROJECT["project"]["optional-dependencies"][EXTRAS[package]]
+    assert any(one.startswith(package) for one in [*asked, "jinja2"])
+
+    def fail(arguments):
+        raise ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.part")
+
+    monkeypatch.setattr("glyphlm.cli.main._run", fail)
+    assert main(["eval"]) == 2
+    assert f"pip install 'glyphlm[{EXTRAS[package]}]'" in capsys.readouterr().err
+
+
+def test_the_core_needs_no_package_of_an_extra():
+    """In a fresh interpreter, as another test may have imported them."""
+    modules = [f"glyphlm.{name}" for name in ("analysis.report", "studies.quickstart", "runs.generate", "evaluation.evaluate")]
+    extra = {*EXTRAS} - {"matplotlib", "jinja2"}  # which reports need, and the core has
+    code = f"import sys, {', '.join(modules)}; print(sorted({extra!r} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
