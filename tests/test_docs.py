@@ -131,7 +131,7 @@ def options_of(verb: str) -> set[str]:
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         main([*verb.split(), "--help"])
     listed = (line.strip().partition("  ")[0] for line in said.getvalue().split("\n") if line.startswith("  -"))
-    return {option for line in listed for option in re.findall(r"--[\w.]+", line)}
+    return {"--" + name.replace("-", "_") for line in listed for name in re.findall(r"--([\w.-]+)", line)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
