@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from glyphlm.base.hub import Pulled
 from glyphlm.base.records import to_json
 from glyphlm.cli.main import VERBS, main
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
@@ -339,3 +340,63 @@ def test_a_profile_is_laid_over_the_recipe(recipe, tmp_path, capsys):
     assert (settings["model"]["n_layer"], settings["train"]["steps"]) == (2, 1)
     assert settings["model"]["d_model"] == plain["model"]["d_model"] and "profiles" not in settings
     assert "tiny" in refusal(capsys, "train", recipe, "--profile", "huge", "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize(("typed", "cure"), [
+    (["generate", "run", "--prompt", "a", "--max-tokens", "3"], "did you mean --max-new-tokens?"),
+    (["train", "r.yaml", "--trian.steps", "3", "--out", "x"], "did you mean --train.steps?"),
+    (["eval", "run", "--taskz", "bpb=x"], "did you mean --tasks?"),
+])  # fmt: skip
+def test_an_option_that_is_nearly_one_is_suggested(capsys, typed, cure):
+    assert cure in refusal(capsys, *typed)
+
+
+def test_options_are_shown_with_dashes_and_read_with_both(capsys, finished):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "--max-new-tokens" in (shown := capsys.readouterr().out) and "--max_new_tokens" not in shown
+    texts = []
+    for spelled in ("--max-new-tokens", "--max_new_tokens"):
+        assert main(["generate", str(finished), "--prompt", "Hello", spelled, "4", "--device", "cpu"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("Hello")
+
+
+def test_results_are_printed_as_json(capsys, finished, recipe, tmp_path, substrates, tokenizer_folder, texts):
+    (tmp_path / "held.txt").write_text("A text that was held out.")
+    commands = {
+        f"generate {finished} --prompt Hello --max-new-tokens 3": "text",
+        f"eval {finished} --tasks bpb={tmp_path / 'held.txt'}": "value",
+        f"plan {recipe} --no-measure": "forecast",
+        f"tokenizer compare {tokenizer_folder} en={texts[1]}": "tokens",
+        f"substrate inspect {substrates['token_bits']}": "distinct",
+    }
+    for command, key in commands.items():
+        assert main([*command.split(), "--json"]) == 0
+        assert key in json.loads(capsys.readouterr().out.splitlines()[0]), command
+
+
+def test_a_device_that_is_not_there_is_refused(capsys, finished):
+    assert "cuda" in refusal(capsys, "generate", finished, "--prompt", "a", "--device", "cuda:9")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_verbs_and_options(capsys, shell):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("quickstart", "max-new-tokens", "vocab-size", "inspect"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes(capsys, tmp_path):
+    main(["completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    ask = 'source ./script; COMP_WORDS=(glyphlm tokenizer build --vo); COMP_CWORD=3; _glyphlm; echo "${COMPREPLY[@]}"'
+    assert subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True).stdout.strip() == "--vocab-size"
+
+
+def test_a_pull_names_revision_and_digest(capsys, monkeypatch, finished):
+    monkeypatch.setattr("glyphlm.base.hub.pull", lambda name: Pulled(finished, "me/mine", "abc123"))
+    assert main(["pull", "hf:me/mine@v1", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["revision"], row["repo"]) == ("abc123", "me/mine") and len(row["sha256"]["model.safetensors"]) == 64

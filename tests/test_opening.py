@@ -18,7 +18,8 @@ from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.folder import export_model, load_run
-from glyphlm.runs.generate import TextStream, continue_ids, generate, stream
+from glyphlm.runs.foreign import cached_reader
+from glyphlm.runs.generate import TextStream, continue_ids, generate, reader, stream
 from glyphlm.runs.opening import open_model
 from glyphlm.runs.sampling import Sampling
 from glyphlm.runs.where import name_of
@@ -58,6 +59,20 @@ def test_the_ids_drawn_are_those_of_transformers(kind, sampling, request):
     assert found == written_by_transformers(folder, ids, sampling)
     shown = TextStream(opened.tokenizer, ids)
     assert "".join(stream(opened, ids, sampling)) == shown.text(found)[0]
+
+
+@pytest.mark.parametrize("kind", ["run", "fused"])
+def test_a_cache_of_fixed_length_as_on_a_gpu_gives_the_same_logits(kind, request):
+    model, tokenizer = load_run(request.getfixturevalue(kind))
+    ids_BT = torch.tensor([tokenizer.encode("Hello, мир! ")])
+    length = ids_BT.shape[1] + 6
+    readers = [reader(model, length), cached_reader(model, length, fixed=True), cached_reader(model, length, fixed=False)]
+    with torch.no_grad():
+        for _ in range(6):
+            logits = [read(ids_BT) for read in readers]
+            for others_BV in logits[1:]:
+                torch.testing.assert_close(others_BV, logits[0], atol=1e-5, rtol=1e-5)
+            ids_BT = logits[0].argmax(-1, keepdim=True)
 
 
 def test_a_stop_text_ends_a_stream_before_it(run):

@@ -18,7 +18,7 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import WEIGHTS
 from glyphlm.base.outputs import Build, write_atomic
-from glyphlm.base.records import read_json, to_json
+from glyphlm.base.records import read_json, to_json, to_lines
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.substrate.build import SHEET, TOKENS, read_run_codes, read_substrate
 from glyphlm.substrate.codes import all_codes, chunks, fingerprint, first_equal, shown_chunks
@@ -49,11 +49,14 @@ class Codes:
     side: int | None = None
 
 
-def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None = None) -> str:
+def inspect_folder(
+    folder: Path, nearest: Sequence[str] = (), out: Path | None = None, as_json: bool = False
+) -> str:
     """Inspect a substrate or run folder; the findings as text, into `out` also as JSON and pictures.
 
     Args:
         nearest: Tokens, or #ID, whose nearest codes are listed.
+        as_json: Return the findings as one line of JSON.
 
     Raises:
         InputError: the folder is neither, a token is unknown, or `out` holds something else.
@@ -61,7 +64,8 @@ def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None =
     codes = open_codes(folder)
     chosen = [find_token(codes, name) for name in nearest]
     if out is None:
-        return findings_text(codes, analyse(codes, chosen)[0])
+        findings = analyse(codes, chosen)[0]
+        return to_lines([findings]).rstrip() if as_json else findings_text(codes, findings)
     contents = fingerprint(codes.config, "", {"table_VE": codes.code_VE})
     build = Build("inspection", {"nearest": chosen}, {"codes": contents})
     if not build.is_done(out):
@@ -74,7 +78,8 @@ def inspect_folder(folder: Path, nearest: Sequence[str] = (), out: Path | None =
             if (folder / SHEET).exists():
                 shutil.copyfile(folder / SHEET, partial / SHEET)
     try:
-        return findings_text(codes, read_json(out / FINDINGS))
+        findings = read_json(out / FINDINGS)
+        return to_lines([findings]).rstrip() if as_json else findings_text(codes, findings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{out / FINDINGS} is damaged ({reason}); remove {out} and inspect again") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Submitted
-from glyphlm.cli.parser import TEXTS, Parser, engine_of, reading_of, settings_from
+from glyphlm.cli.parser import TEXTS, Parser, engine_of, print_json, reading_of, settings_from
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.settings import NgramSettings, TokenizerSettings
 
@@ -85,10 +85,15 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit_mb", type=float, help="megabytes of each language (default: all)")
     parser.add_reading()
     parser.add_out("also write the rows and a plot into this folder")
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.analysis.tokenizers import compare, split_inputs, table
 
-    print(table(compare(*split_inputs(options.given), options.limit_mb, options.out, reading_of(options))))
+    rows = compare(*split_inputs(options.given), options.limit_mb, options.out, reading_of(options))
+    if options.json:
+        print_json(*rows)
+    else:
+        print(table(rows))
 
 
 def run_substrate_build(arguments: Sequence[str]) -> None:
@@ -127,10 +132,11 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="substrate folder, or run folder")
     parser.add_argument("--nearest", nargs="+", default=[], metavar="TOKEN", help="tokens, or #ID, to list the nearest of")
     parser.add_out("also write inspect.json, map.png and the sheet of glyphs into this folder")
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.analysis.codes import inspect_folder
 
-    print(inspect_folder(options.folder, options.nearest, options.out))
+    print(inspect_folder(options.folder, options.nearest, options.out, options.json))
 
 
 def run_prepare(arguments: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import IS_MAIN
 from glyphlm.base.records import to_json
-from glyphlm.cli.parser import TEXTS, Parser, settings_from
+from glyphlm.cli.parser import TEXTS, Parser, print_json, settings_from
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.planning.settings import PlanSettings
@@ -117,6 +117,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     parser.add_settings(PlanSettings, skip=("measure",))
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
+    parser.add_json()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.planning.plan import make_plans
     from glyphlm.planning.text import plan_text
@@ -124,7 +125,10 @@ def run_plan(arguments: Sequence[str]) -> None:
     if options.out:
         check_file(options.out, ('"flops_per_token"', '"forecast"'), "plan.json")
     plans = make_plans(recipe, settings_from(options, PlanSettings))
-    print("\n".join(map(plan_text, plans)), end="")
+    if options.json:
+        print_json(*plans)
+    else:
+        print("\n".join(map(plan_text, plans)), end="")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))

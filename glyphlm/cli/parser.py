@@ -131,7 +131,7 @@ class Parser(jsonargparse.ArgumentParser):
         Raises:
             InputError: as `read` and `load_recipe`.
         """
-        from glyphlm.experiments.recipe import load_recipe, settings_text
+        from glyphlm.experiments.recipe import load_recipe, schema_of, settings_text
 
         if any(one in ("-h", "--help") or one.endswith(".help") for one in arguments):
             self.add_class_arguments(kind, skip={*own})
@@ -144,7 +144,7 @@ class Parser(jsonargparse.ArgumentParser):
         given = {key: options[key] for key in own if options[key] is not None}
         recipe = load_recipe(options[name], options.profile, [overrides, given], kind)
         if shown:
-            print(settings_text(recipe), end="")
+            print(f"# yaml-language-server: $schema={schema_of(name)}\n{settings_text(recipe)}", end="")
             raise SystemExit(0)
         return options, recipe
 
@@ -216,9 +216,9 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
-def print_json(row: Mapping[str, Any]) -> None:
-    """Print one object on one line."""
-    print(to_lines([row]), end="", flush=True)
+def print_json(*rows: Mapping[str, Any]) -> None:
+    """Print objects, each on a line."""
+    print(to_lines(rows), end="", flush=True)
 
 
 def settings_from(options: Any, kind: type[Settings], **more: Any) -> Settings:

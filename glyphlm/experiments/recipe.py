@@ -204,13 +204,23 @@ def find_recipe(name: str | Path) -> Path:
     """
     if Path(name).exists() or Path(name).suffix or len(Path(name).parts) != 1:
         return Path(name)
-    package = Path(__file__).parents[1]
-    shipped = {path.stem: path for folder in (package.parent, package) for path in sorted((folder / RECIPES).glob("*.yaml"))}
+    shipped = {path.stem: path for path in sorted(shipped_recipes().glob("*.yaml"))}
     if str(name) not in shipped:
         near = get_close_matches(str(name), shipped, 1)
         cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(shipped)}"
         raise InputError(f"{name} does not exist: it is no file, and no recipe that comes with glyphlm; {cure}")
     return shipped[str(name)]
+
+
+def shipped_recipes() -> Path:
+    """The folder of the recipes that come with glyphlm, and of the JSON schemas by which editors complete others."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / RECIPES, package.parent / RECIPES) if folder.is_dir())
+
+
+def schema_of(kind: str) -> str:
+    """Where the JSON schema of recipes, or of studies, is; its first line in a file lets an editor complete it."""
+    return (shipped_recipes() / f"{kind}.schema.json").as_uri()
 
 
 def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:

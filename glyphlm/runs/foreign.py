@@ -79,12 +79,14 @@ def _check_complete(name: str, report: Mapping[str, Any]) -> None:
                              "folder as its maker saved it")
 
 
-def cached_reader(model: Any, length: int) -> Callable[[Tensor], Tensor]:
-    """As `glyphlm.runs.generate.reader`, of a model of transformers; on a GPU with a cache of fixed length.
+def cached_reader(model: Any, length: int, fixed: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """As `glyphlm.runs.generate.reader`, of a model of transformers.
 
-    Such a cache lets a step of our model be recorded once and replayed, which is several times as fast.
+    Args:
+        fixed: Whether the cache has the `length` from the beginning; by default for our models on a GPU, where a step is
+            then recorded once and replayed, which is several times as fast.
     """
-    is_fixed = model.device.type == "cuda" and isinstance(model, GlyphLMForCausalLM)
+    is_fixed = model.device.type == "cuda" and isinstance(model, GlyphLMForCausalLM) if fixed is None else fixed
     held: Any = transformers.StaticCache(config=model.config, max_cache_len=length) if is_fixed else None
 
     def read(ids_BT: Tensor) -> Tensor:

@@ -1,0 +1,51 @@
+"""glyphlm chat: lines in, answers of one or several runs out; commands begin with a stroke."""
+
+import io
+
+import pytest
+from examinees import make_run
+
+from glyphlm.cli.main import main
+from glyphlm.runs.chat import TEMPLATE
+from glyphlm.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def said(tokenizer, tmp_path, monkeypatch, capsys):
+    """A function: lines typed to `runs` runs -> what is printed on both streams."""
+
+    def talk(lines: list[str], runs: int = 1, block_size: int = 64, template: str | None = None):
+        places = [tmp_path / f"run-{number}-{block_size}" for number in range(runs)]
+        folders = [make_run(place, tokenizer, block_size, number) for number, place in enumerate(places)]
+        for folder in folders if template else ():
+            Tokenizer(tokenizer._backend, tokenizer.config | {"chat_template": template}).save(folder)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+        assert main(["chat", *map(str, folders), "--device", "cpu", "--max-new-tokens", "5", "--temperature", "0"]) == 0
+        return capsys.readouterr()
+
+    return talk
+
+
+def test_runs_answer_the_same_line_side_by_side(said):
+    found = said(["Hello"], runs=2)
+    first, second = found.out.splitlines()[0], [line for line in found.out.splitlines() if line.startswith("run-1-64: ")]
+    assert first.startswith("run-0-64: ") and second
+    assert "has no chat template: it continues your text" in found.err
+
+
+def test_a_conversation_goes_on_until_it_is_reset(said):
+    once, again = said(["Hello"]).out, said(["Hello", "/reset", "Hello"]).out
+    assert again == 2 * once != said(["Hello", "Hello"]).out
+
+
+def test_settings_are_shown_changed_and_checked(said):
+    found = said(["/settings temperature 0.5", "/settings top_q 1", "/settings temperature -1", "/what", "/quit", "Hello"])
+    assert "temperature 0.5" in found.err and "NAME VALUE" in found.err and "temperature -1" in found.err
+    assert "/what is not a command" in found.err and found.out == ""
+
+
+def test_a_chat_template_is_used_and_a_full_context_is_said(said):
+    found = said(["Who?", "word " * 80, "/reset", "Who?"], template=TEMPLATE)
+    assert "answers by its chat template" in found.err and "begin a new one" in found.err
+    first, second = found.out.splitlines()[0], found.out.splitlines()[-1]
+    assert first and second
