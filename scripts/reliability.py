@@ -82,6 +82,7 @@ RIGHT = {  # an invocation of each verb, without --out, in which something is th
     "serve": ["run", "--port", "x"],
     "push": ["run", "--repo", "a/b"],
     "report": ["run", "twin"],
+    "show": ["run", "--text", "a"],
 }
 NEEDED = {"study": ["--dry_run"], "quickstart": ["--steps", "x"], "serve": ["--port", "x"]}  # else they run for long
 ODD = ["", "0", "-1", "1e309", "nan", ".inf", "99999999999999999999", "no", "null", "[", "{a: b}", "[1, [2]]", "\udcff",
@@ -297,7 +298,7 @@ def calls(number: int, chance: random.Random) -> Iterator[str | None]:
     options = {verb: sorted({*re.findall(r"--[a-z][\w.]+", _help(verb))} - left_out) for verb in VERBS}
     for count in range(number):
         verb = [*VERBS][count % len(VERBS)]
-        arguments = list(RIGHT[verb])
+        arguments = list(RIGHT.get(verb, []))
         if chance.random() < 0.3:
             arguments = [chance.choice([*ODD, "recipe.json", "study.json"]) for _ in range(chance.randint(0, 2))]
         for _ in range(chance.randint(0, 2) if arguments else 0):

@@ -190,6 +190,12 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(recip
     assert "d_model 32" in line and "1, 2, 4, 8, 16" in line
 
 
+@pytest.mark.parametrize("name", ["d_model", "n_layer", "n_head", "block_size"])
+def test_sizes_far_above_every_model_end_at_once(recipe, tmp_path, capsys, name):
+    said = refusal(capsys, "train", recipe, f"--model.{name}", 10**9, "--out", tmp_path / "run")
+    assert f"{name} 1000000000 must be at most" in said
+
+
 def test_a_width_that_codes_do_not_divide_is_refused(recipe, tmp_path, capsys):
     line = refusal(capsys, "train", recipe, "--model.d_model", "40", "--out", tmp_path / "run")
     assert "n_embed 16 does not divide d_model 40" in line

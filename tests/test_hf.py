@@ -301,7 +301,7 @@ DAMAGES = {  # what else transformers would load, filled in with random values o
     "infinity": (lambda run: change_tensors(run, lambda t: t["gpt.norm.bias"].fill_(-torch.inf)), "norm.bias .*NaN"),
     "activation": (lambda run: change_config(run, model={"activation": "x"}), "activation 'x'.*gelu, gelu_tanh"),
     "lift": (lambda run: change_config(run, substrate={"lift": 5}), "lift 5.*tile"),
-    "depth": (lambda run: change_config(run, model={"n_layer": 10**9}), "1000000000 blocks.*hold 2"),
+    "depth": (lambda run: change_config(run, model={"n_layer": 10**4}), "10000 blocks.*hold 2"),
     "vocabulary": (lambda run: change_config(run, substrate={"vocab_size": 10**12}), "mismatch"),
     "key": (lambda run: change_config(run, model={"rope": 5}), "unknown keys of ModelConfig: rope"),
     "key of the whole": (lambda run: change_config(run, models={}), "unknown keys: models"),
@@ -357,7 +357,7 @@ FUSED_DAMAGES = {
     "no model": (lambda config: config["experts"][1].pop("model"), "expert 1"),
     "method": (lambda config: config["fusion"].update(method="vote"), "method 'vote'.*mean_logits"),
     "weights": (lambda config: config["fusion"].update(weights=[1.0]), "2 experts"),
-    "depth": (lambda config: config["experts"][1]["model"].update(n_layer=10**9), "1000000002 blocks.*hold 4"),
+    "depth": (lambda config: config["experts"][1]["model"].update(n_layer=10**4), "10002 blocks.*hold 4"),
     "no fusion": (lambda config: config.pop("fusion"), "fusion"),
 }
 

@@ -1,5 +1,6 @@
 """Files of tensors that others made are read without running anything, and within what they hold."""
 
+import os
 import zipfile
 
 import numpy as np
@@ -7,7 +8,15 @@ import pytest
 import torch
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.tensors import load_foreign, load_tensors, plain_tensor, read_foreign, save_tensors
+from glyphlm.base.tensors import (
+    load_ending,
+    load_foreign,
+    load_tensors,
+    plain_tensor,
+    read_foreign,
+    save_tensors,
+    tensor_types,
+)
 
 TENSOR = torch.arange(6.0).view(2, 3)
 
@@ -78,3 +87,11 @@ def test_a_missing_file_and_an_unknown_kind_are_refused(tmp_path):
         load_foreign(tmp_path / "a.npy")
     with pytest.raises(InputError, match=r"ends in '.txt'; name a file that ends in .pt, .safetensors, .npy"):
         load_foreign(tmp_path / "a.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("read", [load_tensors, tensor_types, lambda path: load_ending(path, ["x"])])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="model.safetensors cannot be read .it is not a file"):
+        read(tmp_path / "model.safetensors")

@@ -41,12 +41,19 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
+def _check_is_file(path: Path) -> None:
+    """A pipe would be waited for without end."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} cannot be read (it {'is not a file' if Path(path).exists() else 'does not exist'})")
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of `path`.
 
     Raises:
         InputError: the file is missing or damaged.
     """
+    _check_is_file(path)
     try:
         return safetensors.torch.load_file(path)
     except TENSOR_ERRORS as error:
@@ -59,6 +66,7 @@ def tensor_types(path: Path) -> dict[str, str]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    _check_is_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_dtype() for name in file.keys()}
@@ -72,6 +80,7 @@ def load_ending(path: Path, endings: Collection[str]) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    _check_is_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.endswith(tuple(endings))}

@@ -127,7 +127,8 @@ def _one_line(error: BaseException) -> str:
         return f"the disk is full{place}; free some space and run the same command again (nothing finished is lost)"
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
         return f"{error.name} is not installed; it comes with the extra {extra}: pip install 'glyphlm[{extra}]'"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    no_memory = "allocate memory" in text or "not enough memory" in text  # of torch on a CPU
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_memory:
         return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
     if isinstance(error, OSError) and error.filename:
         return text

@@ -16,8 +16,12 @@ Method = Literal[
 ]
 
 
-def check_fields(config: Any, least: Mapping[str, float]) -> None:
-    """Compare each field of a config, which may come from a file of others, with its type and its least value.
+# Far above every model, so that a mistyped number ends at once and not in a loop over a billion blocks.
+LARGEST = {"d_model": 1 << 20, "n_layer": 1 << 14, "n_head": 1 << 16, "block_size": 1 << 27}
+
+
+def check_fields(config: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
+    """Compare each field of a config, which may come from a file of others, with its type, its least and its largest value.
 
     Raises:
         ValueError: with the field, its value and what it may be.
@@ -29,6 +33,8 @@ def check_fields(config: Any, least: Mapping[str, float]) -> None:
             raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, words))}")
         if name in least and value is not None and value < least[name]:
             raise ValueError(f"{name} {value} must be at least {least[name]:g}")
+        if most and name in most and value > most[name]:
+            raise ValueError(f"{name} {value} must be at most {most[name]:,}")
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -155,7 +161,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("d_model", "n_head", "block_size", "rope_base"), 1)
-        check_fields(self, least | {"n_layer": 0, "norm_eps": 0})
+        check_fields(self, least | {"n_layer": 0, "norm_eps": 0}, LARGEST)
         if self.d_model % (2 * self.n_head):
             fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "

@@ -13,7 +13,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         check_values(self, "", RANGES)
-        check_values(Score(**self.window), "window.", WINDOW_RANGES)
+        check_values(Score(**cast(Any, self.window)), "window.", WINDOW_RANGES)
         if not isinstance(self.batches, dict):
             raise InputError(f"batches {self.batches!r:.60} is not a position")
 
