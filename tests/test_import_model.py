@@ -502,7 +502,7 @@ def test_what_does_not_fit_is_refused_by_name(tokenizer_folder, tmp_path, change
     ({"block_size": None}, "gives None as block_size"),
     ({"n_head": "4"}, "gives '4' as n_head"),
     ({"n_head": True}, "gives True as n_head"),
-    ({"n_head": 10**9}, "of even width"),
+    ({"n_head": 10**9}, "n_head 1000000000 must be at most"),
     ({"d_model": 10**18}, "as d_model .*at most"),
     ({"block_size": -1}, "gives -1 as block_size .*at least 1"),
 ])
