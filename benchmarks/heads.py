@@ -115,7 +115,7 @@ def compete(name: str, options: argparse.Namespace) -> dict[str, Any]:
     text = TokenText(options.work / "shards", "train")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     one = contender(name, options, text)
-    optimizer = make_adamw(one.model, 0.1, (0.9, 0.95))
+    optimizer = make_adamw(one.model.parameters(), 0.1, (0.9, 0.95))
     batches = Batches([text], [1.0], options.context, options.rows, options.seed)
     seconds, step, memory, scored = 0.0, 0, 0, {}
     marks = {"at_seconds": lambda: seconds >= options.seconds, "at_tokens": lambda: tokens() >= options.tokens}

@@ -7,16 +7,19 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
-def make_run(folder: Path, tokenizer: Tokenizer, block_size: int = 256, seed: int = 0) -> Path:
+def make_run(
+    folder: Path, tokenizer: Tokenizer, block_size: int = 256, seed: int = 0, head: HeadConfig | None = None
+) -> Path:
     """A run folder."""
     substrate = Substrate(SubstrateConfig(tokenizer.vocab_size, 16, "learned"), 32)
-    model = GPT(ModelConfig(32, 2, 4, block_size, head_bias=True), substrate).eval()
+    model = GPT(ModelConfig(32, 2, 4, block_size, head_bias=True, head=head or HeadConfig()), substrate).eval()
     _randomise(model, seed)
     export_model(model, tokenizer, folder)
     return folder

@@ -5,11 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.flops import flops_per_token, parameters_by_part, parameters_in_copies
-from glyphlm.training.loss import head_loss
+from glyphlm.training.loss import head_loss, training_loss
 
 V, T = 96, 8
 SUBSTRATES = {
@@ -62,6 +63,17 @@ def test_training_costs_what_torch_counts(kind, frozen):
     model = small(SUBSTRATES[kind], FROZEN[frozen])
     flops = flops_per_token(model, causal=False)
     assert sum(part.total for part in flops.values()) * 3 * T == counted(model, train=True).get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["frozen table", "trained table", "rule"])
+@pytest.mark.parametrize("head", [HeadConfig("tied"), HeadConfig("code", width=24), HeadConfig("code", 3, 24)], ids=str)
+def test_training_with_another_head_costs_what_torch_counts(kind, head):
+    model = GPT(ModelConfig(d_model=32, n_layer=2, n_head=2, block_size=T, head=head), Substrate(SUBSTRATES[kind], 32))
+    flops, ids_BT = flops_per_token(model, causal=False), torch.randint(V, (3, T))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        training_loss(model, model.hidden(ids_BT).flatten(0, 1), ids_BT.flatten(), torch.float32, 3 * T).backward()
+    assert sum(part.total for part in flops.values()) * 3 * T == counter.get_total_flops()
+    assert sum(sum(counts.values()) for counts in parameters_by_part(model).values()) == count_parameters(model)["total"]
 
 
 @pytest.mark.parametrize("method", ["head", "gate", "adapter"])

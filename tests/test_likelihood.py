@@ -19,6 +19,7 @@ from glyphlm.data.shards import prepare_examples
 from glyphlm.evaluation.item_log import chosen_text
 from glyphlm.evaluation.likelihood import generate_answers, score_options, split_options
 from glyphlm.evaluation.model import EvalModel, load_eval_model
+from glyphlm.modeling.config import HeadConfig
 from glyphlm.tokenizer.tokenizer import Piece
 from glyphlm.training.bits_per_byte import score_documents
 
@@ -94,6 +95,21 @@ def test_options_are_scored_as_whole_texts(model, between):
         for found, options in ((log["letters"], item.labels), (log["texts"], item.choices)):
             assert found == pytest.approx([plain(model, item.prompt, between + option) for option in options], abs=1e-4)
         assert log["cut"] is False and 0 < log["letter_mass"] < 1
+
+
+@pytest.mark.parametrize("head", [HeadConfig("tied"), HeadConfig("code", width=24)], ids=str)
+def test_options_are_scored_alike_by_heads_that_compute_no_logits_of_all_ids(tokenizer, tmp_path, monkeypatch, head):
+    model = load_eval_model(str(make_run(tmp_path / "run", tokenizer, head=head)))
+    items, logits = some_items(3), []
+    forward = type(model.model).forward
+    monkeypatch.setattr(type(model.model), "forward", lambda self, *given, **named: logits.append(
+        forward(self, *given, **named)) or logits[-1])
+    found = [log["letters"] + log["texts"] for log in ask(model, items)]
+    if head.kind == "code":
+        assert all(out.logits.shape[1] == 1 for out in logits)  # after the prompt, for the letter mass
+    monkeypatch.undo()
+    for item, scores in zip(items, found):
+        assert scores == pytest.approx([plain(model, item.prompt, o) for o in (*item.labels, *item.choices)], abs=1e-4)
 
 
 def test_a_batch_of_items_is_scored_as_each_alone(model, monkeypatch):

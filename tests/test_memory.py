@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
@@ -48,9 +50,13 @@ class Held(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-def make(vocab_size: int = 256, d_model: int = 64, n_layer: int = 3, trainable: bool = False, width: int = 32) -> GPT:
+def make(
+    vocab_size: int = 256, d_model: int = 64, n_layer: int = 3, trainable: bool = False, width: int = 32, **head: Any
+) -> GPT:
     substrate = SubstrateConfig(vocab_size, width, "learned", trainable=trainable)
-    config = ModelConfig(d_model=d_model, n_layer=n_layer, n_head=2, block_size=T, head_bias=True)
+    config = ModelConfig(
+        d_model=d_model, n_layer=n_layer, n_head=2, block_size=T, head_bias=True, head=HeadConfig(**head)
+    )
     return GPT(config, Substrate(substrate, d_model))
 
 
@@ -69,7 +75,7 @@ def held(model: GPT | Fusion, load: Load) -> int:
     model.recompute = load.recompute
     objective = Objective(model, torch.bfloat16 if load.bf16 else torch.float32, 1 if load.documents else None)
     optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.95))
-    ids_BT = torch.randint(model.head.out_features, (load.rows * load.passes, T))
+    ids_BT = torch.randint(model.vocab_size, (load.rows * load.passes, T))
 
     def step() -> None:
         for rows_BT in ids_BT.split(load.rows):
@@ -100,6 +106,18 @@ def held(model: GPT | Fusion, load: Load) -> int:
 def test_peak_is_what_a_step_holds(sizes, load, passes, bf16):
     model, load = make(**sizes), replace(load, passes=passes, bf16=bf16)
     assert peak_bytes(model, load) == pytest.approx(held(model, load), rel=0.05)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sizes", [
+    {"kind": "tied", "vocab_size": 4096},
+    {"kind": "tied", "vocab_size": 4096, "trainable": True},
+    {"kind": "code", "vocab_size": 4096, "n_layer": 1},
+    {"kind": "code", "vocab_size": 4096, "digits": 3, "n_layer": 1},
+])  # fmt: skip
+def test_peak_is_what_a_step_with_another_head_holds(sizes, bf16):
+    model, load = make(**sizes), Load(8, bf16=bf16)
+    assert peak_bytes(model, load) == pytest.approx(held(model, load), rel=0.1)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

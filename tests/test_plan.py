@@ -12,6 +12,7 @@ from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
+from glyphlm.modeling.config import model_fields
 from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.plan import PlanSettings, make_plan, make_plans, planned_model, vocabulary_size
@@ -291,7 +292,7 @@ def test_experts_that_are_trained_are_planned_as_they_are_fused(runs, names, met
     model, _ = build_fusion(settings)
     assert plan["parameters"] == parameters_by_part(model)
     assert plan["fusion"]["substrates"] == len(model.substrates)
-    assert plan["fusion"]["experts"] == [vars(expert.config) for expert in model.experts]
+    assert plan["fusion"]["experts"] == [model_fields(expert.config) for expert in model.experts]
     assert {saving["option"] for saving in plan["savings"]} == {
         "--train.precision bf16", "--train.micro_batch_tokens 64", "--train.parallel fsdp2 on 8 GPUs"
     }  # fmt: skip

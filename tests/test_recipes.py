@@ -45,7 +45,7 @@ def total(plan):
 
 def test_every_recipe_is_reported_here():
     names = {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("study")}
-    assert names == {*TOTALS, FUSED}
+    assert names == {*TOTALS, FUSED, "code_head", "repeats", "unseen"}
 
 
 @pytest.mark.parametrize("name", TOTALS)
@@ -108,6 +108,17 @@ def test_a_tiny_profile_trains(tmp_path):
     recipe = read("llm_fix_min_classic", "--profile", "tiny", "--train.steps", "2")
     summary = run_recipe(Recipe(**{key: getattr(recipe, key) for key in Recipe.__dataclass_fields__}), tmp_path / "run", "")
     assert summary["steps"] == 2 and summary["bits_per_byte"]["validation"] < 9
+
+
+def test_a_model_with_a_code_head_has_no_matrix_of_the_size_of_the_vocabulary():
+    as_full = ("--model.head.kind", "full", "--model.head.order", "identity")
+    [plan], [full] = (make_plans(read("code_head", *options), H200) for options in ((), as_full))
+    heads = [sum(one["parameters"]["head"].values()) for one in (plan, full)]
+    assert heads[1] == 65_536 * 256 and heads[0] < 1_000_000 and total(plan) == 22_100_992
+    peaks = [one["memory"]["peak"] - one["memory"]["parts"]["beside tensors"] for one in (plan, full)]
+    assert peaks[0] < 0.5 * peaks[1]
+    assert sum(part["forward"] + part["backward"] for part in plan["flops_per_token"].values()) < 0.3 * sum(
+        part["forward"] + part["backward"] for part in full["flops_per_token"].values())
 
 
 def test_a_tiny_profile_grows(tmp_path):

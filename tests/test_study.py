@@ -23,7 +23,7 @@ from glyphlm.studies.study import CommandsFailed, check, study
 from glyphlm.studies.workflow import DONE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-STUDIES = sorted(path.stem for path in RECIPES.glob("study_*.yaml"))
+STUDIES = [*sorted(path.stem for path in RECIPES.glob("study_*.yaml")), "repeats", "unseen"]
 RECIPE = {
     "tokenizer": {"layout": "compact", "vocab_size": 512},
     "substrate": {"kind": "token_bits", "n_embed": 16},

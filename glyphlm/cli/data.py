@@ -35,6 +35,26 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
     build_tokenizer(options.texts, settings, options.out, reading_of(options))
 
 
+def run_tokenizer_extend(arguments: Sequence[str]) -> None:
+    """glyphlm tokenizer extend."""
+    from glyphlm.data.exclusion import characters_of
+    from glyphlm.experiments.extend import extend
+
+    parser = Parser.of(
+        "tokenizer extend",
+        "Give more characters ids of their own, after all others: in a tokenizer, or in a trained run, which then reads "
+        "them at once by their codes, and with a tied head writes them. Nothing that was trained changes.",
+        "glyphlm tokenizer extend runs/mine --characters U+1F600-1F64F --out runs/with-emoji\n"
+        "  glyphlm tokenizer extend tok/ --characters letters.txt --out wider-tok/",
+    )
+    parser.add_argument("source", type=Path, metavar="DIR", help="run folder, or folder of a tokenizer")
+    parser.add_argument("--characters", required=True, help="a file that holds them, spans such as U+0400-04FF, or general "
+                        "categories of Unicode such as So, separated by commas")
+    parser.add_out("the new folder", required=True)
+    options = parser.read(arguments)
+    extend(options.source, characters_of(options.characters), options.out)
+
+
 def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer ngrams."""
     parser = Parser.of(

@@ -13,6 +13,7 @@ from glyphlm.base.errors import InputError
 VERBS = {  # verb -> its module, and a description
     "quickstart": ("models", "everything on an embedded corpus: three models and a report in minutes"),
     "tokenizer build": ("data", "text -> a vocabulary of code points and n-grams"),
+    "tokenizer extend": ("data", "a run or a vocabulary, and characters -> the same with ids for them"),
     "tokenizer ngrams": ("data", "texts of some languages -> their most frequent n-grams"),
     "tokenizer compare": ("data", "tokenizers and texts -> characters per token, losses, speed"),
     "substrate build": ("data", "a vocabulary -> the codes below the first block"),

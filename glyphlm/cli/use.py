@@ -1,7 +1,8 @@
 """The verbs that use models: generated text, scores, probes, reports. Each calls one library function."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.cli.parser import Parser, print_json, reading_of, settings_from
@@ -113,25 +114,52 @@ def run_probe(arguments: Sequence[str]) -> None:
         "category and translations can be predicted, next to chance and to the same model untrained. The last layer is "
         "printed; all layers go into probes.jsonl, probes.svg and neighbours.txt.",
         "glyphlm probe runs/frozen runs/twin --words Germany 国 --out probes/\n"
-        "  glyphlm probe runs/* --pairs words.tsv --text held_out.txt --out probes/",
+        "  glyphlm probe runs/* --pairs words.tsv --text held_out.txt --out probes/\n"
+        "  glyphlm probe runs/glyph runs/random --unseen held_out.txt --oracle runs/all --text text.jsonl --out unseen/",
     )
     parser.usage = "glyphlm probe RUN [RUN ...] [options] --out FOLDER"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, side by side in the plot")
     parser.add_settings(ProbeSettings, skip=("words",))
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
                         help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
+    parser.add_argument("--unseen", metavar="CHARACTERS", help="instead: what the runs know of characters that training "
+                        "never showed, in --text; a file of them, spans such as U+0400-04FF, or categories such as So")
+    parser.add_argument("--oracle", metavar="RUN", help="with --unseen: a run that saw these characters in training")
     parser.add_device()
     parser.add_json()
     parser.add_out("folder of the rows, the plot and the neighbours", required=True)
     options = parser.read(arguments)
+    if options.unseen:
+        _probe_unseen(options)
+        return
     from glyphlm.analysis.probes import probe, table
 
     rows = probe(options.runs, options.out, settings_from(options, ProbeSettings), options.device)
-    if options.json:
+    _print_rows(rows, table, options.json)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], table: Callable[..., str], as_json: bool) -> None:
+    if as_json:
         for row in rows:
             print_json(row)
     else:
         print(table(rows))
+
+
+def _probe_unseen(options: Any) -> None:
+    """What runs know of characters that they were not trained on.
+
+    Raises:
+        InputError: there is no text to read them in.
+    """
+    from glyphlm.analysis.unseen import probe_unseen, table
+    from glyphlm.base.errors import InputError
+    from glyphlm.data.exclusion import characters_of
+
+    if not options.text:
+        raise InputError(f"--unseen {options.unseen} needs a text that holds these characters; name it with --text")
+    rows = probe_unseen(options.runs, characters_of(options.unseen), options.text, options.out, options.oracle)
+    _print_rows(rows, table, options.json)
 
 
 def run_report(arguments: Sequence[str]) -> None:

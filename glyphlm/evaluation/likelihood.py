@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.tasks import Item
@@ -85,10 +84,10 @@ def _log_probabilities(
         pads = [max(map(len, rests)) - len(rest) for rest in rests]
         ids_RT = torch.tensor([rest[:-1] + [0] * pad for rest, pad in zip(rests, pads)], device=model.device)
         text_RT = torch.tensor([[1] * (len(rest) - 1) + [0] * pad for rest, pad in zip(rests, pads)], device=model.device)
-        logits_RTV, _ = model.extend(prefix.select([b for b, _ in longer]), ids_RT, text_RT, keep=0)
-        for (b, o), rest, logits_TV in zip(longer, rests, logits_RTV):
-            targets_T = torch.tensor(rest[1:], device=model.device)
-            found[b][o] -= float(F.cross_entropy(logits_TV[: len(rest) - 1].float(), targets_T, reduction="sum"))
+        y_RT = torch.tensor([rest[1:] + [0] * pad for rest, pad in zip(rests, pads)], device=model.device)
+        nats_RT = model.score(prefix.select([b for b, _ in longer]), ids_RT, text_RT, y_RT)
+        for (b, o), rest, nats_T in zip(longer, rests, nats_RT):
+            found[b][o] -= float(nats_T[: len(rest) - 1].sum())
     for parts, scores in zip(splits, found):
         model.check_numbers(torch.tensor(scores), [parts.context + rest for rest in parts.rests])
     return [(found[b], model.letter_mass(logp_BV[b].exp(), labels[b])) for b in range(len(splits))]

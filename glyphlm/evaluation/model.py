@@ -20,7 +20,7 @@ from glyphlm.base.names import CONFIG, HUB, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.outputs import sha256_file
 from glyphlm.base.records import read_json
 from glyphlm.evaluation.answers import first_letter
-from glyphlm.modeling.heads import cross_entropy
+from glyphlm.modeling.heads import CodeHead, cross_entropy
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
@@ -104,6 +104,20 @@ class EvalModel:
         attended_BS = torch.cat([prefix.attended_BS, new_BT], dim=1)
         out = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=keep)
         return out.logits, Prefix(out[CACHE], attended_BS)
+
+    @torch.no_grad()
+    def score(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Nats of the target after each new position, float32 [B, T]; `text_BT` is 0 at padding, where they mean nothing.
+
+        A head of kind code gives them without computing logits of all ids.
+        """
+        attended_BS = torch.cat([prefix.attended_BS, text_BT], dim=1)
+        if isinstance(self.model, GlyphLMForCausalLM) and isinstance(self.model.gpt.head, CodeHead):
+            places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+            x_BTD = self.scorer.hidden(ids_BT, cache=prefix.cache, attended_BS=attended_BS, positions_BT=places_BT)
+            return self.scorer.nats(x_BTD.flatten(0, 1), y_BT.flatten()).view(y_BT.shape)
+        logits_BTV = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=0).logits
+        return torch.stack([cross_entropy(logits_TV, y_T) for logits_TV, y_T in zip(logits_BTV, y_BT)])
 
     def check_numbers(self, values_B: Tensor, texts: Sequence[Sequence[int]]) -> None:
         """Refuse logits that are NaN or infinite: they would be scored as an answer.

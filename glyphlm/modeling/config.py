@@ -5,7 +5,7 @@ It does not import torch, so that `glyphlm train --help`, which lists these fiel
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -166,6 +166,14 @@ class ModelConfig:
             fitting = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             raise ValueError(f"d_model {self.d_model} does not split into {self.n_head} heads of even width; "
                              f"n_head can be {', '.join(map(str, fitting[-8:]))}")
+
+
+def model_fields(config: Any) -> dict[str, Any]:
+    """The fields of a shape; of a full head nothing, as in files of versions that had no other."""
+    fields = asdict(config)
+    if fields.get("head") == asdict(HeadConfig()):
+        del fields["head"]
+    return fields
 
 
 @dataclass

@@ -40,7 +40,7 @@ def damaged_order(model: nn.Module) -> str | None:
     """The tensor of a head of kind code that does not give each id a number of its own, if there is one."""
     orders = {name: tensor for name, tensor in model.named_buffers() if name.endswith("place_V") and not tensor.is_meta}
     return next((name for name, place_V in orders.items()
-                 if not torch.equal(place_V.sort().values, torch.arange(len(place_V), dtype=place_V.dtype))), None)
+                 if not torch.equal(place_V.sort().values, torch.arange(len(place_V)).to(place_V))), None)
 
 
 class TiedHead(nn.Module):

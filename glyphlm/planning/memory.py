@@ -121,14 +121,14 @@ def activation_bytes(model: GPT | Fusion, load: Load) -> int:
 def head_bytes(model: GPT | Fusion, load: Load) -> int:
     """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient.
 
-    A head of kind code holds for its backward pass, of each digit, logits and log-probabilities, and of each later one ten
-    values of its width and the rows of the earlier digits.
+    A head of kind code holds for its backward pass logits and log-probabilities of each digit, and four times the width of
+    its network for each later one; twice the width more for a moment.
     """
     tokens, vocab_size = load.rows * model.config.block_size, model.vocab_size
     chunk, in_bf16 = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size)), 2 if load.bf16 else 0
     if isinstance(head := model.head, CodeHead):
         digits = head.config.digits
-        return FLOAT * tokens * (2 * digits * head.base + 10 * (digits - 1) * head.config.width)
+        return FLOAT * tokens * (2 * digits * head.base + (4 * digits - 2) * head.config.width)
     if isinstance(head, nn.ModuleList):  # of a fusion: each expert's logits, weighted, their sum, its softmax and gradient
         return FLOAT * chunk * vocab_size * (3 * len(head) + 3)
     width, trained = _matrix(model)

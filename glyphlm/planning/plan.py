@@ -15,7 +15,7 @@ from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.composition.growth import check_growth, choose_trained, places_of_old
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
-from glyphlm.modeling.config import ModelConfig, SubstrateConfig
+from glyphlm.modeling.config import HeadConfig, ModelConfig, SubstrateConfig, model_fields
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
@@ -33,6 +33,7 @@ from glyphlm.training.settings import TrainSettings, batch_rows, count_steps
 # Bytes beside tensors: Python with its libraries (measured), and CUDA's context with its own (assumed).
 ON_CPU, ON_GPU = 500_000_000, 1_000_000_000
 MEASURABLE = 0.7  # share of this machine's memory that a measurement may take
+LARGE = 1 << 14  # ids from which on a head without a matrix of them is offered
 ON_CPU_USE = 0.4  # share of the rate of products that training reaches on a CPU
 
 
@@ -84,7 +85,7 @@ def make_plan(
     load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
     flops = flops_per_token(model, recompute=load.recompute)
     return {
-        "model": asdict(model.config) | {"vocab_size": model.vocab_size},
+        "model": model_fields(model.config) | {"vocab_size": model.vocab_size},
         "substrate": asdict(model.substrate.config) | {"trainable": _trains(model.substrate)},
         "fusion": _describe_fusion(model) if isinstance(model, Fusion) else None,
         "train": {"steps": count_steps(train), "batch_tokens": train.batch_tokens, **asdict(load)},
@@ -110,7 +111,7 @@ def _trains(substrate: Substrate) -> bool:
 def _describe_fusion(model: Fusion) -> dict[str, Any]:
     return {
         "method": model.fusion.method,
-        "experts": [asdict(expert.config) for expert in model.experts],
+        "experts": [model_fields(expert.config) for expert in model.experts],
         "substrates": len(model.substrates),
         "parameters_in_copies": parameters_in_copies(model),
     }
@@ -207,13 +208,15 @@ def _options(model: GPT | Fusion, load: Load) -> Iterator[tuple[str, GPT | Fusio
     if not substrate.is_rule and substrate.places <= model.config.d_model:
         rule = replace(substrate, kind="token_bits", trainable=False, n_embed=model.config.d_model, lift="none")
         yield "bits of the id instead of a table", _with(model, rule), load
+    if model.config.head.kind == "full" and substrate.vocab_size >= LARGE:
+        yield "--model.head.kind code", _with(model, substrate, HeadConfig("code")), load
     half = substrate.vocab_size // 2
     yield f"a vocabulary of {half:,} ids", _with(model, replace(substrate, vocab_size=half)), load
 
 
-def _with(model: GPT, config: SubstrateConfig) -> GPT:
+def _with(model: GPT, config: SubstrateConfig, head: HeadConfig | None = None) -> GPT:
     with torch.device("meta"):
-        return GPT(model.config, Substrate(config, model.config.d_model))
+        return GPT(replace(model.config, head=head or model.config.head), Substrate(config, model.config.d_model))
 
 
 # The model that a recipe is about, on the meta device: shapes without values, before anything of it is built

@@ -50,10 +50,18 @@ def _head(plan: dict[str, Any]) -> list[str]:
     return [
         f"model      {_shapes(plan)}, context of {model['block_size']} tokens, {model['vocab_size']:,} ids",
         f"substrate  {substrate['kind']}, width {substrate['n_embed']}, {'trained' if substrate['trainable'] else 'frozen'}",
+        *_kind_of_head(model.get("head", {})),
         f"training   {tokens:,} tokens: {train['steps']:,} steps of {train['batch_tokens']:,}; {split}; "
         f"{'bf16' if train['bf16'] else 'fp32'}{', blocks recomputed' if train['recompute'] else ''}",
         f"machine    {many}, {scaled(machine['memory'], 'B')}{' each' if machine['count'] > 1 else ''}",
     ]
+
+
+def _kind_of_head(head: dict[str, Any]) -> list[str]:
+    """A line on a head that is no matrix [V, D]."""
+    digits = f"{head.get('digits')} digits of the id by {head.get('order')}, width {head.get('width')}"
+    return [{"tied": "head       tied to the codes", "code": f"head       {digits}"}[head["kind"]]
+            ] if head.get("kind", "full") != "full" else []
 
 
 def _shapes(plan: dict[str, Any]) -> str:

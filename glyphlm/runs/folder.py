@@ -18,8 +18,8 @@ from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
 from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share, tensor_types
 from glyphlm.modeling.bytefusion import ByteFusionConfig, ByteFusionForCausalLM
-from glyphlm.modeling.config import HeadConfig, ModelConfig
-from glyphlm.modeling.fusion import FusedShape, Fusion
+from glyphlm.modeling.config import model_fields
+from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.runs.adapters import ADAPTER, ADAPTER_CONFIG, attach_adapters, merge_adapters
@@ -78,14 +78,6 @@ def config_fields(model: GPT | Fusion) -> dict[str, Any]:
         for number, (expert, read) in enumerate(zip(model.experts, model.reads))
     ]
     return {"experts": experts, "fusion": asdict(model.fusion)}
-
-
-def model_fields(config: ModelConfig | FusedShape) -> dict[str, Any]:
-    """The shape of a model; of a full head nothing, as in folders of versions that had no other."""
-    fields = asdict(config)
-    if fields.get("head") == asdict(HeadConfig()):
-        del fields["head"]
-    return fields
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -169,9 +169,10 @@ class StudyCommands:
     def _shards(self, tokenizer: str, needs: Sequence[str], source: Source) -> tuple[Source, list[str]]:
         if not source.text:
             return source, []
-        command = ["prepare", "--tokenizer", tokenizer, *source.texts]
+        exclude = ["--exclude", source.exclude, "--excluding", source.excluding] if source.exclude else []
+        command = ["prepare", "--tokenizer", tokenizer, *exclude, *source.texts]
         folder, names = self._input(f"shards_{_digest(command)}", command, source.texts, needs)
-        return replace(source, text=None, shards=folder), names
+        return replace(source, text=None, shards=folder, exclude=None), names
 
     def _substrate(
         self, tokenizer: str, needs: Sequence[str], settings: SubstrateSettings

@@ -28,6 +28,7 @@ from glyphlm.substrate.codes import (
     expected_shapes,
     fingerprint,
     orthonormal_rows,
+    principal_axes,
     principal_components,
     put_id_bits,
     random_bits,
@@ -244,6 +245,34 @@ def _content(config: SubstrateConfig, settings: SubstrateSettings, bits_VP: np.n
         case "given":
             return read_table(Path(str(settings.file)), ids, width)
     return torch.randn(ids, width, generator=torch.Generator().manual_seed(seed)) * (settings.std or 1.0)
+
+
+def more_glyph_codes(
+    config: SubstrateConfig, settings: SubstrateSettings, bits_VP: np.ndarray, new_UP: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """The codes of a vocabulary as they were built, and those of more tokens by the same axes, [V, E] and [U, E].
+
+    Bits of the id (`unique`) are for new ids the lowest ones that there are columns for.
+    """
+    places = max(1, (len(bits_VP) - 1).bit_length())
+    old = replace(config, vocab_size=len(bits_VP))
+    codes_VE, width = _table(old, settings, bits_VP), config.n_embed
+    if settings.pca:
+        mean_P, axes_PE = principal_axes(bits_VP, width)
+        new_UE = torch.from_numpy((new_UP - mean_P) @ axes_PE)
+    else:
+        order_P = np.arange(width) if settings.augment == "none" else polar_order(settings.side)
+        new_UE = torch.from_numpy((new_UP - bits_VP.mean(0, dtype=np.float64)).astype(np.float32)[:, order_P])
+    if settings.unique:
+        scale_table(new_UE[:, :-places], config.scale)
+        # The bits are as large as in the row of the first id, whose norm is known.
+        content_VE = _content(old, settings, bits_VP)[:, :-places].contiguous()
+        scale_table(content_VE, config.scale)
+        amplitude = float(content_VE.double().square().mean().sqrt()) or 1.0
+        ids_U = torch.arange(len(bits_VP), len(bits_VP) + len(new_UP))
+        new_UE[:, -places:] = ((ids_U[:, None] >> torch.arange(places) & 1) * 2 - 1) * amplitude
+    scale_table(new_UE, config.scale)
+    return codes_VE, new_UE
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:

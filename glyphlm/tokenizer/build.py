@@ -110,6 +110,24 @@ def _make(texts: Sequence[str], settings: TokenizerSettings, reading: Reading) -
     return Tokenizer(_published(settings))
 
 
+def with_characters(tokenizer: Tokenizer, characters: str) -> Tokenizer:
+    """The tokenizer with an id, after all others, for each character that has none; no other text is cut otherwise.
+
+    Raises:
+        InputError: each has an id already, or the vocabulary is not one whose tokens are spelled as text.
+    """
+    parts = json.loads(tokenizer.to_json())
+    vocab = parts["model"].get("vocab")
+    if not isinstance(vocab, dict) or not parts["model"].get("byte_fallback"):
+        raise InputError("only vocabularies of ours can be extended, whose tokens are spelled as text; build another one")
+    new = [character for character in dict.fromkeys(characters) if character not in vocab]
+    if not new:
+        raise InputError(f"all of the {len(characters)} characters have ids already; give others")
+    parts["model"]["vocab"] = vocab | {character: tokenizer.vocab_size + place for place, character in enumerate(new)}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
+    return Tokenizer(backend, tokenizer.config, tokenizer.specials_in_text)
+
+
 def _checked(folder: str) -> Tokenizer:
     """A foreign tokenizer, which must have an end-of-text token and tokens whose bytes are known.
 

@@ -241,6 +241,10 @@ class Tokenizer:
         """Whether this is the fingerprint, or that of version 0.2, which included what is put around a text."""
         return fingerprint in (self.fingerprint, hashlib.sha256(self._backend.to_str().encode()).hexdigest())
 
+    def to_json(self) -> str:
+        """What tokenizer.json holds."""
+        return self._backend.to_str()
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`.
 

@@ -1,0 +1,201 @@
+"""What a model knows of characters that its training never showed: read in a text, and written.
+
+Reading: the text after such a character is scored with the codes that it has, and with random codes in their place. An
+oracle, a run that saw these characters in training, says how much there is to gain. Writing: the probability of the right
+character where it stands, against a smoothed unigram. Runs are compared in bits per byte of the same spans of text, so
+that their vocabularies may differ. Shapes: T tokens of a document.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glyphlm.base.errors import InputError
+from glyphlm.base.outputs import Build
+from glyphlm.base.progress import meter
+from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.corpus.reading import passages
+from glyphlm.corpus.sources import describe, find_sources
+from glyphlm.evaluation.stats import bootstrap
+from glyphlm.modeling.model import GPT
+from glyphlm.modeling.substrate import Substrate
+from glyphlm.runs.folder import load_run, read_summary, weights_sha256
+from glyphlm.tokenizer.tokenizer import Tokenizer
+from glyphlm.training.loss import target_nats
+
+ROWS = "unseen.jsonl"
+SPAN = 16  # bytes after a character that are scored: what it says of its word, not of the whole text
+TOP = (1, 10, 100)
+Row = dict[str, Any]
+
+
+@dataclass
+class Reading:
+    """Nats of the tokens of a document and where they stand in its text.
+
+    Args:
+        nats_T: Of each token.
+        ends_T: Bytes of the text up to the end of each token.
+        ids_T: The tokens.
+    """
+
+    nats_T: np.ndarray
+    ends_T: np.ndarray
+    ids_T: np.ndarray
+
+    def after(self, places: Sequence[int]) -> tuple[float, int]:
+        """Nats and bytes of the tokens that begin within SPAN bytes after one of these places (bytes)."""
+        starts_T = np.concatenate([[0], self.ends_T[:-1]])
+        inside_T = np.zeros(len(starts_T), bool)
+        for place in places:
+            inside_T |= (starts_T >= place) & (starts_T < place + SPAN)
+        return float(self.nats_T[inside_T].sum()), int((self.ends_T - starts_T)[inside_T].sum())
+
+
+class RandomRows(nn.Module):
+    """A substrate in which some ids have random vectors, as long as those that they had."""
+
+    def __init__(self, substrate: Substrate, ids: Sequence[int], seed: int):
+        super().__init__()
+        self.inner, self.config = substrate, substrate.config
+        x_ND = substrate(torch.tensor([ids]))[0].detach()
+        noise_ND = torch.randn(x_ND.shape, generator=torch.Generator().manual_seed(seed))
+        self.x_ND = noise_ND / noise_ND.norm(dim=1, keepdim=True) * x_ND.norm(dim=1, keepdim=True)
+        self.place_V = torch.full((substrate.config.vocab_size,), -1)
+        self.place_V[torch.tensor(ids)] = torch.arange(len(ids))
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """x_BTD."""
+        place_BT1 = self.place_V[ids_BT][..., None]
+        return torch.where(place_BT1 < 0, self.inner(ids_BT), self.x_ND[place_BT1[..., 0].clamp(min=0)])
+
+
+def probe_unseen(
+    runs: Sequence[str | Path], characters: str, text: str, out: Path, oracle: str | None = None, seed: int = 1
+) -> list[Row]:
+    """One row a run, also written to `out`.
+
+    A row has, of reading: bits per byte of the spans after the characters (`bits`), with random codes in their place
+    (`bits_random`), of the oracle (`bits_oracle`), and the share of the distance from random to oracle that the codes close
+    (`closed`, with its 95% interval over documents); of writing: how many times as likely as by the smoothed unigram the
+    right character is in the geometric and in the arithmetic mean (`times_unigram`, `times_unigram_mean`), and how often it
+    is among the 1, 10 and 100 likeliest tokens. What a run cannot do (it has no ids for the characters) is null.
+
+    Raises:
+        InputError: a run is bad or fused, no document of the text holds one of the characters, or `out` holds other work.
+    """
+    settings = {"characters": characters, "oracle": oracle, "seed": seed}
+    inputs = {str(run): weights_sha256(run) for run in [*runs, *([oracle] if oracle else [])]}
+    build = Build("unseen", settings, inputs | describe(find_sources([text])))
+    if not build.is_done(out):
+        documents = [passage.text for passage in passages([text]) if set(passage.text) & set(characters)]
+        if not documents:
+            raise InputError(f"no document of {text} holds one of the {len(characters)} characters; give a text that does")
+        with meter("reading", len(documents) * len(inputs)) as bar:
+            best = _spans(str(oracle), characters, documents, seed, bar)["own"] if oracle else None
+            rows = [{"run": str(run), **_row(_spans(str(run), characters, documents, seed, bar), best)} for run in runs]
+        with build.folder(out) as folder:
+            (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
+    return read_json_lines(out / ROWS)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    names = ("bits", "bits_random", "bits_oracle", "closed", "low", "high", "times_unigram", "top_1", "top_10", "top_100")
+    lines = ["".join([f"{'run':30}", *(f"{name:>14}" for name in names)])]
+    for row in rows:
+        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in names)
+        lines.append("".join([f"{row['run'][-30:]:30}", *(f"{cell:>14}" for cell in cells)]))
+    return "\n".join(lines)
+
+
+def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: Any) -> dict[str, Any]:
+    """Nats and bytes of each document after the characters, as they are (`own`) and with random codes; and what is written.
+
+    Raises:
+        InputError: the run is fused.
+    """
+    wrapped, tokenizer = load_run(run)
+    gpt = wrapped.gpt
+    if not isinstance(gpt, GPT):
+        raise InputError(f"{run} is fused; probe the runs that it was made from")
+    ids = sorted({number for character in characters if len(found := tokenizer.encode(character)) == 1 for number in found})
+    other = copy.copy(gpt)
+    other._modules = dict(gpt._modules) | {"substrate": RandomRows(gpt.substrate, ids, seed)} if ids else gpt._modules
+    found: dict[str, Any] = {"own": [], "random": [] if ids else None, "written": []}
+    for document in documents:
+        places = [len(document[: at + 1].encode()) for at, one in enumerate(document) if one in characters]
+        reading = read(gpt, tokenizer, document)
+        found["own"].append(reading.after(places))
+        if ids:
+            found["random"].append(read(other, tokenizer, document).after(places))
+            found["written"] += written(gpt, tokenizer, document, ids)
+        bar.advance(1)
+    tokens = (read_summary(Path(run)) or {}).get("tokens", 0)
+    return found | {"unigram": 1 / (tokens + tokenizer.vocab_size)}
+
+
+def windows(tokenizer: Tokenizer, document: str, block: int) -> Iterator[tuple[list[int], int]]:
+    """Ids of a document after `</s>` in pieces of at most block + 1, and how many of them earlier pieces hold."""
+    ids = [tokenizer.end_id, *tokenizer.encode(document)]
+    half = max(1, block // 2)
+    for start in range(0, max(1, len(ids) - 1 - (block - half)), half):
+        yield ids[start : start + block + 1], 0 if not start else block - half
+
+
+@torch.no_grad()
+def read(gpt: GPT, tokenizer: Tokenizer, document: str) -> Reading:
+    """The nats of all tokens of a document; those after the first ones see at least half a context."""
+    nats, ids = [], []
+    for piece, known in windows(tokenizer, document, gpt.config.block_size):
+        x_TD = gpt.hidden(torch.tensor([piece[:-1]]))[0, known:]
+        y_T = torch.tensor(piece[1:])[known:]
+        nats.append(target_nats(gpt, x_TD, y_T).numpy())
+        ids.append(y_T.numpy())
+    ids_T = np.concatenate(ids)
+    return Reading(np.concatenate(nats), np.cumsum(tokenizer.bytes_per_id_V[ids_T].astype(np.int64)), ids_T)
+
+
+@torch.no_grad()
+def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -> list[tuple[float, int]]:
+    """Nats and rank (0 the likeliest) of each of `ids` where it stands in the document."""
+    found, wanted = [], torch.tensor(ids)
+    for piece, known in windows(tokenizer, document, gpt.config.block_size):
+        y_T = torch.tensor(piece[1:])
+        places_N = torch.isin(y_T, wanted).nonzero()[:, 0]
+        places_N = places_N[places_N >= known]
+        if len(places_N):
+            logp_NV = gpt.logits(gpt.hidden(torch.tensor([piece[:-1]]))[0, places_N]).float().log_softmax(-1)
+            right_N1 = logp_NV.gather(1, y_T[places_N, None])
+            found += zip((-right_N1[:, 0]).tolist(), (logp_NV > right_N1).sum(1).tolist())
+    return found
+
+
+def _row(found: dict[str, Any], oracle: list[tuple[float, int]] | None) -> Row:
+    own, random, written_ = found["own"], found["random"], found["written"]
+    row: Row = {"documents": len(own), "bits": _bits(own), "bits_random": random and _bits(random),
+                "bits_oracle": oracle and _bits(oracle), "closed": None, "low": None, "high": None}
+    if random and oracle:
+        of_document = np.array([[r[0] - o[0], r[0] - b[0]] for r, o, b in zip(random, own, oracle)])
+        row["closed"] = float(of_document[:, 0].sum() / of_document[:, 1].sum())
+        row["low"], row["high"] = bootstrap(of_document)[:2]
+    nats = np.array([nats for nats, _ in written_])
+    ranks = np.array([rank for _, rank in written_])
+    row |= {"written": len(nats), "times_unigram": None, "times_unigram_mean": None, **{f"top_{k}": None for k in TOP}}
+    if len(nats):
+        row["times_unigram"] = math.exp(-float(nats.mean())) / found["unigram"]
+        row["times_unigram_mean"] = float(np.exp(-nats).mean()) / found["unigram"]
+        row |= {f"top_{k}": float((ranks < k).mean()) for k in TOP}
+    return row
+
+
+def _bits(pairs: Sequence[tuple[float, int]]) -> float:
+    nats, size = (sum(column) for column in zip(*pairs))
+    return nats / math.log(2) / size if size else math.nan
