@@ -37,9 +37,6 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
 
 def run_tokenizer_extend(arguments: Sequence[str]) -> None:
     """glyphlm tokenizer extend."""
-    from glyphlm.data.exclusion import characters_of
-    from glyphlm.experiments.extend import extend
-
     parser = Parser.of(
         "tokenizer extend",
         "Give more characters ids of their own, after all others: in a tokenizer, or in a trained run, which then reads "
@@ -52,6 +49,9 @@ def run_tokenizer_extend(arguments: Sequence[str]) -> None:
                         "categories of Unicode such as So, separated by commas")
     parser.add_out("the new folder", required=True)
     options = parser.read(arguments)
+    from glyphlm.data.exclusion import characters_of
+    from glyphlm.experiments.extend import extend
+
     extend(options.source, characters_of(options.characters), options.out)
 
 
@@ -161,7 +161,6 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
 
 def run_prepare(arguments: Sequence[str]) -> None:
     """glyphlm prepare."""
-    from glyphlm.data.exclusion import Exclusion
     parser = Parser.of(
         "prepare",
         "Tokenize a text into shards, a share of it held out for validation. The same command resumes after a stop.",
@@ -180,6 +179,7 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_texts()
     parser.add_out("folder of the shards", required=True)
     options = parser.read(arguments)
+    from glyphlm.data.exclusion import Exclusion
     from glyphlm.data.shards import prepare
     from glyphlm.tokenizer.tokenizer import Tokenizer
 
