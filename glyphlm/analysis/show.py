@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glyphlm.analysis.codes import squeezed
 from glyphlm.analysis.page import GENERATOR, render
 from glyphlm.analysis.pictures import find_pictures
 from glyphlm.analysis.reader import Reader
@@ -81,8 +82,8 @@ class Explorer:
 
     def _squeezed(self) -> float | None:
         """Share of the tokens whose characters are too narrow in their pictures."""
-        pictures, ids = self.pictures, self.readers[0].comparable
-        return None if pictures is None else sum(map(pictures.squeezed, ids)) / len(ids)
+        pictures = self.pictures
+        return pictures and len(squeezed(pictures.texts, pictures.side)) / len(pictures.texts)
 
     def readable(self, texts: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
         """The prepared texts that this vocabulary can spell, then samples of the run.
