@@ -246,7 +246,7 @@ def findings_text(codes: Codes, findings: dict[str, Any]) -> str:
         *_worst(findings["groups"]),
         f"blank                {len(findings['blank']):,} tokens  {_names(findings['blank'])}".rstrip(),
         *([f"squeezed             {len(cut):,} tokens, {len(cut) / config.vocab_size:.1%}, below {LEGIBLE} pixels a letter  "
-           f"{_names(cut)}".rstrip()] if (cut := findings["squeezed"]) else []),
+           f"{_names(cut)}".rstrip()] if (cut := findings.get("squeezed")) else []),
         f"norm                 {findings['norm']['smallest']:.6g} to {findings['norm']['largest']:.6g}",
         f"rank                 {findings['rank']:,} of {config.n_embed:,}",
         f"variance             {', '.join(f'{share} in {number:,}' for share, number in shares)} components",

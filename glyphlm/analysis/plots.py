@@ -48,7 +48,8 @@ def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -
         axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
         for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # large groups first, small ones on top
             x_2 = x_V2[labels_V == label].T
-            axes.plot(*x_2, ".", color=colour, markersize=2, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
+            size = min(5.0, max(2.0, 150 / math.sqrt(len(x_V2))))
+            axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, markerscale=5)
         buffer = io.BytesIO()

@@ -75,7 +75,7 @@ class Chart {
   legend() {
     const list = make("div", { class: "legend" });
     this.chips = this.chart.series.map((one, i) => {
-      const of = look(one.number), chip = make("button", { type: "button", "aria-pressed": this.on[i], title: "show or hide; double click: this one alone" });
+      const of = look(one.number), chip = make("button", { type: "button", "aria-pressed": `${this.on[i]}`, title: "show or hide; double click: this one alone" });
       const sign = make("svg", { viewBox: "-16 -6 32 12", width: 32, height: 12, "aria-hidden": "true" }, make("path", { d: "M-16 0h32", stroke: of.colour, "stroke-width": 2, "stroke-dasharray": of.dash, fill: "none" }), make("path", { d: of.mark, stroke: of.colour, class: "open" }));
       chip.append(sign, one.arm);
       chip.addEventListener("click", () => this.toggle((_, j) => (j === i ? !this.on[j] : this.on[j])));
