@@ -66,6 +66,7 @@ class Reader:
             "codes": self.words,
             "kind": self.config.kind,
             "trainable": self.config.trainable,
+            "fused": isinstance(self.gpt, Fusion),
             "width": self.config.n_embed,
             "model": {"layers": config.n_layer, "width": config.d_model, "context": config.block_size},
             "tokens": summary.get("tokens"),
@@ -80,11 +81,11 @@ class Reader:
             experts, tables = len(self.gpt.experts), len(self.gpt.substrates)
             found.append(f"{self.label} is fused from {experts} experts, which have no layers in common: predictions are "
                          "shown by expert, and states after a first layer do not apply")
-            found += [f"the experts of {self.label} read {tables} tables of codes; the first is shown"] if tables > 1 else []
+            found += [f"The experts of {self.label} read {tables} tables of codes; the first is shown"] if tables > 1 else []
         elif ids > COMPARED:
-            found.append(f"states of {self.label} after the first layer are compared among {COMPARED:,} of {ids:,} tokens")
+            found.append(f"States of {self.label} after the first layer are compared among {COMPARED:,} of {ids:,} tokens")
         if width > SHOWN_CODE:
-            found.append(f"of the {width:,} values of a code of {self.label} the first {SHOWN_CODE} are drawn")
+            found.append(f"Of the {width:,} values of a code of {self.label} the first {SHOWN_CODE} are drawn")
         return found
 
     @property
