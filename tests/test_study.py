@@ -163,6 +163,19 @@ def test_every_model_is_asked_the_same():
     assert stage.needs == (model.made_by,) and stages.models[0].rows == stage.makes
 
 
+def test_both_protocols_add_to_the_rows_of_a_model():
+    settings = Study(RECIPE, {"bits": None}, evaluate=["bpb=embedded:en", "mmlu=hf:"], protocols=["likelihood", "sampled"])
+    stages = StudyCommands(settings, Path("out"))
+    stages.train("bits", 1, {})
+    stages.evaluate()
+    stages.evaluate()  # of what has been asked nothing is asked again
+    likelihood, sampled = stages.ordered[-2:]
+    assert "--protocol" not in likelihood.arguments and "bpb=embedded:en" in likelihood.arguments
+    assert shlex.join(sampled.arguments).partition("--tasks ")[2].startswith("mmlu=hf: --protocol sampled --log-items")
+    assert sampled.makes == likelihood.makes and sampled.needs == (likelihood.name,)
+    assert stages.models[0].evaluated_by == sampled.name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,5 +1,6 @@
 """StudyCommands run in order, once, again where they must, after a kill, and without those that fail."""
 
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.studies import workflow
-from glyphlm.studies.workflow import Command, finished, reason, run_workflow, snakefile
+from glyphlm.studies.workflow import DONE, Command, finished, reason, run_workflow, snakefile
 
 pytest.importorskip("snakemake")
 
@@ -116,3 +117,21 @@ def test_without_snakemake_the_cure_is_reported(monkeypatch):
     monkeypatch.setattr(workflow.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"which is not installed: pip install 'glyphlm\[study\]'"):
         run_workflow([stage("a")], Path("out"), 1)
+
+
+def test_commands_run_here_in_their_order_until_the_time_is_over(tmp_path, capsys):
+    """The second fails and the third waits for it; the last begins too late, and a second call makes it."""
+    made = tmp_path / "made"
+    commands = [Command(name, (name,), made, needs) for name, needs in
+                (("a", ()), ("b", ()), ("c", ("b",)), ("d", ("a",)), ("e", ()))]
+    ran = []
+
+    def run(arguments):
+        ran.append(*arguments)
+        return arguments == ("b",)
+
+    workflow.run_here(commands, tmp_path, run)
+    assert ran == ["a", "b", "d", "e"] and finished(commands, tmp_path) == {"a", "d", "e"}
+    (tmp_path / DONE / "e").unlink()
+    workflow.run_here(commands, tmp_path, run, until=-math.inf)
+    assert ran == ["a", "b", "d", "e"] and "3 of 5 commands are left" in capsys.readouterr().err

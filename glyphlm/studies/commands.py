@@ -108,20 +108,28 @@ class StudyCommands:
         self.models.append(Model(name, seed, run, made_by))
 
     def evaluate(self) -> None:
-        """A command for each model that has none yet, which evaluates it on the tasks of the study."""
-        if not self._settings.evaluate:
-            return
+        """Commands for each model that has none yet, one a protocol, which evaluate it on the tasks of the study."""
         files = [path for task in self._settings.evaluate if (path := Path(task.partition("=")[2])).is_file()]
         for number, model in enumerate(self.models):
-            if model.evaluated_by:
+            if not model.evaluated_by:
+                self.models[number] = self._evaluated(model, files)
+
+    def _evaluated(self, model: Model, files: Sequence[Path]) -> Model:
+        """The model with the file of its rows, to which the command of each protocol adds its own, one after another."""
+        name = f"eval_{_word(model.arm)}_{model.seed}_{_digest([str(model.run), self._settings.evaluate])}"
+        rows, last = self._out / "evaluations" / f"{name}.jsonl", model.made_by
+        for protocol in self._settings.protocols:
+            sampled = protocol == "sampled"
+            tasks = [task for task in self._settings.evaluate if not (sampled and task.startswith("bpb="))]
+            if not tasks:
                 continue
-            name = f"eval_{_word(model.arm)}_{model.seed}_{_digest([str(model.run), self._settings.evaluate])}"
-            rows = self._out / "evaluations" / f"{name}.jsonl"
-            command = ["glyphlm", "eval", str(model.run), "--tasks", *self._settings.evaluate, "--log-items",
+            options = ["--protocol", protocol] if sampled else []
+            command = ["glyphlm", "eval", str(model.run), "--tasks", *tasks, *options, "--log-items",
                        str(self._out / "items"), "--out", str(rows)]
-            self._add(name, command, rows, [model.made_by], files)
-            self.models[number] = replace(model, rows=rows, evaluated_by=name)
+            self._add(f"{name}_{protocol}" if sampled else name, command, rows, [last], files)
+            last = f"{name}_{protocol}" if sampled else name
         (self._out / "evaluations").mkdir(parents=True, exist_ok=True)
+        return replace(model, rows=rows, evaluated_by=last) if last != model.made_by else model
 
     def _make(self, arm: str, recipe: GrowthRecipe, seed: int, needs: Sequence[str] = ()) -> Model:
         same = asdict(replace(recipe, train=replace(recipe.train, seed=0), substrate=_drawn(recipe.substrate, 0)))

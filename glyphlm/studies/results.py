@@ -71,7 +71,8 @@ def _of_evaluation(path: Path) -> Iterator[Row]:
         name = f"{' '.join(filter(None, parts))}, {row['source']}"
         yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
         if row.get("letter_mass") is not None and not row.get("subject") and row.get("scoring") != "texts":
-            yield {"measure": f"{row['task']} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
+            sampled = " sampled" if row.get("protocol") == "sampled" else ""
+            yield {"measure": f"{row['task']}{sampled} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
 
 
 def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:

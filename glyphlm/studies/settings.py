@@ -56,6 +56,7 @@ class Study:
         fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
             changes in the recipe) it is trained further.
         evaluate: Tasks of glyphlm eval for all models: NAME=PATH.
+        protocols: How the questions among them are asked, by likelihood, sampled as published, or both ways.
         only: Names of the arms to make; by default all.
         compare: The model that the others are compared with; by default the first.
         title: Heading of the results.
@@ -76,6 +77,7 @@ class Study:
     tune_seeds: list[int] = field(default_factory=lambda: [0])
     fuse: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluate: list[str] = field(default_factory=list)
+    protocols: list[Literal["likelihood", "sampled"]] = field(default_factory=lambda: ["likelihood"])
     only: list[str] = field(default_factory=list)
     compare: str | None = None
     title: str = "GlyphLM study"
