@@ -27,7 +27,8 @@ def result_table(rows: Sequence[ResultRow]) -> str:
     rows = [row for row in rows if row.protocol != "sampled"]
     if not rows:
         return ""
-    lines = [("run", "task", "value", "95% interval", "chance", "majority", "letter mass", "items", "cut")]
+    heads = "run", "task", "value", "95% interval", "chance", "majority", "letter mass", "items", "cut"
+    lines: list[tuple[str, ...]] = [heads]
     for row in rows:
         value, low, high = (shown(row.metric, number) for number in (row.value, row.low, row.high))
         levels = ("" if one is None else f"{100 * one:.1f}%" for one in (row.chance, row.majority, row.letter_mass))
@@ -42,8 +43,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> str:
     lines = [("difference", "task", "value", "95% interval", "p", "test", "detectable")]
     for row in rows:
         difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
-        corrected = f", Holm {row.p_holm:.2g}" if row.subject else ""
-        p, names = f"{row.p:.2g}{corrected}", f"{Path(row.b).name} - {Path(row.a).name}"
+        p, names = f"{row.p:.2g}{_corrected(row)}", f"{Path(row.b).name} - {Path(row.a).name}"
         lines.append((names, _title(row), difference, f"{low} to {high}", p, row.test, _detectable(row)))
     named = dict.fromkeys(f"{row.metric.replace('_', ' ')}: {row.interval.name}" for row in rows)
     return f"{aligned(lines)}\n({'; '.join(named)})" if rows else ""
@@ -70,10 +70,15 @@ def _values(row: ResultRow, low: float | None, high: float | None) -> str:
 def comparison_line(row: ComparisonRow) -> str:
     """The difference of two models on the same items, its interval, p-value and minimum detectable effect."""
     difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
-    judged = f", Holm {row.p_holm:.2g}" if row.subject else ""
-    corrected = judged if row.cut <= MANY_CUT else f", not judged: {row.cut:.0%} of the prompts are cut"
     return (f"{Path(row.b).name} - {Path(row.a).name} {_title(row)}: {difference} [{low}, {high}] ({row.interval.name}), "
-            f"p {row.p:.2g} ({row.test}{corrected}), detectable: {_detectable(row)}")
+            f"p {row.p:.2g} ({row.test}{_corrected(row)}), detectable: {_detectable(row)}")
+
+
+def _corrected(row: ComparisonRow) -> str:
+    """The p-value of a subject with Holm's correction; where too many prompts are cut, that nothing is judged."""
+    if row.cut > MANY_CUT:
+        return f", not judged: {row.cut:.0%} of the prompts are cut"
+    return f", Holm {row.p_holm:.2g}" if row.subject else ""
 
 
 def _detectable(row: ComparisonRow) -> str:
