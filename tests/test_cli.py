@@ -157,6 +157,10 @@ def test_numbers_of_yaml_1_1_are_no_numbers(tokenizer_folder, tmp_path, capsys, 
     assert "neither true nor false" in line and not (tmp_path / "out").exists()
 
 
+def test_a_home_folder_that_is_not_expanded_is_refused(capsys):
+    assert "expand" in refusal(capsys, "report", "run", "--out=~/page.html")
+
+
 def test_a_number_may_stand_before_other_arguments(tokenizer_folder, tmp_path):
     (text := tmp_path / "1_000.txt").write_text("a text")
     arguments = ["--tokenizer", str(tokenizer_folder), "--validation-share", "0", str(text), "--skip-empty"]

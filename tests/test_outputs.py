@@ -302,6 +302,12 @@ def test_where_nothing_can_be_written_there_is_nothing_to_lock(tmp_path, monkeyp
         assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux")
+def test_a_place_that_takes_no_files_is_refused():
+    with pytest.raises(InputError, match="/proc takes no files"), one_writer("/proc/out"):
+        pass
+
+
 def test_the_top_of_a_file_system_is_no_output():
     with pytest.raises(InputError, match="/ is the root of a file system"), one_writer("/"):
         pass

@@ -26,6 +26,7 @@ else:
     import fcntl
 
 SHA256 = re.compile("[0-9a-f]{64}")
+MOST_TRIES = 1000  # to make a lock file; there is none in /proc
 WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the text, which other processes can still read
 
 
@@ -127,14 +128,7 @@ def _counted(path: Path | None) -> Iterator[None]:
 def _locked(path: Path, folder: str | Path) -> int:
     """The open lock file, with this process recorded in it as the holder."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # a command that failed removed the folder that it had made
-        except PermissionError:
-            raise InputError(f"{path} belongs to another user; when no command of theirs runs, have it removed, or choose "
-                             "another --out") from None
+        file = _opened(path)
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):
@@ -151,6 +145,19 @@ def _locked(path: Path, folder: str | Path) -> int:
     os.ftruncate(file, 0)
     os.write(file, to_json(holder).encode())
     return file
+
+
+def _opened(path: Path) -> int:
+    for _ in range(MOST_TRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # a command that failed removed the folder that it had made
+        except PermissionError:
+            raise InputError(f"{path} belongs to another user; when no command of theirs runs, have it removed, or choose "
+                             "another --out") from None
+    raise InputError(f"{path.parent} takes no files; choose another --out")
 
 
 def _lock(file: int) -> None:

@@ -131,6 +131,8 @@ def _one_line(error: BaseException) -> str:
     no_memory = "allocate memory" in text or "not enough memory" in text  # of torch on a CPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_memory:
         return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
+    if text == "embedded null byte":
+        return "a name of a file holds the character U+0000, which no file system takes; mend it in the recipe or the list"
     if isinstance(error, OSError) and error.filename:
         return text
     return f"{type(error).__name__}: {text or 'no reason was given'} (GLYPHLM_TRACEBACK=1 shows where)"

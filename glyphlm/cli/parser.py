@@ -56,6 +56,9 @@ class Parser(jsonargparse.ArgumentParser):
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
             raise InputError(f"{self._said(str(error))} (see {self.prog} --help)") from None
         self._check_numbers(arguments, options)
+        if str(options.get("out")).startswith("~"):
+            raise InputError(f"--out {options.out} would make a folder that is called ~: shells do not expand it there; give "
+                             "the path in full")
         if "device" in options:
             from glyphlm.base.devices import resolve_device  # loads torch, as does the next
 
