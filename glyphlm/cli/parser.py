@@ -57,7 +57,7 @@ class Parser(jsonargparse.ArgumentParser):
             raise InputError(f"{self._said(str(error))} (see {self.prog} --help)") from None
         self._check_numbers(arguments, options)
         if str(options.get("out")).startswith("~"):
-            raise InputError(f"--out {options.out} would make a folder that is called ~: shells do not expand it there; give "
+            raise InputError(f"--out {options.out} would make a folder called ~, which shells do not expand there; give "
                              "the path in full")
         if "device" in options:
             from glyphlm.base.devices import resolve_device  # loads torch, as does the next
