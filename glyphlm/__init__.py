@@ -132,6 +132,12 @@ __all__ = sorted(_HOMES)
 @wrapt.when_imported("transformers")
 def _register(_: Any) -> None:
     """Make transformers' Auto classes know our model; importing transformers here would cost every start 3 seconds."""
+    importlib.import_module("glyphlm.modeling.hf")
+
+
+@wrapt.when_imported("glyphlm.modeling.hf")
+def _register_bytefusion(_: Any) -> None:
+    """The same for fusions over bytes, once hf.py, which may itself have imported transformers, is there to import from."""
     importlib.import_module("glyphlm.modeling.bytefusion")
 
 
