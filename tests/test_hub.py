@@ -98,17 +98,21 @@ def test_a_name_that_is_none_is_refused(run, server, name):
         push(run, name, endpoint=server.address, token="hf_secret")
 
 
-def test_only_weights_config_and_tokenizer_are_fetched(monkeypatch):
-    asked = {}
+def test_only_weights_config_and_tokenizer_are_fetched(monkeypatch, tmp_path):
+    asked = []
 
     def download(repo, **options):
-        asked.update(repo=repo, **options)
-        return "/somewhere"
+        asked.append({"repo": repo, **options})
+        return str(tmp_path)
 
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
-    assert fetch("them/theirs", "v1") == Path("/somewhere")
-    assert asked["repo"] == "them/theirs" and asked["revision"] == "v1"
-    assert not any(pattern.endswith((".py", "*")) for pattern in asked["allow_patterns"])
+    assert fetch("them/theirs", "v1") == tmp_path
+    assert [(one["repo"], one["revision"]) for one in asked] == [("them/theirs", "v1")] * 2  # again for older weights
+    patterns = [pattern for one in asked for pattern in one["allow_patterns"]]
+    assert "*.bin" in patterns and not any(pattern.endswith((".py", "*")) for pattern in patterns)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    pulled = hub.pull("hf:them/theirs@v2")
+    assert pulled.repo == "them/theirs" and asked[-1]["revision"] == "v2" and len(asked) == 3
 
 
 def test_a_repository_that_cannot_be_reached_is_refused(monkeypatch):

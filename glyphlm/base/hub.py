@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -14,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, HUB
 
-# Weights, sizes, vocabulary; never the Python files that a repository may hold.
-FETCHED = ("*.safetensors", "*.bin", "*.pt", "*.json", "merges.txt", "vocab.txt")
+# Weights, sizes, vocabulary, records of a run; never the Python files that a repository may hold.
+FETCHED = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "merges.txt", "vocab.txt", "settings.yaml", "glyphs.png")
+OLDER = ("*.bin", "*.pt")  # weights, where there are no safetensors
 CONNECT_SECONDS = 5
 NOT_PUSHED = ("state/**", "inputs/**", ".*", "**/.*")  # training checkpoints, and copies of the inputs
 
@@ -26,10 +27,12 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     Raises:
         InputError: the repository does not exist or cannot be reached.
     """
+    given: dict[str, Any] = {"revision": revision, "local_files_only": not _can_be_reached()}
     with _as_input_errors(repo):
-        return Path(huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(FETCHED), local_files_only=not _can_be_reached()
-        ))
+        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(FETCHED), **given))
+        if not any(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(repo, allow_patterns=list(OLDER), **given)
+        return folder
 
 
 def _can_be_reached() -> bool:

@@ -27,19 +27,21 @@ def context_of(config: Any) -> int:
 
 
 def load_foreign(name: str) -> tuple[Any, Tokenizer, tuple[int, ...]]:
-    """Model, tokenizer, and the ids that it puts before every text, of a folder or of a name on the Hub.
+    """Model, tokenizer, and the ids that it puts before every text, of a folder or of NAME[@REVISION] on the Hub.
 
     Raises:
         InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
     """
+    source, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    at: dict[str, Any] = {"trust_remote_code": False, **({"revision": revision} if revision else {})}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, **at)
         _check_config(name, config)
         with quiet():
             model, report = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
-                name, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+                source, config=config, dtype=torch.float32, output_loading_info=True, **at
             )
-        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        found = transformers.AutoTokenizer.from_pretrained(source, **at)
     except InputError:
         raise
     except (*TENSOR_ERRORS, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
