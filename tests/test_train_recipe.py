@@ -230,7 +230,8 @@ def test_a_dry_run_refuses_a_tracker_that_is_not_installed(recipe, tmp_path, mon
 
 
 def test_a_run_that_learned_examples_has_a_chat_template(recipe, tmp_path):
-    rows = [{"instruction": f"{number} plus {number}?", "input": "", "output": str(2 * number)} for number in range(40)]
+    rows = [{"instruction": f"{number} plus {number}?", "input": "", "output": str(2 * number), "history": []}
+            for number in range(40)]
     (tmp_path / "sums.json").write_text(json.dumps(rows))
     recipe["data"].append({"sft": [f"instructions={tmp_path / 'sums.json'}"], "weight": 0.5})
     recipe["data"][0]["weight"] = 0.5
