@@ -74,6 +74,15 @@ def nats(name: str | Path, texts: list[str]) -> list[float]:
     return [score.nats for score in document_scores(model.scorer, pieces, model.first_id, model.tokenizer.bytes_per_id_V)]
 
 
+@pytest.mark.parametrize("name", ["run", "gpt2"])
+def test_long_texts_of_characters_in_several_tokens_are_followed_all_the_way(name, docked, folders, monkeypatch):
+    """Where the last ids, encoded alone, begin inside a character, all of them are compared."""
+    monkeypatch.setattr("glyphlm.modeling.bytecover.RECENT", 3)
+    texts = ["縣柳池鎮 𝄞𝄞 存正房三間，174.5 ёж ѣ ԙ" * 3]
+    monkeypatch.setattr(ByteExpert, "_restart", lambda *_: pytest.fail("a text was lost"))
+    assert nats(docked(f"{name} {name}"), texts) == pytest.approx(nats(folders[name], texts), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["run", "llama", "gpt2"])
 @pytest.mark.parametrize("method", ["mean_logits", "mean_probs", "posterior"])
 def test_a_model_fused_with_itself_gives_each_text_the_bits_that_it_gives(name, method, docked, folders):

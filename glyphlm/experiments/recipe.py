@@ -36,6 +36,8 @@ class Recipe:
         prompts: Texts that the trained model continues, for samples.jsonl and the report.
         train: How to train.
         growth: The run that the model is grown out of, and how.
+        head_start: Of a new model of no blocks: whether its head begins at random, or solved, at the least loss on the
+            tokens of this training, which is that of a softmax regression on the codes (stages then grow from there).
         fusion: The runs that it is fused from, and what of it trains; model, tokenizer and substrate are then theirs.
     """
 
@@ -48,6 +50,7 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)
     growth: GrowthSettings = field(default_factory=GrowthSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
+    head_start: Literal["random", "solved"] = "random"
 
 
 @dataclass
@@ -126,6 +129,9 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
                              f"text: {source.text}, sft: {source.sft})")
         if source.weight is not None and source.epochs is not None:
             raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give only one")
+    if recipe.head_start == "solved" and (recipe.model.n_layer or recipe.growth.base or recipe.fusion.experts):
+        raise InputError(f"head_start solved is for a new model of no blocks, not of {recipe.model.n_layer}; set "
+                         "model.n_layer to 0, or a first stage to layers: 0, or head_start to random")
     if recipe.growth.base is None and recipe.growth != GrowthSettings():
         raise InputError("growth describes how a model is grown out of another; name that run as growth.base")
     if recipe.fusion.experts and recipe.growth.base:

@@ -82,6 +82,7 @@ def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: in
         prompts=recipe.prompts,
         train=replace(train, validate_first=bool(base)),
         growth=growth,
+        head_start="random" if base else recipe.head_start,
     )
 
 

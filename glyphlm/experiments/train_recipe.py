@@ -35,6 +35,7 @@ from glyphlm.experiments.build_model import build_model, go_on_from_base, moment
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.experiments.resume import has_begun, pin_inputs, read_settings, record_settings
 from glyphlm.experiments.stages import AnyRecipe, base_shape, with_parts_of_base
+from glyphlm.experiments.zero_start import solve_head
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.model import GPT, count_parameters
@@ -54,7 +55,7 @@ from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loop import train
 from glyphlm.training.loss import Objective
 from glyphlm.training.parallel import is_sharded, joined
-from glyphlm.training.settings import batch_rows, micro_batch_rows
+from glyphlm.training.settings import batch_rows, count_steps, micro_batch_rows
 from glyphlm.training.trackers import check_trackers
 
 Made = TypeVar("Made")
@@ -188,6 +189,8 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
     batches = Batches(training, weights, recipe.model.block_size, rows, recipe.train.seed, answers_only, same_windows)
     folders = recipe.validation or [source.shards or "" for source in recipe.data]
     held_out = open_validation(folders, tokenizer)
+    if isinstance(model, GPT) and recipe.head_start == "solved" and not has_begun(out):
+        solve_head(model, training, count_steps(recipe.train) * recipe.train.batch_tokens)
     if isinstance(model, GPT) and recipe.growth.base:
         go_on_from_base(recipe, model, training, batches)
     elif isinstance(model.head, CodeHead):

@@ -220,16 +220,14 @@ class ByteExpert(nn.Module):
         """Whether the tokenizer makes `ids` of the text, of which it made all but the last id."""
         if incomplete(text):
             return True  # it depends on the rest of the character
-        try:
-            recent = ids[-RECENT:]
-            if len(recent) < len(ids):
-                # A tokenizer that cuts at places that follow from the left alone makes the same of a part.
-                part = b"".join(self._pieces.spelled[number] for number in recent)
-                if self._encode(part.decode()) == recent:
-                    return True
-            return self._encode(text[len(self.docked["lead"].encode()) :].decode()) == ids
-        except UnicodeDecodeError:
-            return False
+        recent = ids[-RECENT:]
+        if len(recent) < len(ids):
+            # A tokenizer that cuts at places that follow from the left alone makes the same of a part.
+            part = _decoded(b"".join(self._pieces.spelled[number] for number in recent))
+            if part is not None and self._encode(part) == recent:
+                return True
+        whole = _decoded(text[len(self.docked["lead"].encode()) :])
+        return whole is not None and self._encode(whole) == ids
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
@@ -266,6 +264,14 @@ class ByteExpert(nn.Module):
         if type(kept) is DynamicCache and all(type(layer) is DynamicLayer for layer in kept.layers):
             self._readers[ids] = kept  # others, such as sliding windows, cannot be cut at the end
         return out.logits[0, -1]
+
+
+def _decoded(raw: bytes) -> str | None:
+    """The text, or None where the bytes are not UTF-8, as of a part that begins inside a character."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
