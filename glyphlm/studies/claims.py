@@ -21,7 +21,8 @@ from glyphlm.studies.settings import Claim
 SUPPORTED, EQUIVALENT, NOT_SUPPORTED = "supported", "equivalent", "not supported"
 NOT_DECIDABLE, REFERENCE_FAILED = "not decidable", "reference failed"
 BITS_PER_BYTE, LETTER_MASS = "bits per byte", "letter mass"
-COSTS = ("tokens", "values trained", "petaFLOP", "seconds", "clipped steps", "tokens to threshold")  # of training
+CLIPPED, TO_THRESHOLD = "clipped steps", "tokens to threshold"
+COSTS = ("tokens", "values trained", "petaFLOP", "seconds", CLIPPED, TO_THRESHOLD)  # of training
 # What guessing scores, always giving the commonest answer, and a unigram model (bits per byte).
 LEVELS = ("chance", "majority", "unigram")
 LEVEL = 0.05

@@ -16,7 +16,19 @@ from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.runs.folder import read_summary
-from glyphlm.studies.claims import BITS_PER_BYTE, COSTS, LETTER_MASS, LEVELS, Row, Seeds, by_measure, detectable, judge
+from glyphlm.studies.claims import (
+    BITS_PER_BYTE,
+    CLIPPED,
+    COSTS,
+    LETTER_MASS,
+    LEVELS,
+    TO_THRESHOLD,
+    Row,
+    Seeds,
+    by_measure,
+    detectable,
+    judge,
+)
 from glyphlm.studies.commands import Model, Values, arms_of
 from glyphlm.studies.registration import registered_line
 from glyphlm.studies.settings import Study
@@ -26,7 +38,6 @@ CLAIMS, TABLE, CURVES, FOREST = "claims.jsonl", "results.md", "curves.svg", "cla
 VALIDATION = f"{BITS_PER_BYTE}, validation"
 # What is kept of a result.
 BESIDE = ("subject", "low", "high", "interval", "items", "documents", "cut", "unknown", "chance", "majority")
-TO_THRESHOLD = "tokens to threshold"
 DASH = "–"
 Logged = dict[tuple[str, int], list[tuple[int, float]]]  # arm and seed -> validations: tokens, bits per byte
 
@@ -60,7 +71,7 @@ def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
         "values trained": summary["parameters"]["trained"],
         "petaFLOP": cost.get("flops_total", 0) / 1e15,
         "seconds": summary.get("seconds", 0),
-        "clipped steps": summary.get("clipped"),
+        CLIPPED: summary.get("clipped"),
     }
     yield from ({"measure": name, "value": value} for name, value in found.items() if value is not None)
 
