@@ -37,7 +37,8 @@ REFUSED: list[tuple[str, str, Any]] = [  # method, path, body or what is changed
     ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
     ("POST", "/v1/chat/completions", {"messages": []}),
     ("GET", "/v1/completions", None), ("PUT", "/v1/models", b""), ("POST", "/load_model", {"model": "twin"}),
-    ("POST", "/reset", b""), ("GET", "/../run/config.json", None), ("GET", "/" + "x" * 5000, None),
+    ("POST", "/reset", b""), ("POST", "/look", {"text": 7}), ("POST", "/look", {"text": "x" * 2_000_000}),
+    ("GET", "/look", None), ("GET", "/../run/config.json", None), ("GET", "/" + "x" * 5000, None),
 ]  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """A recipe is read strictly: no unknown key, no value of another type, nothing imported, whatever people write."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import parse_yaml
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, load_recipe, resolve, settings_text
+from glyphlm.experiments.resume import digest_of
 from glyphlm.studies.commands import Study
 
 
@@ -121,3 +122,15 @@ def test_a_margin_is_a_number():
 
 def test_a_study_without_arms_is_refused():
     refused({"recipe": {}}, "has no 'arms'", kind=Study)
+
+
+def test_settings_that_came_later_leave_the_digest_of_a_begun_run_as_it_was():
+    recipe = load_recipe({
+        "tokenizer": {"path": "a"}, "substrate": {"path": "b"}, "model": {"d_model": 64, "n_layer": 2, "block_size": 64},
+        "data": [{"shards": "c"}],
+        "train": {"steps": 300, "batch_tokens": 1024, "lr": 4e-3, "precision": "fp32", "device": "cpu", "compile": False,
+                  "validation_tokens": 2048},
+    }, kind=Recipe)  # fmt: skip
+    assert digest_of(recipe) == "f953bed4fb07ace923c0f61f92241ae385f8f6e0f50282fabc78dc8194303fc9"  # of version 0.2
+    (source,) = recipe.data
+    assert digest_of(replace(recipe, data=[replace(source, weight=2.0)])) != digest_of(recipe)

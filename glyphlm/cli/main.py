@@ -133,6 +133,8 @@ def _one_line(error: BaseException) -> str:
         return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
     if text == "embedded null byte":
         return "a name of a file holds the character U+0000, which no file system takes; mend it in the recipe or the list"
+    if text.startswith("Symlink loop"):  # a RuntimeError before Python 3.13
+        return f"{text}: a link leads to itself; give another path"
     if isinstance(error, OSError) and error.filename:
         return text
     return f"{type(error).__name__}: {text or 'no reason was given'} (GLYPHLM_TRACEBACK=1 shows where)"

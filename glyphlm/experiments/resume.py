@@ -13,12 +13,14 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD, CONFIG, INPUTS, METRICS, SETTINGS
 from glyphlm.base.outputs import first_difference, read_build, write_atomic
 from glyphlm.base.records import read_json, to_json
+from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import Recipe, load_recipe, resolve, settings_text
 from glyphlm.runs.folder import read_summary
 from glyphlm.training.checkpoint import list_states
 
 # Settings that change results at most by rounding: they may differ when a run is resumed.
 OPERATIONAL = ("micro_batch_tokens", "recompute", "save_every", "keep", "log_every", "validate_every", "trackers")
+FIRST_OF_SOURCE = ("shards", "text", "sft", "weight", "epochs", "loss")  # of version 0.2, in digests whatever their values
 PATHS = (
     ("tokenizer", "path"), ("tokenizer", "ngrams"), ("tokenizer", "shared_strings"), ("tokenizer", "special_names"),
     ("tokenizer", "base"), ("substrate", "path"), ("substrate", "file"), ("substrate", "font"), ("growth", "base"),
@@ -113,6 +115,10 @@ def digest_of(recipe: Recipe) -> str:
     said = {name: part for name, part in values.items() if part != plain[name]}
     said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
              for name, part in said.items() if isinstance(part, dict)}
+    if said.get("data"):
+        later = {key: value for key, value in asdict(Source()).items() if key not in FIRST_OF_SOURCE}
+        said["data"] = [{key: value for key, value in source.items() if key not in later or value != later[key]}
+                        for source in said["data"]]
     return hashlib.sha256(to_json(said).encode()).hexdigest()
 
 
