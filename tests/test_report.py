@@ -237,6 +237,7 @@ def test_runs_of_a_study_are_drawn_as_arms_with_a_band_over_seeds(runs, tmp_path
     assert "2 arms, 3 runs with different seeds. They reached 0.900 to 1.200 bits per byte" in lead and "The arm" not in lead
     one, two = charts_of(page)["learning"]["series"]
     assert (one["arm"], two["arm"]) == ("a", "b") and "a, seed 2" in page
+    assert section(page, 'id="arms"', 'id="comparison"').count("−0.100") == 1  # b, seed 1 against a, seed 1
     marks = one["marks"]
     assert (marks["bits_per_byte"][-1], marks["bits_per_byte.low"][-1], marks["bits_per_byte.high"][-1]) == (1.1, 1.0, 1.2)
     assert "bits_per_byte.low" not in two["marks"] and base64.b64encode(b"<svg/>").decode() in page

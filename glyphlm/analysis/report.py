@@ -104,6 +104,7 @@ def _page(
         "sheets": _sheets(shown), "samples": _samples(shown), "growth": growth, "evaluation": evaluation,
         "signs": bench.SIGNS, "legible": LEGIBLE, "grown": {chain[-1].label: chain for chain in found},
         "charts": {name: chart for name, chart in charts.items() if chart}, "ranked": _ranked(arms),
+        "reference": _references(arms),
         "clipped": {run.label: run.get("clipped") for run in shown if finite(run.get("clipped")) is not None},
     }
     filters = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
@@ -125,6 +126,18 @@ def _ranked(arms: Mapping[str, Sequence[Run]]) -> list[tuple[str, str, Sequence[
     by_value = sorted(means, key=means.__getitem__)
     chosen = {"best": by_value[0], "reference": next(iter(arms)), "worst": by_value[-1]}
     return [(name, label, arms[label], means[label]) for name, label in chosen.items() if label in means]
+
+
+def _references(arms: Mapping[str, Sequence[Run]]) -> dict[str, float | None]:
+    """Label -> what the first arm reached, with the same seed where arms have several; None where the texts may differ."""
+    first, *others = arms.values()
+    several = any(len(runs) > 1 for runs in arms.values())
+    found: dict[str, float | None] = {run.label: None for run in first}
+    for run in (run for runs in others for run in runs):
+        same = next((one for one in first if not several or one.get("seed") == run.get("seed")), None)
+        alike = same is not None and run.held_out is not None and run.held_out == same.held_out
+        found[run.label] = same.best["bits_per_byte"] if same is not None and alike else None
+    return found
 
 
 def _fonts(run: Run) -> list[str]:
@@ -208,10 +221,10 @@ def _sheets(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """language -> prompt -> one card per sample, in the order of the runs."""
     languages: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for number, run in enumerate(runs):
+    for run in runs:
         for row in run.samples:
             text = row["text"].removeprefix(row["prompt"])
-            card = {"label": run.label, "number": number, "text": text, "settings": row.get("settings")}
+            card = {"label": run.label, "text": text, "settings": row.get("settings")}
             languages.setdefault(str(row.get("language") or ""), {}).setdefault(row["prompt"], []).append(card)
     return languages
 
