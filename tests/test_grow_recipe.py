@@ -229,7 +229,7 @@ def fused(grown, tmp_path_factory) -> str:
         ({"fusion": {"experts": ["RUN", "RUN"], "method": "head"}, "controls": []}, "fused or grown, not both"),
         ({"stages": []}, "has no stages"),
         ({"stages": [{"layers": 1}, {"layers": -1}]}, "stage 2 adds -1 layers"),
-        ({"stages": [{"layers": 0}]}, "stage 1 adds 0 layers; growth only adds, at least 1 here"),
+        ({"stages": [{"layers": -1}]}, "stage 1 adds -1 layers; growth only adds, at least 0"),
         ({"stages": [{"steps": 2, "tokens": 1e5}]}, "stage 1 has steps 2 and tokens 100000"),
         ({"growth": {"base": "RUN"}}, "leave them out where the first stage has a base"),
         ({"growth": {"base": "RUN"}, "controls": [], "substrate": {"path": "OTHER"}},
