@@ -126,7 +126,8 @@ def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: 
     gpt = wrapped.gpt
     if not isinstance(gpt, GPT):
         raise InputError(f"{run} is fused; probe the runs that it was made from")
-    ids = sorted({number for character in characters if len(found := tokenizer.encode(character)) == 1 for number in found})
+    encoded = [tokenizer.encode(character) for character in characters]
+    ids = sorted({one[0] for one in encoded if len(one) == 1})
     other = copy.copy(gpt)
     other._modules = dict(gpt._modules) | {"substrate": RandomRows(gpt.substrate, ids, seed)} if ids else gpt._modules
     found: dict[str, Any] = {"own": [], "random": [] if ids else None, "written": []}
