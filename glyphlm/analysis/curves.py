@@ -122,8 +122,8 @@ def _over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Columns | None:
         return _columns(runs[0])
     columns: Columns = {}
     for name in COLUMNS:
-        values = [[rows[tokens].get(name) for rows in by_tokens] for tokens in common]
-        if any(value is None for of_seeds in values for value in of_seeds):
+        values = [[rows[tokens][name] for rows in by_tokens if name in rows[tokens]] for tokens in common]
+        if any(len(of_seeds) < len(runs) for of_seeds in values):
             continue
         columns[name] = [_brief(sum(of_seeds) / len(of_seeds)) for of_seeds in values]
         if name in ("loss", "bits_per_byte"):

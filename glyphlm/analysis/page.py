@@ -39,9 +39,9 @@ def render(template: str, values: Mapping[str, Any], script: str, live: bool = F
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, finalize=_writable, trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters.update(filters, data=_data, image=image, inline=lambda name: _trusted(inlined(name)))
+    environment.filters.update(filters, data=_data, image=image, inline=inlined)
     page = environment.get_template(template)
-    return page.render(values, script=script, policy=_trusted(policy(script, live)), generator=_trusted(GENERATOR))
+    return page.render(values, script=script, policy=policy(script, live), generator=GENERATOR)
 
 
 def image(data: bytes | str, kind: str) -> str:
@@ -50,15 +50,9 @@ def image(data: bytes | str, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"
 
 
-def _trusted(text: str) -> Any:
-    """Text of ours that is HTML already; the class marks it for jinja2."""
-    return jinja2.utils.markupsafe.Markup(text)
-
-
-def _data(value: Any) -> Any:
-    """JSON for a <script type="application/json">; without the signs that could end that element."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return _trusted(text.replace("<", "\\u003c"))
+def _data(value: Any) -> str:
+    """JSON for a <script type="application/json">; without the sign that could end that element."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _writable(value: Any) -> Any:

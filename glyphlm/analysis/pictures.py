@@ -63,16 +63,16 @@ def find_pictures(readers: Sequence[Reader]) -> tuple[Pictures | None, str]:
     The first run of kind glyph decides how they are drawn: as its recipe says, else as the defaults or the published
     tables. Whether the codes were made from these very pictures is found out by making them again.
     """
-    reader = next((reader for reader in readers if reader.config.kind == "glyph"), None)
     tried = []
-    for settings in _drawings(reader) if reader else ():
-        try:
-            found = _draw(reader, settings)
-        except InputError as error:
-            return None, f"No pictures: {error}."
-        if found.note:
-            return found, found.note
-        tried.append(found)
+    for reader in [reader for reader in readers if reader.config.kind == "glyph"][:1]:
+        for settings in _drawings(reader):
+            try:
+                found = _draw(reader, settings)
+            except InputError as error:
+                return None, f"No pictures: {error}."
+            if found.note:
+                return found, found.note
+            tried.append(found)
     if tried:
         return tried[0], ("Pictures are drawn by the fonts of this machine. The codes are not those that come from them: "
                           "they were trained further, or drawn with another font or other settings.")
