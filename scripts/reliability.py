@@ -35,6 +35,7 @@ from load_server import load
 
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.cli.main import VERBS, main
+from glyphlm.data import shards
 
 SECONDS = 180  # after which a command counts as one that does not end
 WORDS = random.Random(0)
@@ -188,6 +189,7 @@ class Command:
 
 def _run(arguments: list[str], log: str) -> None:
     os.setsid()
+    shards.PART_BYTES = 1 << 16  # so that a few small files are several parts, for several processes
     file = os.open(log, os.O_WRONLY)
     os.dup2(file, 1), os.dup2(file, 2)
     sys.exit(main(arguments))
