@@ -237,6 +237,7 @@ def checked(name: str, out: Path) -> str | None:
 def kills(number: int, chance: random.Random) -> Iterator[str | None]:
     """Kill commands at random moments, up to five times each, and let them end."""
     turns, done = [name for name, (*_, often) in DISTURBED.items() for _ in range(often)], 0
+    chance.shuffle(turns)  # so that short calls with other seeds come to all of them
     while done < number:
         name = turns[done % len(turns)]
         out, (_, seconds) = Path("killed", f"{name}-{done}"), undisturbed(name)
