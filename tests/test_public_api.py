@@ -54,7 +54,7 @@ def test_importing_it_loads_nothing_heavy():
 
 def test_the_example_of_the_readme_goes_from_text_to_generated_text(tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "run_recipe" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "train_recipe" in block)
     assert len(code.splitlines()) <= 15
     for was, now in SMALLER.items():
         assert was in code
