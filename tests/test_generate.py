@@ -28,7 +28,7 @@ FUSIONS = {method: {"method": method} for method in Method.__args__} | {
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 SAMPLED = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
 WAYS = {"greedy": GREEDY, "beams": GREEDY | {"num_beams": 3}, "sampled": SAMPLED}
-TEXTS = [phrase.text[:length] for phrase, length in zip(phrases()[5:8], (28, 20, 40))]
+TEXTS = [phrase.text[:length] for phrase, length in zip(phrases()[5:8], (28, 12, 48))]
 NEW = 12
 
 
