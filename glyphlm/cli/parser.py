@@ -94,9 +94,9 @@ class Parser(jsonargparse.ArgumentParser):
         near = get_close_matches(name, known, 1)
         return _dashed(error) + (f"; did you mean {_dashed(near[0])}{dot}{key}?" if near else "")
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with dashes in the names of options."""
-        return _dashed(super().format_help())
+        return _dashed(super().format_help(formatter))
 
     def add_json(self) -> None:
         """--json, of the verbs that print results."""

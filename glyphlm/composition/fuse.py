@@ -152,7 +152,11 @@ def join(settings: FusionSettings, experts: Sequence[Expert]) -> Fusion:
     """
     join_substrates(experts, settings.allow_different_substrates)
     if settings.method == "stitch":
-        cut_in_two(*(expert.model for expert in experts), settings.cut)
+        if len(experts) != 2:
+            raise InputError(f"stitch joins two single models, and these runs hold {len(experts)} experts; name runs "
+                             "that are not fused")
+        lower, upper = (expert.model for expert in experts)
+        cut_in_two(lower, upper, settings.cut)
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
     if settings.top_k is not None and settings.top_k > len(experts):
         raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")

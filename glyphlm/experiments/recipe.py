@@ -177,7 +177,9 @@ def load_recipe(
                 value = {part: value}
             values = _laid_over(values, value)
     found: Any = settings_of(kind, values)
-    return with_stages(found) if isinstance(found, GrowthRecipe) else found
+    if isinstance(found, GrowthRecipe):
+        found = with_stages(found)
+    return found
 
 
 def with_stages(recipe: GrowthRecipe) -> GrowthRecipe:

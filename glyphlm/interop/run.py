@@ -105,9 +105,13 @@ class Run:
     def generate(self, prompt: str, sampling: Sampling | None = None, **options: Any) -> str: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], sampling: Sampling | None = None, **options: Any) -> list[str]: ...
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], sampling: Sampling | None = None, **options: Any
+    ) -> list[str]: ...
 
-    def generate(self, prompt: str | Sequence[str], sampling: Sampling | None = None, **options: Any) -> str | list[str]:
+    def generate(
+        self, prompt: str | list[str] | tuple[str, ...], sampling: Sampling | None = None, **options: Any
+    ) -> str | list[str]:
         """The prompt, or each of several, with its continuation.
 
         Args:

@@ -33,7 +33,7 @@ def check_fields(config: Any, least: Mapping[str, float], most: Mapping[str, flo
             raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, words))}")
         if name in least and value is not None and value < least[name]:
             raise ValueError(f"{name} {value} must be at least {least[name]:g}")
-        if most and name in most and value > most[name]:
+        if most and name in most and value is not None and value > most[name]:
             raise ValueError(f"{name} {value} must be at most {most[name]:,}")
 
 

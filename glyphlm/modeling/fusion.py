@@ -141,8 +141,10 @@ class Fusion(nn.Module):
                 [nn.Linear(width, fusion.rank, bias=False), nn.Linear(fusion.rank, width, bias=False)]
             )
         if stitched:
-            experts[0].norm = Unnormed(experts[0])
-            self.map = nn.Linear(*self._widths)
+            unnormed: Any = Unnormed(experts[0])
+            experts[0].norm = unnormed
+            lower, upper = self._widths
+            self.map = nn.Linear(lower, upper)
         self.head: Any = head.requires_grad_(fusion.method == "head")
 
     def init_weights(self, seed: int) -> None:

@@ -31,7 +31,8 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) ->
 
     names: dict[str, Any] = {role: name for role, name in tokenizer.config.items() if role.endswith("_token")}
     try:
-        [text], _ = render_jinja_template([list(messages)], chat_template=template, add_generation_prompt=True, **names)
+        turns = [dict(message) for message in messages]
+        [text], _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **names)
     except Exception as error:  # a template may raise whatever it likes
         raise InputError(f"the chat template refuses these messages ({error})") from None
     return text

@@ -80,7 +80,7 @@ def continue_ids(
 
 
 @torch.no_grad()
-def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int) -> Iterator[int]:
+def new_ids(model: Any, ids: list[int], sampling: Sampling, end_id: int | None) -> Iterator[int]:
     """The ids after `ids`, one by one, up to `end_id`; the numbers are those of transformers' generate()."""
     logits_after = reader(model, len(ids) + sampling.max_new_tokens, sampling.top_k if sampling.temperature else 1)
     drawn = torch.Generator(model.device).manual_seed(sampling.seed)

@@ -74,8 +74,9 @@ def open_model(run: str | Path, device: str = "cpu") -> Opened:
         return Opened(name_of(run), folder, model, tokenizer, model.config.block_size)
     from glyphlm.runs.folder import load_run  # loads transformers
 
+    wrapped: Any
     wrapped, tokenizer = load_run(folder)
-    model: Any = wrapped.gpt if device == "cpu" else wrapped.to(device)
+    model = wrapped.gpt if device == "cpu" else wrapped.to(device)
     return Opened(name_of(run), folder, model, tokenizer, wrapped.config.max_position_embeddings)
 
 
