@@ -199,6 +199,9 @@ class Uniform:
     def logits(self, x_BTV):
         return x_BTV
 
+    def nats(self, x_NV, y_N):
+        return torch.nn.functional.cross_entropy(x_NV, y_N, reduction="none")
+
 
 def letters_tokenizer(width: int) -> Tokenizer:
     """A vocabulary of all groups of `width` letters."""

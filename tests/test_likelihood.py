@@ -158,13 +158,8 @@ def test_an_option_without_a_token_is_refused(model):
 
 
 def test_an_option_that_gets_no_number_is_refused(model, monkeypatch):
-    extend = EvalModel.extend
-
-    def without_numbers(self, *given, **named):
-        logits_BTV, seen = extend(self, *given, **named)
-        return logits_BTV * float("nan"), seen
-
-    monkeypatch.setattr(EvalModel, "extend", without_numbers)
+    score = EvalModel.score
+    monkeypatch.setattr(EvalModel, "score", lambda *given: score(*given) * float("nan"))
     with pytest.raises(InputError, match="run gives no probabilities.*NaN.*Answer:.*another checkpoint"):
         ask(model, some_items(2))
 

@@ -29,7 +29,7 @@ def pairs(tmp_path):
 
 def test_tokens_are_classed_by_script_case_and_category():
     found = token_classes(["a", "A", "the", "The", "THE", "да", "Да", "国", "aд", "12", "²", ",", "«", "+", "a1", " a", " "])
-    assert found["script"] == {"LATIN": ["a", "A", "the", "The", "THE", "a1", " a"], "CYRILLIC": ["да", "Да"], "CJK": ["国"]}
+    assert found["script"] == {"Latin": ["a", "A", "the", "The", "THE", "a1", " a"], "Cyrillic": ["да", "Да"], "Han": ["国"]}
     assert found["case"] == {"lower": ["a", "the", "да"], "upper": ["A", "The", "Да"]}
     assert found["category"] == {
         "letter": ["a", "A", "the", "The", "THE", "да", "Да", "国", "aд"],
@@ -53,7 +53,7 @@ def test_a_text_leaves_only_the_tokens_that_occur_in_it(tokenizer, tmp_path):
 def test_classes_are_the_largest_ones_and_their_tokens_are_drawn_by_the_seed(tokenizer):
     settings = ProbeSettings(per_class=12, seed=3)
     texts = find_texts(tokenizer, NAMES, settings)
-    assert set(texts.classes["script"]) == {"LATIN", "CYRILLIC", "CJK"}
+    assert set(texts.classes["script"]) == {"Latin", "Cyrillic", "Han"}
     for classes in texts.classes.values():
         assert 1 < len(classes) <= MOST_CLASSES and all(FEWEST <= len(set(group)) <= 12 for group in classes.values())
     assert [token.capitalize() for token in texts.classes["case"]["lower"]] == texts.classes["case"]["upper"]

@@ -32,7 +32,7 @@ def test_a_schema_is_that_of_the_settings(kind):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_names_its_schema_and_satisfies_it(path):
     jsonschema = pytest.importorskip("jsonschema")
-    kind = "study" if path.stem.startswith("study_") else "recipe"
+    kind = "study" if "arms" in read_yaml(path) else "recipe"
     assert path.read_text(encoding="utf-8").splitlines()[0] == f"# yaml-language-server: $schema={kind}.schema.json"
     schema = json.loads((path.parent / f"{kind}.schema.json").read_text(encoding="utf-8"))
     validator = jsonschema.Draft202012Validator(schema)

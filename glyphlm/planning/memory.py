@@ -159,15 +159,16 @@ def forward_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def copied_bytes(model: GPT | Fusion, load: Load) -> int:
-    """The weights of one block in bf16."""
-    return 2 * sum(values.numel() for values in model.blocks[0].parameters() if values.dim() > 1) if load.bf16 else 0
+    """The weights of one block in bf16; a model may have none."""
+    matrices = [values for block in model.blocks[:1] for values in block.parameters() if values.dim() > 1]
+    return 2 * sum(values.numel() for values in matrices) if load.bf16 else 0
 
 
 def gathered_bytes(model: GPT | Fusion) -> int:
     """Whole weights that FSDP2 holds at a time: those outside blocks, and two blocks (one is fetched ahead)."""
     of_blocks = [sum(values.numel() for values in block.parameters()) for block in model.blocks]
     outside = sum(values.numel() for values in model.parameters()) - sum(of_blocks)
-    return FLOAT * (outside + 2 * max(of_blocks))
+    return FLOAT * (outside + 2 * max(of_blocks, default=0))
 
 
 def traffic_bytes(model: GPT | Fusion, load: Load) -> int:
