@@ -103,6 +103,10 @@ def test_two_processes_train_what_one_trains(recipe, straight, tmp_path, how):
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
     (table,) = (name for name in ours if name.endswith("table_VE"))
     assert torch.equal(ours[table], theirs[table])
+    # Also those that follow a validation, which leaves weights gathered, hold every tensor and its moments.
+    held = [{name for file in state.glob("*.safetensors") for name in load_tensors(file)} for state in list_states(out)]
+    assert len(held) == 4 and all(names == held[0] for names in held) and "head.weight/exp_avg" in {
+        name.removeprefix("gpt.") for name in held[0]}
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

@@ -34,7 +34,7 @@ from glyphlm.training.feed import Fed, Feed
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective, to_device
 from glyphlm.training.optim import make_optimizer, take_moments
-from glyphlm.training.parallel import is_sharded, spread, without_sync, world
+from glyphlm.training.parallel import is_sharded, shard_again, spread, without_sync, world
 from glyphlm.training.parametrization import scales_of
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
@@ -216,6 +216,7 @@ class _Trainer:
         paused = time.monotonic()
         self._model.eval()
         score = self._score(batches)
+        shard_again(self._objective)
         self._model.train()
         self._started += time.monotonic() - paused  # seconds are those of training
         if score.bytes:

@@ -108,6 +108,14 @@ def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def shard_again(module: nn.Module) -> None:
+    """Let go of the weights that a forward pass without a backward pass has gathered: FSDP2 keeps those of the root, and its
+    parameters are then not those that the optimizer knows."""
+    reshard: Any = getattr(module, "reshard", None)
+    if reshard is not None:
+        reshard()
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether each process holds only a shard of the weights."""
     tensors = sys.modules.get("torch.distributed.tensor")  # takes a second to load, and without it nothing is sharded
