@@ -44,6 +44,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     for cell in notebook.cells:
         cell.source = "pass" if cell.source.startswith("%pip") else shortened(cell.source)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 
 
 def test_the_notebook_is_code_that_compiles():

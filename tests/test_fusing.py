@@ -177,6 +177,9 @@ def test_stitching_runs_of_two_widths_needs_training(runs, models, tmp_path):
         fused(runs, "a b", tmp_path / "out", method="stitch", cut=2)
     with pytest.raises(InputError, match="name two runs, not 3"):
         fused(runs, "a b c", tmp_path / "out", method="stitch")
+    fused(runs, "a b", tmp_path / "moe")
+    with pytest.raises(InputError, match="hold 3 experts; name runs that are not fused"):
+        fused(runs | {"moe": str(tmp_path / "moe")}, "moe a", tmp_path / "out", method="stitch")
 
 
 def test_experts_that_leave_leave_the_others_as_they_were(runs, logits, tmp_path):

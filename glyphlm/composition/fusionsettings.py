@@ -21,8 +21,7 @@ RANGES = {
     "cut": Range(1, 10**6, whole=True),
 }
 OF_BYTES = ("mean_logits", "weighted_logits", "mean_probs", "max_confidence", "posterior")  # methods for any vocabulary
-# Settings that older fused runs do not name, and their defaults.
-LATER = {"level": "tokens", "without": [], "routers": [], "segment": None, "cut": None, "memory": None, "reset": 0.0}
+LATER = ("level", "without", "routers", "segment", "cut", "memory", "reset")  # settings that older fused runs do not name
 
 
 @dataclass
@@ -92,7 +91,8 @@ class FusionSettings:
 
     def described(self) -> dict[str, Any]:
         """The settings as they are recorded in a run: those of later versions only where they are not at their default."""
-        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+        defaults = asdict(FusionSettings())
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != defaults[name]}
 
     def config(self, weights: Sequence[float] | None) -> FusionConfig:
         """What the model needs of them, with the weights of all experts."""
