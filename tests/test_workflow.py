@@ -102,6 +102,36 @@ def test_it_goes_on_after_a_kill():
     assert ran(stages, unlock=True) == ["b"]
 
 
+ENDING = """
+import sys
+from pathlib import Path
+from glyphlm.studies.workflow import Command, run_workflow
+sleeps = "from glyphlm.base.jobs import end_with_launcher as f; import os, time; f();" \
+    "open('a.begun', 'w').write('here'); time.sleep(60)"
+a = Command("a", (sys.executable, "-c", sleeps), Path("a"))
+b = Command("b", ("touch", "b"), Path("b"))
+run_workflow([a, b], Path("out"), 1)
+"""
+
+
+def test_snakemake_ends_with_a_study_that_is_killed_alone():
+    killed = subprocess.Popen([sys.executable, "-c", ENDING], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not Path("a.begun").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    end = time.monotonic() + 20
+    while True:  # its processes are one group, which is then empty
+        try:
+            os.killpg(killed.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < end, "Snakemake or its command lives on"
+        time.sleep(0.1)
+    assert not Path("b").exists()
+
+
 def test_the_workflow_can_be_read():
     text = snakefile([stage("a"), stage("b", ["a"])], Path("out"), 3)
     assert "rule b:\n    input: 'done/a'\n    output: touch('done/b')\n" in text

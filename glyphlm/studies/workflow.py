@@ -25,6 +25,8 @@ from glyphlm.base.progress import meter, say
 SNAKEFILE, DONE, LOGS = "Snakefile", "done", "logs"
 FINISHED = re.compile(r"Finished jobid: \d+ \(Rule: (\w+)\)")
 FAILED = re.compile(r"Error in rule (\w+):")
+# Snakemake begins no further command after SIGTERM, which it gets when this process ends, even by SIGKILL.
+SNAKEMAKE = "from glyphlm.base.jobs import end_with_launcher as f; f(); from snakemake.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run_workflow(
     for command in commands:
         if not command.makes.exists():
             (out / DONE / command.name).unlink(missing_ok=True)  # somebody removed what it made
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(out / SNAKEFILE), "--directory", str(out),
+    snakemake = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(out / SNAKEFILE), "--directory", str(out),
                  "--cores", str(jobs * threads), "--jobs", str(jobs), "--keep-going", "--rerun-incomplete", *options]
     if unlock:
         _listen([*snakemake, "--unlock"])
