@@ -3,20 +3,22 @@
 import io
 
 import pytest
-from examinees import make_run
 
 from glyphlm.cli.main import main
 from glyphlm.runs.chat import TEMPLATE
+from glyphlm.runs.folder import export_model
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def said(tokenizer, tmp_path, monkeypatch, capsys):
+def said(trained, tokenizer, tmp_path, monkeypatch, capsys):
     """A function: lines typed to `runs` runs -> what is printed on both streams."""
 
-    def talk(lines: list[str], runs: int = 1, block_size: int = 64, template: str | None = None):
-        places = [tmp_path / f"run-{number}-{block_size}" for number in range(runs)]
-        folders = [make_run(place, tokenizer, block_size, number) for number, place in enumerate(places)]
+    def talk(lines: list[str], runs: int = 1, template: str | None = None):
+        folders = [tmp_path / f"run-{number}" for number in range(runs)]
+        for model, folder in zip(trained, folders):
+            if not folder.exists():
+                export_model(model, tokenizer, folder)
         for folder in folders if template else ():
             Tokenizer(tokenizer._backend, tokenizer.config | {"chat_template": template}).save(folder)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
@@ -28,8 +30,8 @@ def said(tokenizer, tmp_path, monkeypatch, capsys):
 
 def test_runs_answer_the_same_line_side_by_side(said):
     found = said(["Hello"], runs=2)
-    first, second = found.out.splitlines()[0], [line for line in found.out.splitlines() if line.startswith("run-1-64: ")]
-    assert first.startswith("run-0-64: ") and second
+    first, second = found.out.splitlines()[0], [line for line in found.out.splitlines() if line.startswith("run-1: ")]
+    assert first.startswith("run-0: ") and second
     assert "has no chat template: it continues your text" in found.err
 
 

@@ -23,7 +23,8 @@ from glyphlm.substrate.settings import SIDES
 
 SURROGATES = frozenset(range(0xD800, 0xE000))  # halves of UTF-16 pairs, not characters: never drawn
 INK_FROM = 128  # pixels that the outline covers by half or more are ink
-DAMAGE = (OSError, TTLibError, LookupError, ValueError, AssertionError, struct.error)  # seen on 6,000 damaged fonts
+# Seen on 6,000 damaged fonts; AttributeError with fontTools before 4.64.
+DAMAGE = (OSError, TTLibError, LookupError, ValueError, AssertionError, AttributeError, struct.error)
 FOLDERS = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
