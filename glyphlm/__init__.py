@@ -22,7 +22,6 @@ import wrapt
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getattr__
     from glyphlm.analysis.probes import probe as probe
-    from glyphlm.analysis.report import write_report as write_report
     from glyphlm.analysis.settings import ProbeSettings as ProbeSettings
     from glyphlm.base.errors import InputError as InputError
     from glyphlm.base.hub import push as push
@@ -56,6 +55,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.modeling.fusion import Fusion as Fusion
     from glyphlm.modeling.model import GPT as GPT
     from glyphlm.modeling.substrate import Substrate as Substrate
+    from glyphlm.pages.report import write_report as write_report
     from glyphlm.planning.plan import make_plan as make_plan
     from glyphlm.planning.settings import PlanSettings as PlanSettings
     from glyphlm.runs.card import CardSettings as CardSettings
@@ -124,7 +124,7 @@ _HOMES = {
     "Claim": "studies.settings",
     "run_growth": "experiments.grow_recipe",
     "GrowthRecipe": "experiments.recipe",
-    "write_report": "analysis.report",
+    "write_report": "pages.report",
 }
 __all__ = sorted(_HOMES)
 

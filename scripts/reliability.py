@@ -400,5 +400,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, metavar="FILE")
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    server.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.analysis.report"])
+    server.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.pages.report"])
     sys.exit(not count(parser.parse_args()))

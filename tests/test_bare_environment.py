@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from examinees import make_run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from small_models import make_run
 
 from glyphlm.cli.main import main
 from glyphlm.composition.fuse import fuse

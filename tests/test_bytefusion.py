@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from examinees import _randomise, make_foreign, make_run
+from small_models import _randomise, make_foreign, make_run
 from torch import nn
 
 from glyphlm.base.errors import InputError

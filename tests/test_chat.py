@@ -1,7 +1,7 @@
 """Conversations are written by the run's chat template; that of runs trained on examples is how examples are written."""
 
 import pytest
-from examinees import make_run
+from small_models import make_run
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.tasks import BETWEEN, question_prompt

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from examinees import make_run
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import make_run
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from glyphlm.evaluation.decoding import GREEDY, Distribution, batches, continue_prompts, truncated, uniforms

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from examinees import make_foreign, make_run, spoil
+from small_models import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_lines

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from examinees import make_foreign, make_run, spoil
+from small_models import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.model import EvalModel, load_eval_model

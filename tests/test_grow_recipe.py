@@ -34,7 +34,7 @@ from glyphlm.training.checkpoint import list_states
 BLOCK = 32
 STAGES = [{"layers": 1, "steps": 12}, {"layers": 1, "steps": 12}, {"layers": 2, "steps": 12, "start": "random"}]
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.analysis.report"])
+processes.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.pages.report"])
 
 
 def settings(tokenizer_folder, substrate, shards, **changes) -> dict:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.analysis.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
-from glyphlm.analysis.report import write_report
-from glyphlm.analysis.run_data import Run, read_runs
+from glyphlm.pages.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.pages.report import write_report
+from glyphlm.pages.run_data import Run, read_runs
 
 PARTS = {"substrate": 0, "frozen": 2e9, "attention": 1e9, "scores": 1e9, "mlp": 2e9, "head": 4e9}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from examinees import make_run
+from small_models import make_run
 from torch import Tensor
 
 from glyphlm.base.errors import InputError

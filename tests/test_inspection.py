@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from test_glyphs import box, make_font
 
-from glyphlm.analysis import codes as inspection
-from glyphlm.analysis.codes import (
+from glyphlm.analysis import inspection
+from glyphlm.analysis.inspection import (
     Codes,
     analyse,
     find_nearest,

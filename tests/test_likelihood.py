@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from examinees import make_run
+from small_models import make_run
 
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.tasks import Item, read_task

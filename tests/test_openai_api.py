@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from examinees import make_run
+from small_models import make_run
 from starlette.testclient import TestClient
 
-from glyphlm.analysis.show import Explorer
 from glyphlm.interop import openai_api
 from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.openai_api import Api, Served
 from glyphlm.interop.settings import Limits
+from glyphlm.pages.show import Explorer
 from glyphlm.runs.folder import load_run
 from glyphlm.runs.generate import continue_text
 from glyphlm.runs.opening import open_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examinees import make_foreign, make_run, spoil
+from small_models import make_foreign, make_run, spoil
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.hub import Pulled

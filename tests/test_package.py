@@ -34,7 +34,7 @@ def test_a_package_of_an_extra_is_named_with_its_installation(package, monkeypat
 
 def test_the_core_needs_no_package_of_an_extra():
     """In a fresh interpreter, as another test may have imported them."""
-    names = ("analysis.report", "studies.quickstart", "runs.generate", "evaluation.evaluate")
+    names = ("pages.report", "studies.quickstart", "runs.generate", "evaluation.evaluate")
     modules = [f"glyphlm.{name}" for name in names]
     extra = {*EXTRAS} - {"matplotlib", "jinja2"}  # which reports need, and the core has
     code = f"import sys, {', '.join(modules)}; print(sorted({extra!r} & {{*sys.modules}}))"

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from examinees import make_run
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import make_run
 from transformers import AutoModelForCausalLM
 
 from glyphlm.modeling.hf import GlyphLMForCausalLM

@@ -18,12 +18,12 @@ import browser
 import numpy as np
 import pytest
 
-from glyphlm.analysis import plots, report
-from glyphlm.analysis import run_data as rundata
-from glyphlm.analysis.report import write_report
+from glyphlm.analysis import plots
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_lines
 from glyphlm.evaluation.item_log import log_name, result_rows
+from glyphlm.pages import report, run_data
+from glyphlm.pages.report import write_report
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 CLAIM = {"arm": "a", "against": "b", "measure": "bpb bits per byte, x", "kind": "at_least", "margin": 0.02, "low": -0.1,
@@ -353,7 +353,7 @@ def test_damaged_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
 
 def test_paths_without_a_run_are_passed_over(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(rundata, "say", said.append)
+    monkeypatch.setattr(run_data, "say", said.append)
     write_report([tmp_path / "nothing", runs[0]], tmp_path / "report.html")
     assert len(said) == 1 and "nothing is skipped" in said[0]
     with pytest.raises(InputError, match="no finished run among 1 paths; give folders"):

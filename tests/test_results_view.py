@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examinees import make_run
 from scipy import stats
+from small_models import make_run
 
-from glyphlm.analysis import results_view
-from glyphlm.analysis.results_view import (
+from glyphlm.base.errors import InputError
+from glyphlm.evaluation.evaluate import evaluate
+from glyphlm.evaluation.rows import ResultRow
+from glyphlm.pages import results_view
+from glyphlm.pages.results_view import (
     Line,
     bench_lines,
     bits_lines,
@@ -30,10 +33,7 @@ from glyphlm.analysis.results_view import (
     surviving,
     table,
 )
-from glyphlm.analysis.run_data import Run, read_runs
-from glyphlm.base.errors import InputError
-from glyphlm.evaluation.evaluate import evaluate
-from glyphlm.evaluation.rows import ResultRow
+from glyphlm.pages.run_data import Run, read_runs
 
 
 def row(value: float = 0.5, half: float = 0.1, **more: Any) -> ResultRow:

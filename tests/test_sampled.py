@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from examinees import make_run
+from small_models import make_run
 
 from glyphlm.corpus.tasks import Item
 from glyphlm.evaluation.decoding import truncated

@@ -15,7 +15,7 @@ from threading import Timer
 from typing import NamedTuple
 
 import pytest
-from examinees import make_run
+from small_models import make_run
 
 from glyphlm.base.errors import InputError
 from glyphlm.interop import serve as serving

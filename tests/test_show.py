@@ -13,14 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glyphlm.analysis import pictures, reader, show
-from glyphlm.analysis.show import TEXTS, Explorer, write_show
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import to_yaml
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.modeling.model import GPT, Context, ModelConfig
+from glyphlm.pages import pictures, reader, show
+from glyphlm.pages.show import TEXTS, Explorer, write_show
 from glyphlm.runs.folder import export_model
 from glyphlm.runs.opening import open_model
 from glyphlm.substrate.build import SubstrateSettings, build_substrate, load_substrate

@@ -12,8 +12,8 @@ import glyphlm
 PACKAGE = Path(__file__).parents[1] / "glyphlm"
 # In the order of the data; a package imports only itself and packages to the left.
 PACKAGES = """
-base modeling corpus tokenizer substrate data training runs composition experiments planning evaluation analysis interop
-studies cli
+base modeling corpus tokenizer substrate data training runs composition experiments planning evaluation analysis pages
+interop studies cli
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {
@@ -23,7 +23,7 @@ OWNERS = {
     "fontTools": {"substrate.fonts"},
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"base.hub", "runs.card"},
-    "jinja2": {"analysis.page"},
+    "jinja2": {"pages.render"},
     "jsonargparse": {"cli.parser"},
     "matplotlib": {"analysis.plots"},
     "peft": {"runs.adapters"},

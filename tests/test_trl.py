@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from examinees import make_run
+from small_models import make_run
 from torch.nn.functional import cross_entropy
 
 from glyphlm.corpus.phrasebook import phrases

@@ -1,1 +1,1 @@
-"""Runs, tokenizers and substrates measured and drawn: reports, comparisons, probes."""
+"""Measurements of runs, tokenizers and substrates beside their scores, and plots of them."""

@@ -14,8 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from glyphlm.analysis.curves import TITLES
-
+# Column -> title of its axis.
+TITLES = {
+    "bits_per_byte": "bits per byte",
+    "loss": "loss (nats per token)",
+    "tokens": "training tokens",
+    "seconds": "seconds of training",
+    "flops": "floating-point operations",
+    "depth": "layers",
+    "percent": "percent",
+    "points": "points of BLEU, chrF",
+}
 # Okabe and Ito's colours without the pale yellow. Seven colours against four line styles and seven markers, each in
 # matplotlib's name and as a character for the page: arms stay apart in grey print and for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glyphlm.analysis.codes import script
+from glyphlm.analysis.inspection import script
 from glyphlm.analysis.settings import FEWEST, ProbeSettings
 from glyphlm.base.errors import InputError
 from glyphlm.corpus.cldr import subjects

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glyphlm.analysis.codes import Codes, find_nearest
+from glyphlm.analysis.inspection import Codes, find_nearest
 from glyphlm.analysis.probe_texts import Texts, find_names, find_texts
 from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.analysis.tokenizers import named

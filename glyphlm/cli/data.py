@@ -154,7 +154,7 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
     parser.add_out("also write inspect.json, map.png and the sheet of glyphs into this folder")
     parser.add_json()
     options = parser.read(arguments)
-    from glyphlm.analysis.codes import inspect_folder
+    from glyphlm.analysis.inspection import inspect_folder
 
     print(inspect_folder(options.folder, options.nearest, options.out, options.json))
 

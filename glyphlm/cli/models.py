@@ -65,8 +65,8 @@ def run_grow(arguments: Sequence[str]) -> None:
     parser.add_out("folder of the stages", required=True)
     parser.add_threads()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
-    from glyphlm.analysis.report import write_report
     from glyphlm.experiments.grow_recipe import run_growth
+    from glyphlm.pages.report import write_report
 
     runs = run_growth(recipe, options.out, f"glyphlm grow {shlex.join(arguments)}")
     if IS_MAIN:

@@ -179,7 +179,7 @@ def run_report(arguments: Sequence[str]) -> None:
                         help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
     parser.add_out("the page", default=Path("report.html"))
     options = parser.read(arguments)
-    from glyphlm.analysis.report import write_report
+    from glyphlm.pages.report import write_report
 
     inputs = {name: options[name] for name in ("published", "logs")}
     print(write_report(options.runs, options.out, options.title, **inputs))
@@ -200,6 +200,6 @@ def run_show(arguments: Sequence[str]) -> None:
                         "prepared texts in several scripts, and samples of the run)")
     parser.add_out("the page", default=Path("page.html"))
     options = parser.read(arguments)
-    from glyphlm.analysis.show import write_show
+    from glyphlm.pages.show import write_show
 
     print(write_show(options.run, options.out, options.twin, options.text))

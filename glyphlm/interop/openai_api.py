@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from glyphlm.analysis.show import Explorer
 from glyphlm.base.errors import InputError
 from glyphlm.interop.generation_queue import Answer, Job, Refusal, Worker
 from glyphlm.interop.settings import Limits
+from glyphlm.pages.show import Explorer
 from glyphlm.runs.chat import conversation
 from glyphlm.runs.generate import prompt_ids
 from glyphlm.runs.sampling import Sampling

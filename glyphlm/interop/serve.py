@@ -60,9 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve_here(run: str | Path, settings: ServeSettings, listening: socket.socket) -> None:
     """Load the run once and serve it from this process."""
-    from glyphlm.analysis.show import Explorer
     from glyphlm.interop.http_server import Server
     from glyphlm.interop.openai_api import Api, Served
+    from glyphlm.pages.show import Explorer
 
     opened = open_model(run, resolve_device(settings.device))
     served = Served(opened.name, opened.tokenizer, opened.control, opened.block_size, settings)

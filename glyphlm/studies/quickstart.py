@@ -53,7 +53,7 @@ def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) ->
     Raises:
         InputError: no font is installed, or `out` holds something else.
     """
-    from glyphlm.analysis.report import write_report  # loads matplotlib, needed only at the end
+    from glyphlm.pages.report import write_report  # loads matplotlib, needed only at the end
 
     with one_writer(out):
         texts = write_phrasebook(out / "text")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.analysis.plots import draw_claims, draw_held_out
-from glyphlm.analysis.report import write_report
 from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
+from glyphlm.pages.report import write_report
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import (
     BITS_PER_BYTE,

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glyphlm.analysis.reader import Reader, as_base64
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import read_yaml
 from glyphlm.modeling.substrate import scale_rows
+from glyphlm.pages.reader import Reader, as_base64
 from glyphlm.substrate.build import draw_vocabulary, make_values
 from glyphlm.substrate.codes import principal_axes
 from glyphlm.substrate.fonts import load_fonts

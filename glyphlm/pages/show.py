@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphlm.analysis.codes import squeezed
-from glyphlm.analysis.page import GENERATOR, render
-from glyphlm.analysis.pictures import find_pictures
-from glyphlm.analysis.reader import Reader
+from glyphlm.analysis.inspection import squeezed
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SAMPLES
 from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines
+from glyphlm.pages.pictures import find_pictures
+from glyphlm.pages.reader import Reader
+from glyphlm.pages.render import GENERATOR, render
 from glyphlm.runs.opening import Opened, open_model
 from glyphlm.substrate.glyphs import LEGIBLE
 from glyphlm.tokenizer.layouts import BYTES

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from glyphlm.analysis import plots
-from glyphlm.analysis import results_view as bench
-from glyphlm.analysis.codes import squeezed
-from glyphlm.analysis.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
-from glyphlm.analysis.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
-from glyphlm.analysis.page import DASH, GENERATOR, render
+from glyphlm.analysis.inspection import squeezed
 from glyphlm.analysis.plots import COLOURS, MARKERS
-from glyphlm.analysis.results_view import Line, differences
-from glyphlm.analysis.run_data import Run, finite, read_runs
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
 from glyphlm.base.records import parse_yaml
 from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.rows import ComparisonRow, ResultRow
 from glyphlm.evaluation.text import shown
+from glyphlm.pages import results_view as bench
+from glyphlm.pages.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
+from glyphlm.pages.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.pages.render import DASH, GENERATOR, render
+from glyphlm.pages.results_view import Line, differences
+from glyphlm.pages.run_data import Run, finite, read_runs
 from glyphlm.substrate.glyphs import LEGIBLE
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glyphlm.analysis.probes import layer_outputs
-from glyphlm.analysis.run_data import finite
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SUMMARY
 from glyphlm.base.progress import meter
 from glyphlm.base.records import read_json
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
+from glyphlm.pages.run_data import finite
 from glyphlm.runs.opening import Opened
 from glyphlm.substrate.build import TENSORS
 from glyphlm.substrate.codes import all_codes

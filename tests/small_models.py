@@ -1,4 +1,4 @@
-"""Small models to be examined, with random weights: they answer nonsense, but with clear preferences."""
+"""Small models with random weights, for tests of evaluation: their answers are nonsense, but with clear preferences."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -10,23 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
-from glyphlm.analysis.run_data import Run, finite
+from glyphlm.analysis.plots import TITLES
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import parse_yaml, to_json
+from glyphlm.pages.run_data import Run, finite
 
 POINTS, FEW_POINTS, MANY_ARMS = 200, 60, 16  # of a curve; of more arms fewer points, so that the page stays light
 COLUMNS = ("tokens", "seconds", "flops", "loss", "bits_per_byte")
-TITLES = {
-    "bits_per_byte": "bits per byte",
-    "loss": "loss (nats per token)",
-    "tokens": "training tokens",
-    "seconds": "seconds of training",
-    "flops": "floating-point operations",
-    "depth": "layers",
-    "percent": "percent",
-    "points": "points of BLEU, chrF",
-}
 Chart = dict[str, Any]
 Columns = dict[str, list[float | None]]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glyphlm.analysis.run_data import Run, find_run, finite
 from glyphlm.evaluation.stats import over_seeds
+from glyphlm.pages.run_data import Run, find_run, finite
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glyphlm.analysis.growth_view import labelled
-from glyphlm.analysis.run_data import Run, find_run
 from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
@@ -23,6 +21,8 @@ from glyphlm.evaluation.published import published_line
 from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
 from glyphlm.evaluation.stats import against_chance, holm, over_seeds
 from glyphlm.evaluation.text import shown
+from glyphlm.pages.growth_view import labelled
+from glyphlm.pages.run_data import Run, find_run
 
 LEVEL = 0.05
 WHOLE = "all subjects"
