@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.data.shards import prepare as prepare
     from glyphlm.evaluation.evaluate import evaluate as evaluate
     from glyphlm.evaluation.item_log import compare_items as compare_items
-    from glyphlm.evaluation.published import read_published as read_published
     from glyphlm.evaluation.settings import EvalSettings as EvalSettings
+    from glyphlm.evaluation.text import read_published as read_published
     from glyphlm.experiments.grow_recipe import run_growth as run_growth
     from glyphlm.experiments.recipe import GrowthRecipe as GrowthRecipe
     from glyphlm.experiments.recipe import Recipe as Recipe
@@ -103,7 +103,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "EvalSettings": "evaluation.settings",
     "compare_items": "evaluation.item_log",
-    "read_published": "evaluation.published",
+    "read_published": "evaluation.text",
     "probe": "analysis.probes",
     "ProbeSettings": "analysis.settings",
     "fuse": "composition.fuse",

@@ -8,7 +8,7 @@ import pytest
 from glyphlm.base.errors import InputError
 from glyphlm.evaluation.item_log import compare_items, read_log, result_rows
 from glyphlm.evaluation.stats import holm, mcnemar, wilson
-from glyphlm.evaluation.text import comparison_line
+from glyphlm.evaluation.text import comparison_table
 
 
 def entry(number, **fields):
@@ -100,7 +100,7 @@ def test_a_subject_whose_prompts_are_cut_is_no_test_of_the_family():
     whole, a, b = (row for row in compare_items(cut, choices(second, subjects)) if row.scoring == "letters")
     assert (a.cut, b.cut, whole.cut) == (0.1, 0, 0.05) and math.isnan(a.p_holm)
     assert b.p_holm == b.p and whole.p_holm == whole.p
-    assert "not judged: 10% of the prompts are cut" in comparison_line(a) and "Holm" in comparison_line(b)
+    assert "not judged: 10% of the prompts are cut" in comparison_table([a]) and "Holm" in comparison_table([b])
 
 
 def test_a_text_that_is_one_document_has_the_interval_of_its_blocks():

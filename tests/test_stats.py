@@ -10,9 +10,7 @@ from scipy import stats as reference
 
 from glyphlm.evaluation.stats import (
     bootstrap,
-    chance_level,
     holm,
-    majority_level,
     mcnemar,
     over_runs,
     over_seeds,
@@ -135,11 +133,6 @@ def test_holm_lies_between_the_single_tests_and_bonferroni_and_keeps_their_order
     raised = holm(ps)
     assert all(p <= q <= min(1, len(ps) * p) for p, q in zip(ps, raised))
     assert [raised[n] for n in sorted(range(len(ps)), key=ps.__getitem__)] == sorted(raised)
-
-
-def test_chance_and_majority():
-    assert chance_level([4, 4, 5]) == pytest.approx((0.25 + 0.25 + 0.2) / 3)
-    assert majority_level(["A", "B", "A", "C"]) == 0.5
 
 
 def test_one_item_has_no_bounds_and_shows_no_difference():

@@ -9,8 +9,8 @@ published ± is decoding noise alone. Here each mean has Wilson's interval over 
 import sys
 from pathlib import Path
 
-from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.stats import wilson
+from glyphlm.evaluation.text import read_published
 
 QUESTIONS = {"mmlu": 14_042, "arc_easy": 2_376, "arc_challenge": 1_172, "commonsense_qa": 1_221}  # test; dev of the last
 CHANCE = {"mmlu": 0.25, "arc_easy": 0.25, "arc_challenge": 0.25, "commonsense_qa": 0.2}

@@ -28,9 +28,9 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter
 from glyphlm.base.records import read_json_lines, to_json, to_lines
+from glyphlm.base.tables import aligned
 from glyphlm.corpus.sources import describe, find_sources
 from glyphlm.evaluation.stats import bootstrap
-from glyphlm.evaluation.text import aligned
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import scale_rows
 from glyphlm.runs.folder import load_run, weights_sha256

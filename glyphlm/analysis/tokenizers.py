@@ -12,9 +12,9 @@ import numpy as np
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.base.tables import aligned
 from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
 from glyphlm.corpus.sources import describe, find_sources
-from glyphlm.evaluation.text import aligned
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 MB = 1_000_000

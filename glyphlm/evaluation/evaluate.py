@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from glyphlm.base.devices import resolve_precision
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import RESULTS
-from glyphlm.base.outputs import one_writer, write_atomic
+from glyphlm.base.outputs import check_file, one_writer, write_atomic
 from glyphlm.base.progress import meter, say
 from glyphlm.base.records import to_lines
 from glyphlm.corpus.reading import STRICT, Reading
@@ -127,9 +127,8 @@ class Place(NamedTuple):
 
 
 def _check_outputs(out: Path | None, log_items: Path | None) -> None:
-    if out and out.is_dir():
-        raise InputError(f"--out {out} is a folder; give the file of rows to write, such as {out / 'results.jsonl'}")
     if out:
+        check_file(out, (), RESULTS)
         read_results(out)  # what holds anything else is refused before the work
         out.parent.mkdir(parents=True, exist_ok=True)
     if log_items and log_items.exists() and not log_items.is_dir():
@@ -177,7 +176,7 @@ def _compare(first: tuple[str, Log | None], other: tuple[str, Log | None], task:
     if log_a is None or log_b is None:
         say(f"{a} and {b} are not compared on {task.name}: its results were kept without its items; give --log-items")
         return []
-    return [row.named(a, b, task.source) for row in compare_items(log_a, log_b)]
+    return [replace(row, a=a, b=b, source=task.source) for row in compare_items(log_a, log_b)]
 
 
 def parse_task(task: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ the model lacks characters of the text also `unknown`, the number of its `<unk>`
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def metrics(log: Log) -> Iterator[Metric]:
 
 
 def chosen_text(row: Mapping[str, Any]) -> int:
-    """The option with the highest log-probability a character (lm-eval's acc_norm)."""
+    """The option with the highest log-probability per character (lm-eval's acc_norm)."""
     return int(np.argmax(np.array(row["texts"]) / [len(text) for text in row["choices"]]))
 
 
@@ -115,7 +116,9 @@ def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
 def _row(log: Log, subject: str, metric: Metric) -> ResultRow:
     low, high, interval = metric.interval()
     what = (log[0]["task"], log[0]["protocol"], metric.scoring, subject, metric.name)
-    row = replace(_with_counts(log, ResultRow(*what, metric.value, low, high, interval)), signature=metric.signature)
+    cut = sum(entry["cut"] for entry in log) if "cut" in log[0] else None
+    unknown = sum(entry.get("unknown", 0) for entry in log) or None
+    row = ResultRow(*what, metric.value, low, high, interval, signature=metric.signature, cut=cut, unknown=unknown)
     if "nats" in log[0]:
         nats, tokens, size = (sum(entry[name] for entry in log) for name in ("nats", "tokens", "bytes"))
         return replace(row, documents=len(log), bits_per_byte=metric.value, nats=nats, tokens=tokens, bytes=size)
@@ -138,16 +141,10 @@ def _with_levels(log: Log, row: ResultRow) -> ResultRow:
         return replace(row, majority=float(np.mean(empty)) if any(empty) else None)  # always: there is no answer
     return replace(
         row,
-        chance=stats.chance_level([len(entry["labels"]) for entry in log]),
-        majority=stats.majority_level([entry["correct"] for entry in log]),
+        chance=float(np.mean([1 / len(entry["labels"]) for entry in log])),
+        majority=Counter(entry["correct"] for entry in log).most_common(1)[0][1] / len(log),
         letter_mass=float(np.mean([entry["letter_mass"] for entry in log])),
     )
-
-
-def _with_counts(log: Log, row: ResultRow) -> ResultRow:
-    """Add the number of truncated prompts, and of `<unk>` in the text where there are any."""
-    cut = sum(entry["cut"] for entry in log) if "cut" in log[0] else None
-    return replace(row, cut=cut, unknown=sum(entry.get("unknown", 0) for entry in log) or None)
 
 
 def gives(log: Log, rows: Sequence[ResultRow]) -> bool:
@@ -168,9 +165,8 @@ def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[Comp
             for row in _compared(subject, of_a, of_b)]
     families: dict[tuple[str, str, bool], list[int]] = {}
     for number, row in enumerate(rows):
-        if row.cut > MANY_CUT:
-            continue
-        families.setdefault((row.scoring, row.metric, bool(row.subject)), []).append(number)
+        if row.cut <= MANY_CUT:
+            families.setdefault((row.scoring, row.metric, bool(row.subject)), []).append(number)
     for family in families.values():
         for number, p in zip(family, stats.holm([rows[number].p for number in family])):
             rows[number] = replace(rows[number], p_holm=p)

@@ -22,6 +22,7 @@ from glyphlm.base.records import read_json
 from glyphlm.evaluation.answers import first_letter
 from glyphlm.modeling.heads import CodeHead, cross_entropy
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
+from glyphlm.modeling.model import LanguageModel
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import load_run
 from glyphlm.runs.foreign import context_of, load_foreign
@@ -113,9 +114,9 @@ class EvalModel:
         """
         attended_BS = torch.cat([prefix.attended_BS, text_BT], dim=1)
         if isinstance(self.model, GlyphLMForCausalLM) and isinstance(self.model.gpt.head, CodeHead):
-            places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-            x_BTD = self.scorer.hidden(ids_BT, cache=prefix.cache, attended_BS=attended_BS, positions_BT=places_BT)
-            return self.scorer.nats(x_BTD.flatten(0, 1), y_BT.flatten()).view(y_BT.shape)
+            positions_BT = _positions(attended_BS, ids_BT.shape[1])
+            x_BTD = self.model.gpt.hidden(ids_BT, cache=prefix.cache, attended_BS=attended_BS, positions_BT=positions_BT)
+            return self.model.gpt.nats(x_BTD.flatten(0, 1), y_BT.flatten()).view(y_BT.shape)
         logits_BTV = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=0).logits
         return torch.stack([cross_entropy(logits_TV, y_T) for logits_TV, y_T in zip(logits_BTV, y_BT)])
 
@@ -137,16 +138,14 @@ class EvalModel:
                           "or a weight is damaged: give another checkpoint")
 
     def _forward(self, ids_BT: Tensor, attended_BS: Tensor, cache: Any, logits_to_keep: int) -> Any:
-        places_BT = (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        options = {"position_ids": places_BT} if self._takes_positions else {}
+        options = {"position_ids": _positions(attended_BS, ids_BT.shape[1])} if self._takes_positions else {}
         options |= {"attention_mask": attended_BS, CACHE: cache, "use_cache": True}
         return self.model(ids_BT, logits_to_keep=logits_to_keep, **options)
 
     @cached_property
-    def scorer(self) -> Any:
-        """The model with GPT's interface for bits per byte: hidden, logits, vocab_size, device, config.block_size."""
-        ours = isinstance(self.model, GlyphLMForCausalLM)
-        return self.model.gpt if ours else _Foreign(self.model, self.block_size)
+    def scorer(self) -> LanguageModel:
+        """The model as bits per byte need it."""
+        return self.model.gpt if isinstance(self.model, GlyphLMForCausalLM) else _Foreign(self.model, self.block_size)
 
     def letter_mass(self, p_V: Tensor, labels: Sequence[str]) -> float:
         """The probability of a token that begins with the first letter of a label, as the published protocol reads it."""
@@ -174,21 +173,30 @@ class EvalModel:
         return [self.tokenizer.decode([number]) for number in range(self.tokenizer.vocab_size)]
 
 
+def _positions(attended_BS: Tensor, new: int) -> Tensor:
+    """The positions of the last `new` columns, counted without padding; 0 at padding."""
+    return (attended_BS.cumsum(1) - 1).clamp(min=0)[:, -new:]
+
+
+class _Sizes(NamedTuple):
+    block_size: int
+
+
 class _Foreign:
-    """A foreign model behind GPT's interface: its `hidden` returns logits already."""
+    """A model of another library as a `LanguageModel`, whose `hidden` returns logits already."""
 
     def __init__(self, model: transformers.PreTrainedModel, block_size: int):
         self._model, self.device = model, model.device
         self.vocab_size = cast(torch.nn.Linear, model.get_output_embeddings()).weight.shape[0]
-        self.config = type("Config", (), {"block_size": block_size})
+        self.config = _Sizes(block_size)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         return self._model(ids_BT, use_cache=False).logits
 
-    def logits(self, x_BTV: Tensor) -> Tensor:
+    def logits(self, x_BTV: Tensor, /) -> Tensor:
         return x_BTV
 
-    def nats(self, x_NV: Tensor, y_N: Tensor) -> Tensor:
+    def nats(self, x_NV: Tensor, y_N: Tensor, /) -> Tensor:
         return cross_entropy(x_NV, y_N)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -191,7 +191,3 @@ class ComparisonRow:
         known = vars(self) | {"low": low, "high": high, "interval": name}
         return {key: value for key, value in known.items()
                 if value is not None and not (isinstance(value, float) and math.isnan(value))}
-
-    def named(self, a: str, b: str, source: str) -> "ComparisonRow":
-        """A copy with the names of the models and the source of the items."""
-        return replace(self, a=a, b=b, source=source)

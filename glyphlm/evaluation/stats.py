@@ -8,8 +8,7 @@ counts), so that one bootstrap serves all. Shapes: N items, S sums, R resamples,
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -197,16 +196,6 @@ def holm(ps: Sequence[float]) -> list[float]:
 def against_chance(right: int, items: int, chance: float) -> float:
     """Exact two-sided p-value of this number of correct answers under uniform guessing."""
     return float(stats.binomtest(right, items, chance).pvalue)
-
-
-def chance_level(options_N: Sequence[int]) -> float:
-    """The expected accuracy of uniform guessing among the options of each item."""
-    return float(np.mean([1 / options for options in options_N]))
-
-
-def majority_level(answers_N: Sequence[Hashable]) -> float:
-    """The accuracy of always giving the answer that is right most often."""
-    return Counter(answers_N).most_common(1)[0][1] / len(answers_N)
 
 
 def _resampled(sums_NS: NDArray) -> NDArray:

@@ -11,9 +11,8 @@ from glyphlm.analysis.plots import COLOURS, MARKERS
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
 from glyphlm.base.records import parse_yaml
-from glyphlm.evaluation.published import read_published
 from glyphlm.evaluation.rows import ComparisonRow, ResultRow
-from glyphlm.evaluation.text import shown
+from glyphlm.evaluation.text import read_published, shown
 from glyphlm.pages import results_view as bench
 from glyphlm.pages.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
 from glyphlm.pages.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole

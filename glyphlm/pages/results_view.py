@@ -6,7 +6,7 @@ Rows stand in one line of a table only if they are of the same items, scored in 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,10 +17,9 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.evaluation.item_log import Log, compare_items, gives, log_name, model_logs, read_log
-from glyphlm.evaluation.published import published_line
 from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
 from glyphlm.evaluation.stats import against_chance, holm, over_seeds
-from glyphlm.evaluation.text import shown
+from glyphlm.evaluation.text import published_line, shown
 from glyphlm.pages.growth_view import labelled
 from glyphlm.pages.run_data import Run, find_run
 
@@ -325,7 +324,7 @@ def differences(runs: Sequence[Run], logs: Path) -> list[ComparisonRow]:
         log = read_log(path)
         theirs = [(run, read_log(kept[run.label][name][0])) for run in others if name in kept[run.label]]
         if len(log) > 1 and theirs and _belongs(log, first, path):
-            found += [row.named(first.label, run.label, source) for run, other in theirs
+            found += [replace(row, a=first.label, b=run.label, source=source) for run, other in theirs
                       if _belongs(other, run, kept[run.label][name][0]) for row in compare_items(log, other)]
     return found
 

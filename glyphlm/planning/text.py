@@ -1,8 +1,9 @@
 """A plan as readable text: aligned tables, numbers with units."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
+
+from glyphlm.base.tables import aligned
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
@@ -33,13 +34,6 @@ def duration(seconds: float) -> str:
             parts.append(f"{left // size:,} {name}")
             left %= size
     return " ".join(parts[:2])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned lines; the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join([f"{row[0]:{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:]))]) for row in rows)
-    return [line.rstrip() for line in lines]
 
 
 def _head(plan: dict[str, Any]) -> list[str]:
@@ -78,7 +72,7 @@ def _parameters(plan: dict[str, Any]) -> list[str]:
     counts = [(part, found["trained"], found["frozen"]) for part, found in plan["parameters"].items()]
     counts.append(("total", sum(trained for _, trained, _ in counts), sum(frozen for *_, frozen in counts)))
     rows = [(part, f"{trained:,}", f"{frozen:,}", f"{trained + frozen:,}") for part, trained, frozen in counts]
-    lines = _table([("parameters", "trained", "frozen", "total"), *rows])
+    lines = [aligned([("parameters", "trained", "frozen", "total"), *rows])]
     if fusion := plan["fusion"]:
         experts, whole = len(fusion["experts"]), fusion["parameters_in_copies"]
         lines.append(f"{experts} experts as whole models: {whole:,} parameters; a substrate that they share is stored once")
@@ -88,7 +82,7 @@ def _parameters(plan: dict[str, Any]) -> list[str]:
 def _memory(plan: dict[str, Any]) -> list[str]:
     memory, train = plan["memory"], plan["train"]
     rows = [(part, scaled(size, "B")) for part, size in memory["parts"].items() if size]
-    lines = _table([("memory of a device", ""), *rows, ("at most at the same time", scaled(memory["peak"], "B"))])
+    lines = [aligned([("memory of a device", ""), *rows, ("at most at the same time", scaled(memory["peak"], "B"))])]
     largest = memory["largest_micro_batch_tokens"]
     fits = "fits" if memory["peak"] <= memory["limit"] else "DOES NOT FIT"
     most = f"the largest micro-batch that does: {largest:,} tokens" if largest else "no micro-batch does"
@@ -104,7 +98,7 @@ def _flops(plan: dict[str, Any]) -> list[str]:
     rows = [(part, scaled(forward, "FLOP"), scaled(backward, "FLOP"), scaled(forward + backward, "FLOP"))
             for part, (forward, backward) in found.items()]
     note = "a multiply-add is 2 FLOP; scores are causal (half of what FlopCounterMode counts)"
-    return [*_table([("FLOPs per token", "forward", "backward", "total"), *rows]), note]
+    return [aligned([("FLOPs per token", "forward", "backward", "total"), *rows]), note]
 
 
 def _forecast(plan: dict[str, Any]) -> list[str]:
@@ -120,10 +114,10 @@ def _forecast(plan: dict[str, Any]) -> list[str]:
     if forecast["cost"] is not None:
         rows.append(("cost", f"{forecast['cost']:,.2f}"))
     share = f"{forecast['share_of_rate']:.0%} of the rate of matrix products"
-    return [f"time ({forecast['how']})", *_table(rows), *([share] if forecast["how"].startswith("measured") else [])]
+    return [f"time ({forecast['how']})", aligned(rows), *([share] if forecast["how"].startswith("measured") else [])]
 
 
 def _savings(plan: dict[str, Any]) -> list[str]:
     rows = [(saving["option"], scaled(saving["bytes"], "B"), scaled(saving["flops_per_token"], "FLOP"))
             for saving in plan["savings"]]
-    return _table([("what would save", "memory", "per token"), *rows])
+    return [aligned([("what would save", "memory", "per token"), *rows])]
