@@ -161,6 +161,17 @@ def test_a_home_folder_that_is_not_expanded_is_refused(capsys):
     assert "expand" in refusal(capsys, "report", "run", "--out=~/page.html")
 
 
+def test_an_output_whose_name_is_not_utf_8_is_refused(recipe, tmp_path, capsys):
+    assert "not UTF-8" in refusal(capsys, "train", recipe, "--out", f"{tmp_path}/x\udcff")
+    assert not [*tmp_path.glob("x*")]
+
+
+def test_help_of_a_section_does_not_mind_other_options(recipe, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(recipe), "--data.help", "--substrate.n_embed", "16", "--out", "x"])
+    assert end.value.code == 0 and "--data.exclude" in capsys.readouterr().out
+
+
 def test_a_number_may_stand_before_other_arguments(tokenizer_folder, tmp_path):
     (text := tmp_path / "1_000.txt").write_text("a text")
     arguments = ["--tokenizer", str(tokenizer_folder), "--validation-share", "0", str(text), "--skip-empty"]

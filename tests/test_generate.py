@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, pipeline
 
 from glyphlm.base.errors import InputError
+from glyphlm.cli.main import main
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.modeling.config import FusionConfig, Method
 from glyphlm.modeling.fusion import Fusion
@@ -246,6 +248,15 @@ def test_logits_that_are_no_numbers_are_refused(loaded, tokenizer):
     for temperature in (0, 1.0):
         with pytest.raises(InputError, match="no probabilities.*token.*another checkpoint"):
             continue_text(model, tokenizer, "Hello", Sampling(max_new_tokens=3, temperature=temperature))
+
+
+def test_an_error_after_the_prompt_has_a_line_of_its_own(folders, tmp_path, capsys):
+    run = shutil.copytree(folders["single"], tmp_path / "run")
+    path = run / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"eos_token": "</s>"', '"eos_token": null'))
+    assert main(["generate", str(run), "--prompt", "Hello", "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "Hello\n" and printed.err.startswith("glyphlm: the tokenizer has no eos_token")
 
 
 def test_without_a_prompt_a_document_begins_as_in_training(loaded, tokenizer):

@@ -121,6 +121,12 @@ def test_a_repository_that_cannot_be_reached_is_refused(monkeypatch):
         fetch("them/a-model-that-was-never-loaded-here")
 
 
+def test_an_upload_where_the_hub_is_switched_off_is_refused(run, monkeypatch):
+    monkeypatch.setattr(hub.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="Hub cannot be reached for me/mine .*offline mode.*; go online"):
+        push(run, "me/mine", token="t")
+
+
 def test_an_upload_without_network_is_refused_on_one_line(run):
     with pytest.raises(InputError, match="Hub cannot be reached for me/mine .*; go online") as refused:
         push(run, "me/mine", endpoint="http://127.0.0.1:9", token="t")  # nothing listens there

@@ -102,7 +102,9 @@ def _as_input_errors(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the Hub refuses {repo} ({reason}); check the name, and log in with: hf auth login") from None
-    except (InputError, OSError):
-        raise  # an error about the folder
+    except InputError:
+        raise
     except Exception as error:  # network errors: their classes differ between releases of the library
+        if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+            raise  # about the folder
         raise InputError(f"the Hub cannot be reached for {repo} ({' '.join(str(error).split())}); go online") from None

@@ -59,6 +59,8 @@ class Parser(jsonargparse.ArgumentParser):
         if str(options.get("out")).startswith("~"):
             raise InputError(f"--out {options.out} would make a folder called ~, which shells do not expand there; give "
                              "the path in full")
+        if any("\ud800" <= one <= "\udfff" for one in str(options.get("out"))):  # bytes that are not UTF-8
+            raise InputError(f"--out {str(options.out)!r} is not UTF-8, as records that name it are; give another name")
         if "device" in options:
             from glyphlm.base.devices import resolve_device  # loads torch, as does the next
 
@@ -136,9 +138,9 @@ class Parser(jsonargparse.ArgumentParser):
         """
         from glyphlm.experiments.recipe import load_recipe, schema_of, settings_text
 
-        if any(one in ("-h", "--help") or one.endswith(".help") for one in arguments):
+        if helps := [one for one in arguments if one in ("-h", "--help") or one.endswith(".help")]:
             self.add_class_arguments(kind, skip={*own})
-            self.read(arguments)  # shows the help and exits
+            self.read(helps[:1])  # shows the help and exits
         self.names = get_type_hints(kind).keys()
         rest, overrides = _overrides([_with_underscores(one) for one in arguments], kind, name, own)
         if shown := SHOW in rest:

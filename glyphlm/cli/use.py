@@ -38,9 +38,11 @@ def run_generate(arguments: Sequence[str]) -> None:
             print_json({"run": opened.name, "prompt": prompt, "text": "".join(pieces), "settings": sampling.describe()})
             continue
         print(opened.tokenizer.decode(ids), end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        finally:  # so that an error has a line of its own
+            print()
 
 
 def run_chat(arguments: Sequence[str]) -> None:
