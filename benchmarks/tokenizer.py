@@ -32,7 +32,8 @@ from glyphlm.base.records import to_lines
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.corpus.reading import Passage, passages
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
-from glyphlm.tokenizer.tokenizer import Tokenizer, spell_byte_level
+from glyphlm.tokenizer.spelling import spell_byte_level
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 PEERS = ("encode", "encode_batch_fast")
 BATCH = 256  # documents of one call of encode_batch_fast: its results are held together, 30 times the text

@@ -12,6 +12,7 @@ import yaml
 
 from glyphlm.base.hub import Pulled
 from glyphlm.base.records import to_json
+from glyphlm.cli.completion import options_of
 from glyphlm.cli.main import VERBS, main
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
 
@@ -70,6 +71,7 @@ def test_help_of_no_verb_imports_torch():
     code = """
 import sys
 from contextlib import suppress
+from glyphlm.cli.completion import options_of
 from glyphlm.cli.main import VERBS, main
 for verb in [None, *VERBS]:
     with suppress(SystemExit):
@@ -97,7 +99,7 @@ def test_every_error_ends_in_one_line(capsys, monkeypatch, error):
 
     monkeypatch.setattr("glyphlm.cli.main._run", fail)
     line = refusal(capsys, "train")
-    assert type(error).__name__ in line or "memory ran out" in line
+    assert type(error).__name__ in line or "out of memory" in line
     monkeypatch.setenv("GLYPHLM_TRACEBACK", "1")
     with pytest.raises(type(error)):
         main(["train"])
@@ -154,7 +156,7 @@ def test_odd_overrides_are_refused(recipe, capsys, options, said):
 def test_numbers_of_yaml_1_1_are_no_numbers(tokenizer_folder, tmp_path, capsys, typed):
     verb = ["quickstart"] if "steps" in typed[0] else ["substrate", "build", "--tokenizer", str(tokenizer_folder)]
     line = refusal(capsys, *verb, *typed, "--out", tmp_path / "out")
-    assert "neither true nor false" in line and not (tmp_path / "out").exists()
+    assert "nor true or false" in line and not (tmp_path / "out").exists()
 
 
 def test_a_home_folder_that_is_not_expanded_is_refused(capsys):
@@ -383,18 +385,57 @@ def test_options_are_shown_with_dashes_and_read_with_both(capsys, finished):
     assert texts[0] == texts[1] and texts[0].startswith("Hello")
 
 
+INTERACTIVE = {"chat", "serve", "completion"}  # which print no results
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_prints_results_prints_them_as_json(verb):
+    assert ("--json" in options_of(verb)) == (verb not in INTERACTIVE)
+
+
 def test_results_are_printed_as_json(capsys, finished, recipe, tmp_path, substrates, tokenizer_folder, texts):
     (tmp_path / "held.txt").write_text("A text that was held out.")
+    out = tmp_path / "out"
     commands = {
         f"generate {finished} --prompt Hello --max-new-tokens 3": "text",
         f"eval {finished} --tasks bpb={tmp_path / 'held.txt'}": "value",
         f"plan {recipe} --no-measure": "forecast",
         f"tokenizer compare {tokenizer_folder} en={texts[1]}": "tokens",
+        f"tokenizer ngrams --lang en={texts[1]} --sizes 2 --out {out}/ngrams.txt": "ngrams",
         f"substrate inspect {substrates['token_bits']}": "distinct",
+        f"substrate build --tokenizer {tokenizer_folder} --kind token_bits --n-embed 16 --out {out}/substrate": "config",
+        f"prepare --tokenizer {tokenizer_folder} {texts[1]} --out {out}/shards": "splits",
+        f"train {recipe} --out {finished}": "parameters",  # it is done already
+        f"import {finished} --out {out}/copy": "parameters",
+        f"export {finished} --to gpt_neox --fold-head-bias --out {out}/neox": "folder",
+        f"fuse {finished} {finished} --out {out}/fused": "fusion",
+        f"report {finished} --out {out}/report.html": "page",
+        f"show {finished} --text Hello --out {out}/show.html": "page",
     }
     for command, key in commands.items():
         assert main([*command.split(), "--json"]) == 0
         assert key in json.loads(capsys.readouterr().out.splitlines()[0]), command
+
+
+@pytest.mark.parametrize(("typed", "parts"), [
+    ("tokenizer bild", ["did you mean tokenizer build?"]),
+    ("substrate build --tokenizer t --kind glph --out o", ["--kind glph", "token_bits", "did you mean glyph?"]),
+    ("plan r.yaml --parallel fsdp", ["--parallel fsdp", "ddp", "did you mean fsdp2?"]),
+    ("export r --to gguff --out o", ["--to gguff", "gpt_neox", "did you mean gguf?"]),
+    ("generate r --prompt a --temperature hot", ["--temperature", "number", "hot"]),
+    ("generate --prompt a", ["run missing"]), ("generate r", ["--prompt missing"]),
+    ("fuse a b --method mean_logit --out o", ["did you mean mean_logits?"]),
+])  # fmt: skip
+def test_a_wrong_word_is_refused_with_what_would_do(capsys, typed, parts):
+    line = refusal(capsys, *typed.split()).lower()
+    assert all(part in line for part in parts) and "typing" not in line and "--help" in line
+
+
+def test_a_family_of_verbs_has_help(capsys):
+    for typed in (["tokenizer"], ["tokenizer", "--help"]):
+        assert main(typed) == 0
+        shown = capsys.readouterr().out
+        assert "glyphlm tokenizer VERB" in shown and "tokenizer compare" in shown and "quickstart: " not in shown
 
 
 def test_a_device_that_is_not_there_is_refused(capsys, finished):

@@ -123,7 +123,7 @@ def test_weights_that_were_rounded_or_lie_elsewhere_are_refused(folders, tmp_pat
             load(str(run))
     (run / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (run / "model.safetensors.index.json").write_text('{"weight_map": {"gpt.norm.weight": "../elsewhere.safetensors"}}')
-    with pytest.raises(InputError, match="names '../elsewhere.safetensors', which is no file of"):
+    with pytest.raises(InputError, match="names '../elsewhere.safetensors', which is not a file of"):
         load_eval_model(str(run))
 
 

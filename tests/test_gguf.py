@@ -212,8 +212,8 @@ REFUSED = {
         vocabulary(*"abc ", "ab", "bc", "abc", merges=[("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]), "token by token"),
     "a token with a space": (vocabulary(*"a ", "a ", merges=[("a", " ")]), "'a ' holds a space"),
     "no space": (vocabulary(*"ab"), "no token is a space"),
-    "no bytes": (vocabulary(*"ab ", byte_fallback=False), "has none of our layouts"),
-    "words": (vocabulary(*"ab ", end_of_word_suffix="_"), "has none of our layouts"),
+    "no bytes": (vocabulary(*"ab ", byte_fallback=False), "is not one of our layouts"),
+    "words": (vocabulary(*"ab ", end_of_word_suffix="_"), "is not one of our layouts"),
 }
 
 

@@ -402,7 +402,7 @@ def test_what_was_assumed_is_reported_once(tokenizer_folder, tmp_path, capsys):
 def test_a_wrong_n_embed_in_the_config_is_reported(tokenizer_folder, tmp_path, capsys):
     src = write(tmp_path / "src", llama(plain(n_embed=20)), tokenizer_folder, n_embd=D)
     assert_imports(plain(n_embed=20), src, tmp_path / "run")
-    assert "config.json says n_embed 40; the table is 20 wide" in capsys.readouterr().err
+    assert "n_embed 40; the width of the table, 20" in capsys.readouterr().err
 
 
 def test_importing_again_finds_it_done_and_something_else_is_refused(tokenizer_folder, tmp_path, capsys):
@@ -468,7 +468,7 @@ CHANGES = {
     "no norm": (lambda t: t.pop("model.layers.2.input_layernorm.weight"), "layers.2"),
     "no final norm": (lambda t: t.pop("model.norm.weight") is t.pop("model.norm.bias"), "one final norm"),
     "no layer": (lambda t: [t.pop(name) for name in list(t) if "layers.1." in name], "2 numbered blocks .* n_layer is 3"),
-    "a gap": (lambda t: renumber(t, "layers.2.", "layers.3."), "behind block model.layers.1 comes model.layers.3"),
+    "a gap": (lambda t: renumber(t, "layers.2.", "layers.3."), "block model.layers.1 is followed by model.layers.3"),
     "no table": (lambda t: t.pop("model.embed_tokens.weight"), "stores no table"),
     "two tables": (lambda t: t.update({"raw_codes.weight": torch.ones(V, 10)}), "2 tables"),
     "table and map": (lambda t: t.update({"code.A": torch.eye(PLACES), "code.b": torch.ones(PLACES)}), "also .* affine map"),
@@ -575,7 +575,7 @@ ATTACKS = {
     "more than the file": (lambda f: header(f, ENTRY % (b"1000000000", b"4000000000")), "cannot be read"),
     "nested header": (lambda f: header(f, b'{"a":' * 10**5), "cannot be read"),
     "../ in an index": (lambda f: damage_index(f, "../outside.safetensors"), "names '../outside.safetensors'"),
-    "/ in an index": (lambda f: damage_index(f, str(f.parent / "outside.safetensors")), "which is no file of weights"),
+    "/ in an index": (lambda f: damage_index(f, str(f.parent / "outside.safetensors")), "which is not a file of weights"),
     "missing shard": (lambda f: damage_index(f, "model-2.safetensors"), "names 'model-2.safetensors'"),
     "index of a list": (lambda f: write_index(f, "[1]"), "a list, not an object"),
     "empty index": (lambda f: write_index(f, "{}"), "names no files"),

@@ -275,7 +275,12 @@ def test_the_order_of_texts_changes_nothing_where_memory_ends_either(shelf, tmp_
 def sources_counted(monkeypatch):
     """The list that grows by the name of each source that is really read."""
     seen, count = [], ngram_stats._count_source
-    monkeypatch.setattr(ngram_stats, "_count_source", lambda *args: (seen.append(Path(args[1]).name), count(*args)))
+
+    def counted(part, source, **settings):
+        seen.append(Path(source).name)
+        count(part, source, **settings)
+
+    monkeypatch.setattr(ngram_stats, "_count_source", counted)
     return seen
 
 

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from small_models import make_run
 from starlette.testclient import TestClient
 
-from glyphlm.interop import openai_api
+from glyphlm.interop import openai_requests
 from glyphlm.interop.generation_queue import Worker
 from glyphlm.interop.openai_api import Api, Served
 from glyphlm.interop.settings import Limits
 from glyphlm.pages.show import Explorer
 from glyphlm.runs.folder import load_run
 from glyphlm.runs.generate import continue_text
-from glyphlm.runs.opening import open_model
+from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -38,10 +39,9 @@ def worker(loaded) -> Iterator[Worker]:
 
 def client_of(loaded, worker: Worker, limits: Limits | None = None, template: str | None = TEMPLATE) -> TestClient:
     model, tokenizer = loaded
-    control = Tokenizer.load(model.config._name_or_path, "control")
-    control.config["chat_template"] = template
-    served = Served("mine", tokenizer, control, BLOCK, limits or Limits(max_new_tokens=40))
-    return TestClient(Api(served, worker).app(), raise_server_exceptions=False)
+    opened = Opened("mine", Path(model.config._name_or_path), model, tokenizer, BLOCK)
+    opened.control.config["chat_template"] = template
+    return TestClient(Api(Served(opened, limits or Limits(max_new_tokens=40)), worker).app(), raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -162,12 +162,12 @@ def test_a_body_that_is_no_request_is_refused(client, body):
 
 
 def test_neutral_values_of_what_is_not_supported_are_accepted(client):
-    neutral = {name: values[0] for name, values in openai_api.WITHOUT_EFFECT.items()} | {"user": "me", "logprobs": None}
+    neutral = {name: values[0] for name, values in openai_requests.WITHOUT_EFFECT.items()} | {"user": "me", "logprobs": None}
     assert complete(client, **neutral).status_code == 200
 
 
 def test_a_long_prompt_is_refused_before_it_is_tokenized(client, monkeypatch):
-    monkeypatch.setattr(openai_api, "prompt_ids", None)
+    monkeypatch.setattr(Tokenizer, "encode", None)
     assert complete(client, prompt="x" * 100_000).status_code == 400
     assert converse(client, {"role": "user", "content": "x" * 100_000}).status_code == 400
 
@@ -190,9 +190,8 @@ def test_a_request_that_takes_too_long_gets_status_504(loaded, worker):
 
 
 def test_the_page_is_served_and_reads_typed_text(loaded, worker):
-    served = Served("mine", loaded[1], loaded[1], BLOCK, Limits())
     opened = open_model(loaded[0].config._name_or_path)
-    client = TestClient(Api(served, worker, lambda: Explorer(opened)).app(), raise_server_exceptions=False)
+    client = TestClient(Api(Served(opened, Limits()), worker, lambda: Explorer(opened)).app(), raise_server_exceptions=False)
     page = client.get("/")
     assert page.status_code == 200 and 'id="ask"' in page.text and "connect-src 'self'" in page.text
     found = client.post("/look", json={"text": "Hello"}).json()

@@ -90,7 +90,7 @@ def test_a_question_without_paragraphs_is_asked_alone(tmp_path):
 def test_what_is_damaged_is_named_by_its_place(tmp_path, task, changes, what):
     whole = {"triviaqa": {"Data": [TRIVIA | changes]}, "hotpotqa": [HOTPOT | changes], "nq_open": NQ | changes}[task]
     path = write(tmp_path / "a", whole)
-    assert refusal(task, path) == f"{path}:{what}; mend or remove it"
+    assert refusal(task, path) == f"{path}:{what}; fix or remove it"
 
 
 @ONE_FILE

@@ -193,7 +193,7 @@ def test_line_ends_and_a_byte_order_mark_are_no_text(tmp_path):
 ])  # fmt: skip
 def test_a_damaged_line_of_mmlu_is_named(tmp_path, line, what):
     path = write(tmp_path / "a_dev.csv", "ok,1,2,3,4,A", line)
-    assert refusal("mmlu", tmp_path) == f"{path}:{what}; mend or remove it"
+    assert refusal("mmlu", tmp_path) == f"{path}:{what}; fix or remove it"
 
 
 def test_a_record_after_a_field_of_many_lines_is_named_by_its_first_line(tmp_path):
@@ -229,7 +229,7 @@ def test_a_damaged_line_of_arc_is_named(tmp_path, record, what):
 def test_a_damaged_option_is_named_by_its_place(tmp_path):
     question = {"stem": "Why?", "choices": [{"text": "a", "label": "A"}, {"label": "B"}]}
     path = write(tmp_path / "a.jsonl", changed(MAKERS, question=question))
-    assert refusal("arc_easy", path) == f"{path}:1:question.choices[1]: no text in 'text'; mend or remove it"
+    assert refusal("arc_easy", path) == f"{path}:1:question.choices[1]: no text in 'text'; fix or remove it"
 
 
 @pytest.mark.parametrize(("question", "what"), [
@@ -239,7 +239,7 @@ def test_a_damaged_option_is_named_by_its_place(tmp_path):
     (changed(UNTOLD, is_impossible=False), "qas[1]: is_impossible is False with 0 answers;"),
     (changed(ITEM, answers=None), "qas[1]: no list in 'answers';"),
     (changed(ITEM, answers=[{"text": ""}]), "qas[1]:answers[0]: an empty 'text';"),
-    ("owls", "qas[1]: no list in 'answers';"),
+    ("owls", "qas[1]: no object in the entry;"),
 ])  # fmt: skip
 def test_a_damaged_question_of_squad_is_named_by_its_place(tmp_path, question, what):
     path = squad(tmp_path / "a.json", ITEM, question)
@@ -248,7 +248,7 @@ def test_a_damaged_question_of_squad_is_named_by_its_place(tmp_path, question, w
 
 def test_a_paragraph_of_squad_without_text_is_named(tmp_path):
     path = squad(tmp_path / "a.json", ITEM, context="")
-    assert refusal("squad", path) == f"{path}:data[0]:paragraphs[0]: an empty 'context'; mend or remove it"
+    assert refusal("squad", path) == f"{path}:data[0]:paragraphs[0]: an empty 'context'; fix or remove it"
 
 
 @pytest.mark.parametrize(("record", "what"), [
@@ -263,7 +263,7 @@ def test_a_paragraph_of_squad_without_text_is_named(tmp_path):
 ])  # fmt: skip
 def test_a_damaged_line_of_boolq_is_named(tmp_path, record, what):
     path = write(tmp_path / "a.jsonl", BOOLQ, record)
-    assert refusal("boolq", path) == f"{path}:2: {what}; mend or remove it"
+    assert refusal("boolq", path) == f"{path}:2: {what}; fix or remove it"
 
 
 @pytest.mark.parametrize(("lines", "what"), [
@@ -275,7 +275,7 @@ def test_a_damaged_line_of_boolq_is_named(tmp_path, record, what):
 ])  # fmt: skip
 def test_a_damaged_block_is_named_by_its_first_line(tmp_path, lines, what):
     path = write(tmp_path / "a.txt", "", "T: a", "Q: b", "A: c", "", *lines)
-    assert refusal("qa", path) == f"{path}:6: {what}; mend or remove it"
+    assert refusal("qa", path) == f"{path}:6: {what}; fix or remove it"
 
 
 @pytest.mark.parametrize(("record", "what"), [
@@ -289,7 +289,7 @@ def test_a_damaged_block_is_named_by_its_first_line(tmp_path, lines, what):
 ])  # fmt: skip
 def test_a_damaged_instruction_is_named_by_its_place(tmp_path, record, what):
     path = write(tmp_path / "a.json", json.dumps([ASKED, record]))
-    assert refusal("instructions", path) == f"{path}:{what}; mend or remove it"
+    assert refusal("instructions", path) == f"{path}:{what}; fix or remove it"
 
 
 def test_files_that_are_not_aligned_are_refused_with_the_first_line_too_many(tmp_path):
@@ -301,12 +301,12 @@ def test_files_that_are_not_aligned_are_refused_with_the_first_line_too_many(tmp
 
 def test_an_empty_line_among_pairs_is_named_by_its_file(tmp_path):
     first, second = write(tmp_path / "a", "a", "b"), write(tmp_path / "b", "c", "")
-    assert refusal("en-ru", f"{first},{second}") == f"{second}:2: an empty 'ru'; mend or remove it"
+    assert refusal("en-ru", f"{first},{second}") == f"{second}:2: an empty 'ru'; fix or remove it"
 
 
 def test_a_pair_with_other_columns_is_named(tmp_path):
     path = write(tmp_path / "a.tsv", "a\tb\tc", "a\tb")
-    assert refusal("en-zh", path) == f"{path}:2: 2 columns, not the 3 of en, zh, attribution; mend or remove it"
+    assert refusal("en-zh", path) == f"{path}:2: 2 columns, not the 3 of en, zh, attribution; fix or remove it"
 
 
 def test_an_empty_line_of_a_table_is_no_record(tmp_path):

@@ -21,7 +21,8 @@ from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.layouts import BYTES, SPECIALS, choose_characters, compact_backend, repeated
 from glyphlm.tokenizer.ngrams import LONG_RUN, TextCounts, count_text
-from glyphlm.tokenizer.tokenizer import MAX_UNCUT, PIECE_CHARS, Tokenizer, byte_tokenizer
+from glyphlm.tokenizer.piece_encoder import MAX_UNCUT, PIECE_CHARS
+from glyphlm.tokenizer.tokenizer import Tokenizer, byte_tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 PHRASES = [phrase.text for phrase in phrases()[:60]]

@@ -108,7 +108,7 @@ def test_foreign_documents_are_encoded_whole(foreign):
 
 
 def test_a_foreign_document_too_long_to_hold_is_refused(foreign, monkeypatch):
-    monkeypatch.setattr("glyphlm.tokenizer.tokenizer.MAX_HELD", 100)
+    monkeypatch.setattr("glyphlm.tokenizer.piece_encoder.MAX_HELD", 100)
     with pytest.raises(InputError, match="longer than 100 characters, which a foreign vocabulary cannot encode in parts"):
         list(foreign.encode_passages([Passage("a" * 101, False)]))
 

@@ -289,7 +289,7 @@ def test_validation_before_the_first_step_is_logged_once_whatever_was_killed(sha
 def test_a_damaged_line_of_metrics_is_named(shards, stopped):
     path = stopped / METRICS
     path.write_text(path.read_text().replace('{"step": 4', '{"step": four', 1))
-    with pytest.raises(InputError, match="metrics.jsonl line 2 is damaged .*; mend or delete"):
+    with pytest.raises(InputError, match="metrics.jsonl line 2 is damaged .*; fix or delete"):
         Arm(shards).train(stopped, settings())
 
 

@@ -2,16 +2,17 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # print file names verbatim
 PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
-
+DELAY = 1.0  # seconds after which work of unknown length is shown
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # under torchrun only rank 0 prints
 
@@ -48,6 +49,28 @@ class Meter:
         now = self._done - self._before  # excludes what a stopped run had done
         left = elapsed / now * (self._total - self._done) if now else float("inf")
         return f"{self._title}: {100 * self._done / self._total:.0f}%, {left:.0f} s left  {note}"
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show that work of unknown length goes on: after DELAY seconds a moving bar, or one plain line without a terminal."""
+    if not IS_MAIN:
+        yield
+        return
+    parts = TextColumn("{task.description}", markup=False), BarColumn(12), TimeElapsedColumn()
+    bar = Progress(*parts, console=console, transient=True) if sys.stderr.isatty() else None
+    if bar:
+        bar.add_task(title, total=None)
+    timer = threading.Timer(DELAY, bar.start if bar else lambda: say(f"{title} .."))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may just have fired
+        if bar and bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def read_json_lines(
     Raises:
         InputError: a line is damaged; file and line are named.
     """
-    rows, cure = [], "mend or delete that line"
+    rows, cure = [], "fix or delete that line"
     # Bytes, because str.splitlines would also split at the Unicode line separators that a row may contain.
     for number, line in enumerate(_read_bytes(path, CURE).splitlines() if path.exists() else [], start=1):
         where = f"{path} line {number}"

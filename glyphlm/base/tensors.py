@@ -41,10 +41,15 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _check_is_file(path: Path) -> None:
-    """A pipe would be waited for without end."""
-    if not Path(path).is_file():
-        raise InputError(f"{path} cannot be read (it {'is not a file' if Path(path).exists() else 'does not exist'})")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuse what is not a file, such as a pipe, which would be waited for without end, and a file that is damaged."""
+    if not path.is_file():
+        raise InputError(f"{path} cannot be read (it {'is not a file' if path.exists() else 'does not exist'})")
+    try:
+        yield
+    except TENSOR_ERRORS as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -53,11 +58,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    _check_is_file(path)
-    try:
+    with _reading(path):
         return safetensors.torch.load_file(path)
-    except TENSOR_ERRORS as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
 
 
 def tensor_types(path: Path) -> dict[str, str]:
@@ -66,26 +68,18 @@ def tensor_types(path: Path) -> dict[str, str]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    _check_is_file(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_slice(name).get_dtype() for name in file.keys()}
-    except TENSOR_ERRORS as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    with _reading(path), safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_dtype() for name in file.keys()}
 
 
 def load_ending(path: Path, endings: Collection[str]) -> dict[str, Tensor]:
-    """Read only the tensors of `path` whose names have this suffix, under their full names.
+    """Read only the tensors of `path` whose names have one of these suffixes, under their full names.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    _check_is_file(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.endswith(tuple(endings))}
-    except TENSOR_ERRORS as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    with _reading(path), safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name.endswith(tuple(endings))}
 
 
 def load_foreign(path: Path) -> Tensor:

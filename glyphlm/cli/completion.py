@@ -28,7 +28,7 @@ def run_completion(arguments: Sequence[str]) -> None:
     """glyphlm completion."""
     parser = Parser.of(
         "completion",
-        "Print a script for a shell, to be read by it at its start.",
+        "Print a completion script, to be loaded when the shell starts.",
         "glyphlm completion bash > ~/.local/share/bash-completion/completions/glyphlm\n"
         "  glyphlm completion zsh >> ~/.zshrc\n"
         "  glyphlm completion fish > ~/.config/fish/completions/glyphlm.fish",
@@ -40,11 +40,11 @@ def run_completion(arguments: Sequence[str]) -> None:
 
 def options_of(verb: str) -> list[str]:
     """The options in the help of a verb."""
-    said = io.StringIO()
+    shown = io.StringIO()
     run = getattr(importlib.import_module(f"glyphlm.cli.{VERBS[verb][0]}"), f"run_{verb.replace(' ', '_')}")
-    with redirect_stdout(said), suppress(SystemExit):
+    with redirect_stdout(shown), suppress(SystemExit):
         run(["--help"])
-    found = re.findall(r"^  (?:-\w, )?(--[\w-]+(?:\.[\w.]+)?)", said.getvalue(), re.MULTILINE)
+    found = re.findall(r"^  (?:-\w, )?(--[\w-]+(?:\.[\w.]+)?)", shown.getvalue(), re.MULTILINE)
     return list(dict.fromkeys(found))
 
 

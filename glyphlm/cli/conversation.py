@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from rich.console import Console
 from rich.live import Live
@@ -16,11 +16,11 @@ from glyphlm.runs.generate import stream
 from glyphlm.runs.opening import Opened
 from glyphlm.runs.sampling import Sampling
 
-HELP = "/reset begins anew, /settings [NAME VALUE] shows or changes settings, /quit ends"
+HELP = "/reset starts over, /settings [NAME VALUE] shows or changes settings, /quit ends"
 
 
 class Speaker:
-    """One run in a conversation, with what was said to it and by it."""
+    """One run in a conversation, with the messages so far."""
 
     def __init__(self, opened: Opened):
         self._opened, self.name, self.has_template = opened, opened.name, "chat_template" in opened.control.config
@@ -45,15 +45,15 @@ class Speaker:
             self._messages.pop()
             raise
         room = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self._opened.block_size - len(ids)))
-        said = ""
+        answer = ""
         for piece in stream(self._opened, ids, room):
-            said += piece
+            answer += piece
             yield piece
-        self._messages.append({"role": "assistant", "content": said})
-        self._text += said + "\n"
+        self._messages.append({"role": "assistant", "content": answer})
+        self._text += answer + "\n"
 
     def _text_ids(self) -> list[int]:
-        """The end of the text that leaves half of the context to the answer."""
+        """The end of the text, at most half of the context, so that the answer has room."""
         return self._opened.prompt_ids(self._text)[-max(1, self._opened.block_size // 2) :]
 
 
@@ -97,7 +97,7 @@ def _lines() -> Iterator[str]:
 def _show(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:
     """The answers as they are written: one after another, or on a terminal several side by side."""
     if len(speakers) > 1 and sys.stdout.isatty():
-        _show_beside(speakers, line, sampling)
+        _show_side_by_side(speakers, line, sampling)
         return
     for speaker in speakers:
         print(f"{speaker.name}: " if len(speakers) > 1 else "", end="", flush=True)
@@ -106,7 +106,7 @@ def _show(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:
         print()
 
 
-def _show_beside(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:
+def _show_side_by_side(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:
     texts = [Text() for _ in speakers]
     table = Table(*(speaker.name for speaker in speakers), expand=True, box=None, padding=(0, 2, 0, 0))
     table.add_row(*texts)
@@ -123,10 +123,9 @@ def _changed(sampling: Sampling, words: Sequence[str]) -> Sampling:
     Raises:
         InputError: there is no such setting, or the value is out of range.
     """
-    names = [field.name for field in fields(Sampling)]
     if not words:
         return sampling
+    if len(words) != 2:
+        raise InputError(f"/settings {' '.join(words)} is not NAME VALUE; give, for example, /settings temperature 0.5")
     name = words[0].replace("-", "_")
-    if name not in names or len(words) != 2:
-        raise InputError(f"/settings {' '.join(words)} is not NAME VALUE with NAME one of {', '.join(names)}")
-    return replace(sampling, **{name: parse_yaml(words[1], name, object, "give a number")})
+    return sampling.changed(**{name: parse_yaml(words[1], name, object, "give a number")})

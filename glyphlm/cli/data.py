@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Submitted
-from glyphlm.cli.parser import TEXTS, Parser, engine_of, print_json, reading_of, settings_from
+from glyphlm.cli.parser import TEXTS, Parser, engine_of, print_build, print_results, reading_of, settings_from
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.settings import NgramSettings, TokenizerSettings
 
@@ -28,11 +28,13 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
     parser.add_argument("--from", help="folder of the Hugging Face tokenizer that bvv241-nemo keeps")
     parser.add_texts(needed=False)
     parser.add_out("folder of the tokenizer", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.tokenizer.build import build_tokenizer
 
     settings = settings_from(options, TokenizerSettings, base=options["from"])
     build_tokenizer(options.texts, settings, options.out, reading_of(options))
+    print_build(options)
 
 
 def run_tokenizer_extend(arguments: Sequence[str]) -> None:
@@ -48,11 +50,13 @@ def run_tokenizer_extend(arguments: Sequence[str]) -> None:
     parser.add_argument("--characters", required=True, help="a file that holds them, spans such as U+0400-04FF, or general "
                         "categories of Unicode such as So, separated by commas")
     parser.add_out("the new folder", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.data.exclusion import characters_of
     from glyphlm.experiments.extend import extend
 
     extend(options.source, characters_of(options.characters), options.out)
+    print_build(options)
 
 
 def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
@@ -72,13 +76,16 @@ def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     parser.add_engine()
     parser.add_reading()
     parser.add_out("the file of n-gram statistics", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.tokenizer.ngram_stats import count_ngrams
 
     settings = settings_from(options, NgramSettings, sizes=tuple(options.sizes))
     given = _texts_by_language(options.lang), settings, options.out, reading_of(options), options.jobs
     with suppress(Submitted):
-        count_ngrams(*given, engine_of(options))
+        counted = count_ngrams(*given, engine_of(options))
+        print_results(options, "", ({"file": str(options.out), "lang": one.lang, "language_name": one.language_name,
+                                     "ngrams": {n: len(found) for n, found in one.top_ngrams.items()}} for one in counted))
 
 
 def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
@@ -110,10 +117,7 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     from glyphlm.analysis.tokenizers import compare, split_inputs, table
 
     rows = compare(*split_inputs(options.given), options.limit_mb, options.out, reading_of(options))
-    if options.json:
-        print_json(*rows)
-    else:
-        print(table(rows))
+    print_results(options, table(rows), rows)
 
 
 def run_substrate_build(arguments: Sequence[str]) -> None:
@@ -135,11 +139,13 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
     parser.add_settings(SubstrateSettings, flags, skip=("path", "font"))
     parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
     parser.add_out("folder of the substrate", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.substrate.build import build_substrate
     from glyphlm.tokenizer.tokenizer import Tokenizer
 
     build_substrate(Tokenizer.load(options.tokenizer), settings_from(options, SubstrateSettings), options.out)
+    print_build(options)
 
 
 def run_substrate_inspect(arguments: Sequence[str]) -> None:
@@ -178,6 +184,7 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_engine()
     parser.add_texts()
     parser.add_out("folder of the shards", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.data.exclusion import Exclusion
     from glyphlm.data.shards import prepare
@@ -187,3 +194,4 @@ def run_prepare(arguments: Sequence[str]) -> None:
     given = tokenizer, options.texts, options.out, options.validation_share, reading_of(options), options.jobs
     with suppress(Submitted):
         prepare(*given, engine_of(options), Exclusion.of(options.exclude, options.excluding))
+        print_build(options)

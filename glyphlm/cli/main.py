@@ -13,20 +13,20 @@ from glyphlm.base.errors import InputError
 VERBS = {  # verb -> its module, and a description
     "quickstart": ("models", "everything on an embedded corpus: three models and a report in minutes"),
     "tokenizer build": ("data", "text -> a vocabulary of code points and n-grams"),
-    "tokenizer extend": ("data", "a run or a vocabulary, and characters -> the same with ids for them"),
+    "tokenizer extend": ("data", "a run or a tokenizer, and characters -> the same with ids for them"),
     "tokenizer ngrams": ("data", "texts of some languages -> their most frequent n-grams"),
     "tokenizer compare": ("data", "tokenizers and texts -> characters per token, losses, speed"),
-    "substrate build": ("data", "a vocabulary -> the codes below the first block"),
+    "substrate build": ("data", "a tokenizer -> the code of every token"),
     "substrate inspect": ("data", "codes -> shared codes, rank, neighbours, a map"),
     "prepare": ("data", "text -> token shards"),
     "plan": ("models", "a recipe -> what it costs: parameters, memory, FLOPs, time"),
     "train": ("models", "a recipe -> a trained model in a run folder"),
-    "grow": ("models", "a recipe with stages -> a model a stage, each grown out of the one before"),
-    "fuse": ("models", "runs over one vocabulary -> one model"),
+    "grow": ("models", "a recipe with stages -> one model per stage, each grown from the previous one"),
+    "fuse": ("models", "runs -> one model out of all of them"),
     "import": ("share", "a published checkpoint -> a run folder; its code is never run"),
     "study": ("models", "arms x seeds of a recipe -> models, results and a table with intervals"),
     "generate": ("use", "a run and a prompt -> text"),
-    "chat": ("use", "a run or several -> a conversation"),
+    "chat": ("use", "one or several runs -> a conversation"),
     "eval": ("use", "models and tasks -> scores with intervals, bits per byte, paired comparisons"),
     "probe": ("use", "runs -> representations by layer: neighbours, classes, translations"),
     "export": ("share", "a run -> a stock GPT-NeoX folder, or a GGUF file"),
@@ -42,7 +42,7 @@ EXTRAS = {
     "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "jinja2": "report", "matplotlib": "report", "peft": "lora",
     "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve", "uvicorn": "serve",
 }  # fmt: skip
-HELP = """usage: glyphlm VERB [options]
+HELP = """usage: glyphlm {prefix}VERB [options]
 
 Language models over frozen codes of Unicode text, next to their trainable twins.
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         _discard_output()
         return 141
-    except BaseException as error:  # the panics of libraries in Rust are no Exception
+    except BaseException as error:  # panics of Rust libraries are not Exceptions
         if os.environ.get("GLYPHLM_TRACEBACK"):
             raise
         print(f"glyphlm: {_one_line(error)}", file=sys.stderr)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    """Drop what could not be printed, which the interpreter would otherwise try again at its end."""
+    """Drop output that could not be printed; the interpreter would try to print it again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -100,11 +100,14 @@ def _run(arguments: list[str]) -> int:
         print(f"glyphlm {version('glyphlm')}")
         return 0
     verb = next((v for v in (" ".join(arguments[:2]), arguments[0]) if v in VERBS), None)
+    if verb is None and any(v.startswith(f"{arguments[0]} ") for v in VERBS) and arguments[1:] in ([], ["-h"], ["--help"]):
+        print(_help(f"{arguments[0]} "), end="")
+        return 0
     if verb is None:
         given = " ".join(arguments[:2])
         near = get_close_matches(given, VERBS, 1) or get_close_matches(arguments[0], VERBS, 1)
-        cure = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"{given!r} is not a verb; {cure}the verbs are: {', '.join(VERBS)}")
+        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"
+        raise InputError(f"{given!r} is not a verb; {cure} (glyphlm --help describes them)")
     if sys.stderr.isatty() and "--help" not in arguments:
         print(f"glyphlm {verb}: loading", file=sys.stderr)  # torch alone takes seconds
     if os.environ.keys() & {"GLYPHLM_LAUNCHER", "TORCHELASTIC_RUN_ID"}:
@@ -114,9 +117,11 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _help() -> str:
+def _help(prefix: str = "") -> str:
+    """The verbs that begin with `prefix`, with what each does."""
     width = max(map(len, VERBS))
-    return HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items()))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in VERBS.items() if verb.startswith(prefix))
+    return HELP.format(prefix=prefix, verbs=verbs)
 
 
 def _one_line(error: BaseException) -> str:
@@ -130,9 +135,9 @@ def _one_line(error: BaseException) -> str:
         return f"{error.name} is not installed; it comes with the extra {extra}: pip install 'glyphlm[{extra}]'"
     no_memory = "allocate memory" in text or "not enough memory" in text  # of torch on a CPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_memory:
-        return f"memory ran out ({text or 'no more could be had'}); give smaller batches or fewer processes"
+        return f"out of memory ({text or 'no details'}); use smaller batches or fewer processes"
     if text == "embedded null byte":
-        return "a name of a file holds the character U+0000, which no file system takes; mend it in the recipe or the list"
+        return "a file name holds the character U+0000, which no file system allows; correct it in the recipe or the list"
     if text.startswith("Symlink loop"):  # a RuntimeError before Python 3.13
         return f"{text}: a link leads to itself; give another path"
     if isinstance(error, OSError) and error.filename:

@@ -1,13 +1,15 @@
 """The verbs that make models: quickstart, train, grow, fuse, plan, study. Each calls one library function."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from glyphlm.base.names import RESULTS, SUMMARY
 from glyphlm.base.outputs import check_file, write_atomic
-from glyphlm.base.progress import IS_MAIN
-from glyphlm.base.records import to_json
-from glyphlm.cli.parser import TEXTS, Parser, print_json, settings_from
+from glyphlm.base.progress import IS_MAIN, working
+from glyphlm.base.records import read_json, read_json_lines, to_json
+from glyphlm.cli.parser import TEXTS, Parser, print_results, settings_from
 from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.planning.settings import PlanSettings
@@ -26,10 +28,17 @@ def run_quickstart(arguments: Sequence[str]) -> None:
     parser.add_threads()
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each arm (default: about 5 minutes)")
     parser.add_argument("--font", nargs="*", default=[], help="font files, in order of preference")
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.studies.quickstart import quickstart
 
-    print(quickstart(options.out, options.steps, options.font))
+    page = quickstart(options.out, options.steps, options.font)
+    print_results(options, str(page), _summaries(sorted(options.out.glob("runs/*"))))
+
+
+def _summaries(runs: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """summary.json of each run, with its folder."""
+    return ({"folder": str(run), **read_json(run / SUMMARY)} for run in runs)
 
 
 def run_train(arguments: Sequence[str]) -> None:
@@ -44,10 +53,13 @@ def run_train(arguments: Sequence[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
     parser.add_out("run folder", required=True)
     parser.add_threads()
+    parser.add_json()
     options, recipe = parser.read_recipe(arguments, Recipe)
     from glyphlm.experiments.train_recipe import run_recipe  # loads transformers, which --help need not wait for
 
-    run_recipe(recipe, options.out, f"glyphlm train {shlex.join(arguments)}", options.dry_run)
+    summary = run_recipe(recipe, options.out, f"glyphlm train {shlex.join(arguments)}", options.dry_run)
+    if IS_MAIN:
+        print_results(options, "", [{"folder": str(options.out), **summary}])
 
 
 def run_grow(arguments: Sequence[str]) -> None:
@@ -64,13 +76,16 @@ def run_grow(arguments: Sequence[str]) -> None:
     parser.add_recipe()
     parser.add_out("folder of the stages", required=True)
     parser.add_threads()
+    parser.add_json()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.experiments.grow_recipe import run_growth
     from glyphlm.pages.report import write_report
 
     runs = run_growth(recipe, options.out, f"glyphlm grow {shlex.join(arguments)}")
     if IS_MAIN:
-        print(write_report(runs, options.out / "report.html", f"{options.out.name}, grown"))
+        with working("writing the report"):
+            page = write_report(runs, options.out / "report.html", f"{options.out.name}, grown")
+        print_results(options, str(page), _summaries(runs))
 
 
 def run_fuse(arguments: Sequence[str]) -> None:
@@ -97,11 +112,13 @@ def run_fuse(arguments: Sequence[str]) -> None:
     parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
     parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
     parser.add_out("run folder to write", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.composition.fuse import fuse
 
-    fuse(settings_from(options, FusionSettings), options.out, f"glyphlm fuse {shlex.join(arguments)}")
-    print(options.out)
+    with working("fusing"):
+        fuse(settings_from(options, FusionSettings), options.out, f"glyphlm fuse {shlex.join(arguments)}")
+    print_results(options, str(options.out), _summaries([options.out]))
 
 
 def run_plan(arguments: Sequence[str]) -> None:
@@ -125,10 +142,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     if options.out:
         check_file(options.out, ('"flops_per_token"', '"forecast"'), "plan.json")
     plans = make_plans(recipe, settings_from(options, PlanSettings))
-    if options.json:
-        print_json(*plans)
-    else:
-        print("\n".join(map(plan_text, plans)), end="")
+    print_results(options, "\n".join(map(plan_text, plans)).removesuffix("\n"), plans)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(options.out, to_json(plans if recipe.stages else plans[0]))
@@ -156,15 +170,17 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and why, and run nothing")
     parser.add_argument("--unlock", action="store_true", help="resume after a kill: remove the lock of Snakemake")
     parser.add_out("folder of everything", required=True)
+    parser.add_json()
     ours, options = _at_dashes(arguments)
     given, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
     from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
 
     command = f"glyphlm study {shlex.join(ours)}"
-    print(study(settings, given.out, given.jobs, given.dry_run, given.unlock, options, command))
+    table = study(settings, given.out, given.jobs, given.dry_run, given.unlock, options, command)
+    print_results(given, str(table), [] if given.dry_run else read_json_lines(given.out / RESULTS))
 
 
 def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """What stands before "--", and what after it."""
+    """The arguments before "--", and those after it."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:place], arguments[place + 1 :]

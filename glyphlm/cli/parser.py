@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,8 @@ import jsonargparse
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import EXECUTORS, Engine
-from glyphlm.base.records import parse_yaml, to_lines
+from glyphlm.base.outputs import read_build
+from glyphlm.base.records import SURROGATE, parse_yaml, to_lines
 from glyphlm.corpus.reading import Reading
 
 TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[:CONFIG][:SPLIT], or embedded:en,ru,zh"
@@ -31,11 +32,11 @@ class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(jsonargparse.ArgumentParser):
     """A verb's options; what cannot be parsed is an InputError. Options are shown with dashes, underscores are read, too."""
 
-    names: Collection[str] = ()  # that a verb takes besides its options: --SECTION.KEY of a recipe
+    names: Collection[str] = ()  # sections of a recipe: --SECTION.KEY is accepted besides the options
 
     @classmethod
     def of(cls, verb: str, about: str, example: str) -> "Parser":
-        """The parser of one verb (no constructor of our own: the library makes more of these for nested settings)."""
+        """The parser of one verb (not a constructor: the library constructs parsers of this class for nested settings)."""
         return cls(
             prog=f"glyphlm {verb}",
             description=about,
@@ -57,9 +58,9 @@ class Parser(jsonargparse.ArgumentParser):
             raise InputError(f"{self._said(str(error))} (see {self.prog} --help)") from None
         self._check_numbers(arguments, options)
         if str(options.get("out")).startswith("~"):
-            raise InputError(f"--out {options.out} would make a folder called ~, which shells do not expand there; give "
-                             "the path in full")
-        if any("\ud800" <= one <= "\udfff" for one in str(options.get("out"))):  # bytes that are not UTF-8
+            raise InputError(f"--out {options.out} would make a folder named ~, because shells do not expand it there; give "
+                             "the full path")
+        if SURROGATE.search(str(options.get("out"))):  # bytes that are not UTF-8
             raise InputError(f"--out {str(options.out)!r} is not UTF-8, as records that name it are; give another name")
         if "device" in options:
             from glyphlm.base.devices import resolve_device  # loads torch, as does the next
@@ -82,19 +83,30 @@ class Parser(jsonargparse.ArgumentParser):
             typed = [value] if equals else arguments[place + 1 : place + 1 + len(found)]
             for one, number in zip(typed, found):
                 if isinstance(number, int | float) and isinstance(parse_yaml(one, option, object), str):
-                    raise InputError(f"{option} {one!r} is no number and neither true nor false; give such as 10 or 1e3")
+                    raise InputError(f"{option} {one!r} is neither a number nor true or false; give, for example, 10 or 1e3")
 
     def _said(self, error: str) -> str:
-        """The library's message with the option as it is shown, and one that is nearly what was typed."""
-        for plain, shown in {"Parser key ": "", "<class 'int'>": "whole number", "<class 'float'>": "number"}.items():
-            error = error.replace(plain, shown)
-        if not (unknown := re.search(r"unrecognized arguments: (--\S+?)(?:[ =]|$)", error)):
-            return error
-        name, dot, key = unknown[1].partition(".")
-        known = [option for action in self._actions for option in action.option_strings]
-        known += [f"--{one}" for one in self.names]
-        near = get_close_matches(name, known, 1)
-        return _dashed(error) + (f"; did you mean {_dashed(near[0])}{dot}{key}?" if near else "")
+        """The library's message in words of the command line: the option, what it takes, what was probably meant."""
+        if unknown := re.search(r"unrecognized arguments: (--\S+?)(?:[ =]|$)", error):
+            name, dot, key = unknown[1].partition(".")
+            known = [*self._option_string_actions, *(f"--{one}" for one in self.names)]
+            return _dashed(error) + _suggestion(name, known, dot + key)
+        if missing := re.search(r"arguments are required: (.*)", error):
+            return f"{', '.join(map(self._shown, missing[1].split(', ')))} missing"
+        if found := re.search(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", error):
+            option, value, choices = found[1], found[2], found[3].replace("'", "").split(", ")
+        elif found := re.search(r'"([\w.]+)":\s.*Literal\[(.*?)\].*\bvalue: (.*)', error, re.DOTALL):
+            option, value, choices = f"--{found[1]}", found[3], re.findall(r"'(.*?)'", found[2])
+        elif found := re.search(r'"([\w.]+)":\s+Expected a <class \'(int|float)\'>. Got value: (.*)', error):
+            return _dashed(f"--{found[1]} {found[3]} must be a {'whole ' * (found[2] == 'int')}number")
+        else:
+            return _dashed(error)
+        return f"{_dashed(option)} {value} must be one of {', '.join(choices)}{_suggestion(value, choices)}"
+
+    def _shown(self, name: str) -> str:
+        """An argument as the help shows it: --NAME of an option, the placeholder of another."""
+        action = next(action for action in self._actions if action.dest == name)
+        return _dashed(f"--{name}") if action.option_strings else str(action.metavar or name).upper()
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with dashes in the names of options."""
@@ -105,7 +117,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help="print JSON instead of text, an object a line")
 
     def add_device(self) -> None:
-        """--device, of the verbs that compute with a finished model; `read` decides what auto is."""
+        """--device, of the verbs that compute with a finished model; `read` resolves auto."""
         self.add_argument("--device", default="auto", help="auto, cpu or cuda; auto is cuda where there is one")
 
     def add_threads(self) -> None:
@@ -211,6 +223,11 @@ def _typed(kind: Any, option: str, value: str) -> Any:
     return parse_yaml(value, f"--{option}", object, "give a value as in YAML")
 
 
+def _suggestion(typed: str, known: Iterable[str], ending: str = "") -> str:
+    near = get_close_matches(typed, known, 1)
+    return f"; did you mean {_dashed(near[0])}{ending}?" if near else ""
+
+
 def _dashed(text: str) -> str:
     """Names of options with dashes; names of values of a recipe, which are dotted, as in its file."""
     return re.sub(r"(?<![\w-])--\w+(?![\w.])", lambda name: name[0].replace("_", "-"), text)
@@ -221,9 +238,18 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
-def print_json(*rows: Mapping[str, Any]) -> None:
-    """Print objects, each on a line."""
-    print(to_lines(rows), end="", flush=True)
+def print_results(options: Any, text: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print `rows` as objects, each on a line, with --json, else `text`; an empty text is no line."""
+    if options.json:
+        print(to_lines(rows), end="", flush=True)
+    elif text:
+        print(text)
+
+
+def print_build(options: Any, written: Path | None = None) -> None:
+    """As `print_results`, of the output folder of --out: where it is, what was `written`, and the result in build.json."""
+    row = {"folder": str(options.out), **({"path": str(written)} if written else {}), **read_build(options.out).result}
+    print_results(options, str(written or ""), [row])
 
 
 def settings_from(options: Any, kind: type[Settings], **more: Any) -> Settings:
@@ -233,12 +259,12 @@ def settings_from(options: Any, kind: type[Settings], **more: Any) -> Settings:
 
 
 def reading_of(options: Any) -> Reading:
-    """How the options say that text is read."""
+    """How text is read, from the options of `add_reading`."""
     return Reading(options.text_field, options.errors, options.skip_empty)
 
 
 def engine_of(options: Any) -> Engine | None:
-    """The engine that the options name, if any.
+    """The engine of `add_engine`, if one is named.
 
     Raises:
         InputError: options of an engine are given without --engine.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glyphlm.base.errors import InputError
-from glyphlm.cli.parser import Parser, print_json, settings_from
+from glyphlm.base.progress import working
+from glyphlm.cli.parser import Parser, print_build, print_results, settings_from
 from glyphlm.interop.settings import ImportSettings, ServeSettings
 
 RUN = "run folder, or hf:OWNER/NAME[@REVISION]"
@@ -26,16 +27,21 @@ def run_import(arguments: Sequence[str]) -> None:
     parser.add_settings(ImportSettings, flags)
     parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
     parser.add_out("run folder")
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.interop.import_model import check, import_checkpoint, readings_text
 
     settings = settings_from(options, ImportSettings)
-    if options.check is not None:
-        print(readings_text(check(options.source, options.check, settings)))
-    elif options.out is None:
+    if options.check is None and options.out is None:
         raise InputError("give --out RUN for the run folder, or --check TEXT to try")
-    else:
-        import_checkpoint(options.source, options.out, settings, f"glyphlm import {shlex.join(arguments)}")
+    with working(f"reading {options.source}"):
+        if options.check is not None:
+            rows = check(options.source, options.check, settings)
+            text = readings_text(rows)
+        else:
+            command = f"glyphlm import {shlex.join(arguments)}"
+            rows, text = [import_checkpoint(options.source, options.out, settings, command)], ""
+    print_results(options, text, rows)
 
 
 def run_export(arguments: Sequence[str]) -> None:
@@ -52,20 +58,16 @@ def run_export(arguments: Sequence[str]) -> None:
     parser.add_argument("--quantize", choices=("f32", "f16", "q8_0"), default="f32", help="gguf: how matrices are stored")
     parser.add_argument("--fold_head_bias", action="store_true", help="move the head's bias into the final norm, if exact")
     parser.add_out("folder to write", required=True)
+    parser.add_json()
     options = parser.read(arguments)
     if options.to == "gpt_neox" and options.quantize != "f32":
         raise InputError(f"--quantize {options.quantize} applies only to --to gguf; gpt_neox is written in float32")
-    from glyphlm.runs.where import folder_of
+    from glyphlm.interop.run import Run
 
-    run = folder_of(options.run)
-    if options.to == "gpt_neox":
-        from glyphlm.interop.export_neox import export_gpt_neox
-
-        print(export_gpt_neox(run, options.out, options.fold_head_bias))
-    else:
-        from glyphlm.interop.gguf import export_gguf
-
-        print(export_gguf(run, options.out, options.quantize, options.fold_head_bias))
+    more = {"quantize": options.quantize} if options.to == "gguf" else {}
+    with working(f"exporting {options.run}"):
+        written = Run(options.run).export(options.out, options.to, fold_head_bias=options.fold_head_bias, **more)
+    print_build(options, written)
 
 
 def run_pull(arguments: Sequence[str]) -> None:
@@ -90,11 +92,9 @@ def run_pull(arguments: Sequence[str]) -> None:
         import_checkpoint(str(found.folder), options.out, ImportSettings(), f"glyphlm pull {shlex.join(arguments)}")
     weights = {path.name: sha256_file(path) for path in sorted(found.folder.glob("*.safetensors"))}
     row = {"repo": found.repo, "revision": found.revision, "folder": str(options.out or found.folder), "sha256": weights}
-    if options.json:
-        print_json(row)
-    else:
-        digests = (f"sha256    {digest}  {name}" for name, digest in weights.items())
-        print("\n".join([*(f"{name:9} {row[name]}" for name in ("repo", "revision", "folder")), *digests]))
+    lines = [f"{name:9} {row[name]}" for name in ("repo", "revision", "folder")]
+    lines += [f"sha256    {digest}  {name}" for name, digest in weights.items()]
+    print_results(options, "\n".join(lines), [row])
 
 
 def run_push(arguments: Sequence[str]) -> None:
@@ -111,15 +111,13 @@ def run_push(arguments: Sequence[str]) -> None:
     parser.add_argument("--license", help="as the Hub spells it, such as apache-2.0")
     parser.add_argument("--language", nargs="+", default=[], help="codes of the languages of the training text")
     parser.add_argument("--datasets", nargs="+", default=[], help="names on the Hub, besides the recipe's hf:NAME")
+    parser.add_json()
     options = parser.read(arguments)
-    from glyphlm.base.hub import push
-    from glyphlm.runs.card import CardSettings, write_card
-    from glyphlm.runs.folder import read_summary
+    from glyphlm.interop.run import Run
+    from glyphlm.runs.card import CardSettings
 
-    summary = read_summary(options.run)
-    if summary is not None:
-        write_card(options.run, summary, CardSettings(options.license, options.language, options.datasets))
-    print(push(options.run, options.repo, options.private))
+    url = Run(options.run).push(options.repo, options.private, settings_from(options, CardSettings))
+    print_results(options, url, [{"run": str(options.run), "repo": options.repo, "url": url}])
 
 
 def run_serve(arguments: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
 """The verbs that use models: generated text, scores, probes, reports. Each calls one library function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glyphlm.analysis.settings import ProbeSettings
-from glyphlm.cli.parser import Parser, print_json, reading_of, settings_from
+from glyphlm.base.progress import working
+from glyphlm.cli.parser import Parser, print_results, reading_of, settings_from
 from glyphlm.evaluation.settings import TASK_NAMES, EvalSettings
 from glyphlm.runs.sampling import Sampling
 
@@ -35,7 +36,8 @@ def run_generate(arguments: Sequence[str]) -> None:
         ids = opened.prompt_ids(prompt)
         pieces = stream(opened, ids, sampling)
         if options.json:
-            print_json({"run": opened.name, "prompt": prompt, "text": "".join(pieces), "settings": sampling.describe()})
+            row = {"run": opened.name, "prompt": prompt, "text": "".join(pieces), "settings": sampling.describe()}
+            print_results(options, "", [row])
             continue
         print(opened.tokenizer.decode(ids), end="", flush=True)
         try:
@@ -51,7 +53,7 @@ def run_chat(arguments: Sequence[str]) -> None:
         "chat",
         "Talk with a run, or with several side by side: a frozen model and its twin answer the same line. A run with a chat "
         "template, as training on examples (sft) writes it, answers questions; another one continues the text so far. "
-        "/reset begins anew, /settings shows or changes how tokens are chosen (/settings temperature 0.5), /quit ends.",
+        "/reset starts over, /settings shows or changes the sampling (/settings temperature 0.5), /quit ends.",
         "glyphlm chat runs/frozen runs/twin --max-new-tokens 60",
     )
     parser.usage = "glyphlm chat RUN [RUN ...] [options]"
@@ -97,15 +99,11 @@ def run_eval(arguments: Sequence[str]) -> None:
     given = options.runs, options.tasks, options.out, options.device, reading_of(options)
     with sharing_cores():
         found = evaluate(*given, settings_from(options, EvalSettings), options.log_items)
-    if options.json:
-        for row in (*found.rows, *found.comparisons):
-            print_json(row.to_json())
-        return
-    print("\n\n".join(filter(None, (result_table(found.rows), published_lines(found.rows),
-                                    comparison_table(found.comparisons)))))
+    tables = result_table(found.rows), published_lines(found.rows), comparison_table(found.comparisons)
+    print_results(options, "\n\n".join(filter(None, tables)), (row.to_json() for row in (*found.rows, *found.comparisons)))
     for row in found.rows:
-        if row.protocol == "sampled" and not row.subject:
-            say(beside_line(row))  # apart from the published lines, which can be read again as such
+        if row.protocol == "sampled" and not row.subject and not options.json:
+            say(beside_line(row))  # to stderr: stdout holds lines in the published format, which can be parsed
 
 
 def run_probe(arguments: Sequence[str]) -> None:
@@ -124,7 +122,7 @@ def run_probe(arguments: Sequence[str]) -> None:
     parser.add_settings(ProbeSettings, skip=("words",))
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
                         help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
-    parser.add_argument("--unseen", metavar="CHARACTERS", help="instead: what the runs know of characters that training "
+    parser.add_argument("--unseen", metavar="CHARACTERS", help="instead: what the runs know about characters that training "
                         "never showed, in --text; a file of them, spans such as U+0400-04FF, or categories such as So")
     parser.add_argument("--oracle", metavar="RUN", help="with --unseen: a run that saw these characters in training")
     parser.add_device()
@@ -137,22 +135,14 @@ def run_probe(arguments: Sequence[str]) -> None:
     from glyphlm.analysis.probes import probe, table
 
     rows = probe(options.runs, options.out, settings_from(options, ProbeSettings), options.device)
-    _print_rows(rows, table, options.json)
-
-
-def _print_rows(rows: Sequence[dict[str, Any]], table: Callable[..., str], as_json: bool) -> None:
-    if as_json:
-        for row in rows:
-            print_json(row)
-    else:
-        print(table(rows))
+    print_results(options, table(rows), rows)
 
 
 def _probe_unseen(options: Any) -> None:
-    """What runs know of characters that they were not trained on.
+    """What runs know about characters that they were not trained on.
 
     Raises:
-        InputError: there is no text to read them in.
+        InputError: no text with these characters is named.
     """
     from glyphlm.analysis.unseen import probe_unseen, table
     from glyphlm.base.errors import InputError
@@ -161,7 +151,7 @@ def _probe_unseen(options: Any) -> None:
     if not options.text:
         raise InputError(f"--unseen {options.unseen} needs a text that holds these characters; name it with --text")
     rows = probe_unseen(options.runs, characters_of(options.unseen), options.text, options.out, options.oracle)
-    _print_rows(rows, table, options.json)
+    print_results(options, table(rows), rows)
 
 
 def run_report(arguments: Sequence[str]) -> None:
@@ -180,11 +170,14 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("--logs", type=Path, metavar="FOLDER",
                         help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
     parser.add_out("the page", default=Path("report.html"))
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.pages.report import write_report
 
     inputs = {name: options[name] for name in ("published", "logs")}
-    print(write_report(options.runs, options.out, options.title, **inputs))
+    with working("writing the report"):
+        page = write_report(options.runs, options.out, options.title, **inputs)
+    print_results(options, str(page), [{"page": str(page)}])
 
 
 def run_show(arguments: Sequence[str]) -> None:
@@ -201,7 +194,9 @@ def run_show(arguments: Sequence[str]) -> None:
     parser.add_argument("--text", action="append", default=[], help="text to show; may be given several times (default: "
                         "prepared texts in several scripts, and samples of the run)")
     parser.add_out("the page", default=Path("page.html"))
+    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.pages.show import write_show
 
-    print(write_show(options.run, options.out, options.twin, options.text))
+    page = write_show(options.run, options.out, options.twin, options.text)
+    print_results(options, str(page), [{"page": str(page)}])

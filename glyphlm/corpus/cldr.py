@@ -182,7 +182,7 @@ def _digits(number: int) -> Names:
 
 
 def _numbers() -> Iterator[Subject]:
-    """One leading digit: CLDR's compact form rounds, and of these it says exactly what they are."""
+    """One leading digit: CLDR's compact form rounds, and these it writes exactly."""
     for number in (lead * 10**power for lead in range(1, 10) for power in range(4, 11)):
         says = {"digits": _digits(number), "tenfold": _compact(10 * number)}
         yield Subject("number", str(number), _compact(number), says)

@@ -86,7 +86,7 @@ def passages(
     counts = Counter() if skipped is None else skipped
     with meter(title, sum(map(size_of, sources)) or None) as bar:
         for name in sources:
-            yield from _not_empty(name, _read(_Source(name, reading, counts, Advance(bar))))
+            yield from _not_empty(name, _read(_Source(name, reading, counts, bar)))
             if skipped is None and counts[name]:
                 say(f"{name}: {counts[name]:,} rows without text are left out")
 
@@ -100,29 +100,23 @@ def check_sources(sources: Sequence[str], reading: Reading) -> None:
     with meter(None) as bar:
         for name in sources:
             if not is_data_set(name):
-                next(_read(_Source(name, reading, Counter(), Advance(bar))), None)
-
-
-class Advance:
-    """Advances the progress bar by the bytes of the file that were read since the last call."""
-
-    def __init__(self, bar: Meter):
-        self._bar, self._seen = bar, 0
-
-    def to(self, position: int) -> None:
-        """`position`: bytes of the file read so far; data sets have no size and count documents."""
-        self._bar.advance(position - self._seen)
-        self._seen = position
+                next(_read(_Source(name, reading, Counter(), bar)), None)
 
 
 @dataclass
 class _Source:
-    """One source that is being read."""
+    """One source that is being read, up to `position`: bytes of a file, or documents of a data set, which has no size."""
 
     name: str
     reading: Reading
     skipped: Counter[str]
-    advance: Advance
+    bar: Meter
+    position: int = 0
+
+    def advance_to(self, position: int) -> None:
+        """Move the progress bar."""
+        self.bar.advance(position - self.position)
+        self.position = position
 
 
 class _Row(NamedTuple):
@@ -151,7 +145,7 @@ def _documents(rows: Iterable[_Row], source: _Source) -> Iterator[Passage]:
         else:
             for start in range(0, max(len(text), 1), PASSAGE_CHARS):
                 yield Passage(text[start : start + PASSAGE_CHARS], start + PASSAGE_CHARS >= len(text))
-        source.advance.to(position)
+        source.advance_to(position)
 
 
 def _not_empty(name: str, stream: Iterable[Passage]) -> Iterator[Passage]:
@@ -184,7 +178,7 @@ def _without_surrogates(text: str, reading: Reading, where: str) -> str:
         if reading.errors == "replace":
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         raise InputError(f"{where} has half of a character pair (a lone surrogate) at {error.start}; "
-                         "mend it, or go on with --errors replace") from None
+                         "fix it, or continue with --errors replace") from None
 
 
 # Kinds of sources
@@ -238,7 +232,7 @@ def _read_txt(source: _Source) -> Iterator[Passage]:
             text = _decode(decoder, block, offset, source.name)
             yield Passage(text.removeprefix("\ufeff") if offset == 0 else text, False)
             offset += len(block)
-            source.advance.to(raw.tell())
+            source.advance_to(raw.tell())
         yield Passage(_decode(decoder, b"", offset, source.name, final=True), True)
 
 
@@ -251,7 +245,7 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, name:
 
 
 def _not_utf8(name: str, offset: int) -> InputError:
-    return InputError(f"{name} is not UTF-8 at byte {offset}; convert it, or go on with --errors replace")
+    return InputError(f"{name} is not UTF-8 at byte {offset}; convert it, or continue with --errors replace")
 
 
 def _json_rows(source: _Source) -> Iterator[_Row]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD, EMBEDDED, HUB, TOKENIZER
 from glyphlm.base.outputs import sha256_file
-from glyphlm.base.progress import say
+from glyphlm.base.progress import meter, say
 
 PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (*(f"{kind}{packing}" for packing in PACKINGS for kind in (".txt", ".jsonl")), ".parquet")
@@ -20,8 +20,8 @@ OURS = (BUILD, TOKENIZER)  # a folder with one of these was made by glyphlm, and
 def find_sources(texts: Sequence[str]) -> list[str]:
     """Names of all files and data sets in `texts`; folders are searched through, in sorted order.
 
-    Linked folders are followed. Hidden files, files of other kinds and folders made by glyphlm are left out; one line says
-    which.
+    Linked folders are followed. Hidden files, files of other kinds and folders made by glyphlm are left out; one line lists
+    them.
 
     Raises:
         InputError: nothing was given, a path does not exist, a file is of an unknown kind, or one is named twice.
@@ -49,7 +49,18 @@ def _identity(source: str) -> Any:
 
 def describe(texts: Sequence[str]) -> dict[str, str]:
     """What identifies the input: name -> sha256 of each file; a data set of the Hub is identified by its name."""
-    return {source: _digest(source) for source in find_sources(texts)}
+    return digests(find_sources(texts))
+
+
+def digests(sources: Iterable[str]) -> dict[str, str]:
+    """As `describe`, of what `find_sources` gave."""
+    sizes = {source: size_of(source) for source in sources}
+    found = {}
+    with meter("computing checksums", sum(sizes.values()) or None) as bar:
+        for source, size in sizes.items():
+            found[source] = _digest(source)
+            bar.advance(size)
+    return found
 
 
 def is_data_set(source: str) -> bool:

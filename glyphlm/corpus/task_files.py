@@ -6,14 +6,13 @@ it is plain or packed as .gz, .bz2, .xz or .zst.
 
 import csv
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import parse_json
+from glyphlm.base.records import SURROGATE, parse_json
 from glyphlm.corpus.reading import Unpacked
 
 KINDS = {str: "text", list: "list", dict: "object", bool: "true or false", int: "number"}
@@ -48,7 +47,7 @@ class Row:
         text = self.get(str, *keys)
         if not text.strip():
             raise self.fault(f"an empty {_name(keys).removeprefix('the ')}")
-        if re.search("[\ud800-\udfff]", text):
+        if SURROGATE.search(text):
             raise self.fault(f"half of a character pair (a lone surrogate) in {_name(keys)}")
         return text
 
@@ -59,7 +58,7 @@ class Row:
 
     def fault(self, what: str) -> InputError:
         """The InputError for this row, to be raised by the caller."""
-        return InputError(f"{self.where}: {what}; mend or remove it")
+        return InputError(f"{self.where}: {what}; fix or remove it")
 
 
 def json_lines(path: Path) -> Iterator[Row]:
@@ -80,7 +79,7 @@ def csv_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{where}: not CSV ({error}); mend or remove it") from None
+            raise InputError(f"{where}: not CSV ({error}); fix or remove it") from None
         if cells is None:
             return
         if cells:
@@ -133,7 +132,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json(text: str, where: str) -> Any:
-    return parse_json(text, where, object, "mend or remove it", finite=False)  # an unused number may be NaN
+    return parse_json(text, where, object, "fix or remove it", finite=False)  # an unused number may be NaN
 
 
 def _decode(line: bytes, where: str) -> str:

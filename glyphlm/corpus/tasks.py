@@ -8,7 +8,7 @@ have (T:/Q:/A: blocks, instructions, open questions) follows its form, in any la
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from glyphlm.corpus.task_files import Row, aligned_rows, block_rows, csv_rows, j
 LANGUAGES = {"en": "English", "ru": "Russian", "zh": "Chinese"}
 LETTERS = ("A", "B", "C", "D")
 TRUTH = ("False", "True")
-# Nothing stands between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
+# There is nothing between "Answer:" and the answer. The published protocol draws one token there (MMLU), and no token of the
 # published vocabularies holds a space: after training with a space that one token would be it.
 BETWEEN = ""
 MMLU_FILE = re.compile(r"(.*?)(_(dev|val|test))?\.csv(\.(gz|bz2|xz|zst))?", re.IGNORECASE)
@@ -61,43 +61,40 @@ def reading_prompt(context: str, question: str, ask: str = "Answer:") -> str:
 
 
 class Task(NamedTuple):
-    """The expected path of a task, its file parser, its data set on the Hub, and the parser of a row there."""
+    """The expected path of a task, the parsers of its files and of a row of them or of the Hub, and its data set there."""
 
     path: str
-    read: Callable[[str, Sequence[Path]], Iterator[Item]]
+    rows: Callable[[str, Sequence[Path]], Iterable[Row]]
+    item: Callable[[str, Row], Item]
     hub: str = ""
-    item: Callable[[str, Row], Item] | None = None
 
 
 def read_task(name: str, path: str | Path) -> Iterator[Item]:
     """The items of a task, in the order of its files.
 
-    `hf:` takes the set that TASKS names (that of the published protocol, or its nearest relative that needs no code), and
+    `hf:` takes the set that TASKS names (that of the published protocol, or the most similar one that needs no code), and
     hf:NAME[:CONFIG][:SPLIT] another of the same layout.
 
     Raises:
         InputError: as `task_files`, or, while reading, a record is damaged (file and line are named) or none is found.
     """
-    if not _is_hub(path):
-        files = task_files(name, path)
-        return _not_empty(f"{name}={path}", TASKS[name].read(name, files))
-    item = _known(name).item
-    if item is None:
-        raise InputError(f"{name}={path} cannot be read: there is no such set on the Hub; {name} needs {TASKS[name].path}")
-    source = TASKS[name].hub if str(path) == HUB else str(path)
-    return _not_empty(f"{name}={source}", (item(name, Row(*row)) for row in hub_rows(source, "validation")))
+    task, source = _known(name), str(path)
+    if not source.startswith(HUB):
+        rows = task.rows(name, task_files(name, path))
+    elif not task.hub:
+        raise InputError(f"{name}={path} cannot be read: there is no such set on the Hub; {name} needs {task.path}")
+    else:
+        source = task.hub if source == HUB else source
+        rows = (Row(*row) for row in hub_rows(source, "validation"))
+    return _not_empty(f"{name}={source}", (task.item(name, row) for row in rows))
 
 
 def describe_task(name: str, path: str | Path) -> dict[str, str]:
     """Identity of the input: name -> sha256 of its file (of several: of their digests); a Hub data set by its name."""
-    if _is_hub(path):
+    if str(path).startswith(HUB):
         return {f"{name}={path}": "hub"}
     found = [sha256_file(file) for file in task_files(name, path)]
     return {f"{name}={path}": found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()}
-
-
-def _is_hub(path: str | Path) -> bool:
-    return str(path).startswith(HUB)
 
 
 def _known(name: str) -> Task:
@@ -113,7 +110,7 @@ def task_files(name: str, path: str | Path) -> list[Path]:
         InputError: the name is unknown, or there is no such file.
     """
     needed = _known(name).path
-    if _is_hub(path):
+    if str(path).startswith(HUB):
         raise InputError(f"{name}={path} is not a file; {name} needs {needed}")
     parts = str(path).split(",") if "-" in name else [path]
     files = [Path(part) for part in parts]
@@ -145,32 +142,35 @@ def _options(labels: Sequence[str], choices: Sequence[str]) -> list[str]:
     return [f"{label}) {choice}" for label, choice in zip(labels, choices)]
 
 
-def _mmlu(task: str, files: Sequence[Path]) -> Iterator[Item]:
+def _lines(task: str, files: Sequence[Path]) -> Iterable[Row]:
+    return json_lines(files[0])
+
+
+def _entries(task: str, files: Sequence[Path]) -> Iterable[Row]:
+    return json_file(files[0]).rows()
+
+
+def _mmlu_rows(task: str, files: Sequence[Path]) -> Iterable[Row]:
     for file in files:
         subject = MMLU_FILE.sub(r"\1", file.name)
         for row in csv_rows(file, ("question", *LETTERS, "key")):
-            choices = [row.text(letter) for letter in LETTERS]
-            yield replace(_mmlu_item(task, row, choices, row.text("key")), subject=subject)
+            yield Row(row.where, row.value | {"subject": subject})
 
 
-def _mmlu_item(task: str, row: Row, choices: Sequence[str], key: str) -> Item:
-    options = " ".join(_options(LETTERS, choices))
-    prompt = f"Question: {row.text('question')}\nOptions: {options}\nAnswer:"
-    return _choice(row, task, prompt, LETTERS, choices, key)
+def _mmlu(task: str, row: Row) -> Item:
+    """A row of the CSV files, or of the Hub: {question, choices, answer, subject}."""
+    if "choices" in row.get(dict):
+        choices, answer = [choice.get(str) for choice in row.rows("choices")], row.get(int, "answer")
+        if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
+            raise row.fault(f"{len(choices)} choices and the answer {answer}, not {len(LETTERS)} and one of 0 to 3")
+        key = LETTERS[answer]
+    else:
+        choices, key = [row.text(letter) for letter in LETTERS], row.text("key")
+    prompt = f"Question: {row.text('question')}\nOptions: {' '.join(_options(LETTERS, choices))}\nAnswer:"
+    return replace(_choice(row, task, prompt, LETTERS, choices, key), subject=row.get(str, "subject"))
 
 
-def _hub_mmlu(task: str, row: Row) -> Item:
-    choices, answer = [choice.get(str) for choice in row.rows("choices")], row.get(int, "answer")
-    if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
-        raise row.fault(f"{len(choices)} choices and the answer {answer}, not {len(LETTERS)} and one of 0 to 3")
-    return replace(_mmlu_item(task, row, choices, LETTERS[answer]), subject=row.text("subject"))
-
-
-def _science(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    return (_science_item(task, row) for row in json_lines(files[0]))
-
-
-def _science_item(task: str, row: Row) -> Item:
+def _science(task: str, row: Row) -> Item:
     """ARC and CommonsenseQA, in the layout of their makers or that of the Hub."""
     question, options = _hub_layout(row) if isinstance(row.get(dict).get("question"), str) else _makers_layout(row)
     labels, choices = [option.text("label") for option in options], [option.text("text") for option in options]
@@ -191,27 +191,26 @@ def _hub_layout(row: Row) -> tuple[str, list[Row]]:
     return row.text("question"), [Row(row.where, {"text": text, "label": label}) for text, label in zip(texts, labels)]
 
 
-def _squad(task: str, files: Sequence[Path]) -> Iterator[Item]:
+def _squad_rows(task: str, files: Sequence[Path]) -> Iterable[Row]:
+    """The questions of the nested file, each with its context, as rows of the Hub."""
     for article in json_file(files[0]).rows("data"):
         for paragraph in article.rows("paragraphs"):
             context = paragraph.text("context")
             for row in paragraph.rows("qas"):
-                answers = tuple(dict.fromkeys(answer.text("text") for answer in row.rows("answers")))
-                if row.get(bool, "is_impossible") == bool(answers):
-                    raise row.fault(f"is_impossible is {row.value['is_impossible']} with {len(answers)} answers")
-                yield Item(task, reading_prompt(context, row.text("question")), answers)
+                yield Row(row.where, row.get(dict) | {"context": context})
 
 
-def _hub_squad(task: str, row: Row) -> Item:
-    answers = tuple(dict.fromkeys(answer.text() for answer in row.rows("answers", "text")))
-    return Item(task, reading_prompt(row.text("context"), row.text("question")), answers)
+def _squad(task: str, row: Row) -> Item:
+    if isinstance(row.get(dict).get("answers"), dict):  # of the Hub
+        found = [answer.text() for answer in row.rows("answers", "text")]
+    else:
+        found = [answer.text("text") for answer in row.rows("answers")]
+        if row.get(bool, "is_impossible") == bool(found):
+            raise row.fault(f"is_impossible is {row.value['is_impossible']} with {len(found)} answers")
+    return Item(task, reading_prompt(row.text("context"), row.text("question")), tuple(dict.fromkeys(found)))
 
 
-def _boolq(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    return (_boolq_item(task, row) for row in json_lines(files[0]))
-
-
-def _boolq_item(task: str, row: Row) -> Item:
+def _boolq(task: str, row: Row) -> Item:
     context, question, truth = _stored_boolq(row) if "target_new" in row.get(dict) else _plain_boolq(row)
     prompt = reading_prompt(context, question, "Answer (True/False):")
     return _choice(row, task, prompt, TRUTH, TRUTH, truth)
@@ -231,18 +230,16 @@ def _stored_boolq(row: Row) -> tuple[str, str, str]:
     return prompt[1], row.text("subject"), row.text("target_new", "str")
 
 
-def _blocks(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    for row in block_rows(files[0], ("T", "Q", "A")):
-        yield Item(task, reading_prompt(row.text("T"), row.text("Q")), (row.text("A"),))
+def _block(task: str, row: Row) -> Item:
+    return Item(task, reading_prompt(row.text("T"), row.text("Q")), (row.text("A"),))
 
 
-def _instructions(task: str, files: Sequence[Path]) -> Iterator[Item]:
+def _instruction(task: str, row: Row) -> Item:
     """A conversation is one prompt: earlier questions with their answers, then the last question."""
-    for row in json_file(files[0]).rows():
-        question = row.text("instruction") + (f"\n{row.text('input')}" if row.get(str, "input") else "")
-        turns = [_turn(turn) for turn in row.rows("history")]
-        before = "".join(f"{question_prompt(earlier)}{BETWEEN}{answer}\n" for earlier, answer in turns)
-        yield Item(task, before + question_prompt(question), (row.text("output"),))
+    question = row.text("instruction") + (f"\n{row.text('input')}" if row.get(str, "input") else "")
+    turns = [_turn(turn) for turn in row.rows("history")]
+    before = "".join(f"{question_prompt(earlier)}{BETWEEN}{answer}\n" for earlier, answer in turns)
+    return Item(task, before + question_prompt(question), (row.text("output"),))
 
 
 def _turn(row: Row) -> tuple[str, str]:
@@ -252,22 +249,8 @@ def _turn(row: Row) -> tuple[str, str]:
     return pair.text("question"), pair.text("answer")
 
 
-def _translation(task: str, files: Sequence[Path]) -> Iterator[Item]:
+def _pairs(task: str, files: Sequence[Path]) -> Iterable[Row]:
     source, target = task.split("-")
-    return (_pair_item(task, row) for row in _pairs(source, target, files))
-
-
-def _pair_item(task: str, row: Row) -> Item:
-    source, target = task.split("-")
-    prompt = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{row.text(source)}\nAnswer:"
-    return Item(task, prompt, (row.text(target),))
-
-
-def _hub_pair(task: str, row: Row) -> Item:
-    return _pair_item(task, Row(row.where, row.get(dict, "translation")))
-
-
-def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
     if len(files) == 2:
         return aligned_rows(files, (source, target))
     if len(files) == 1 and "en" in (source, target):
@@ -277,22 +260,24 @@ def _pairs(source: str, target: str, files: Sequence[Path]) -> Iterator[Row]:
                      "with English on one side, one TSV")
 
 
+def _pair(task: str, row: Row) -> Item:
+    """Two texts by their languages; on the Hub below `translation`."""
+    source, target = task.split("-")
+    pair = Row(row.where, row.get(dict).get("translation", row.value))
+    prompt = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}:\n{pair.text(source)}\nAnswer:"
+    return Item(task, prompt, (pair.text(target),))
+
+
 # Open questions. The layouts of the Hub are those of the cards of the data sets, not tried on the Hub itself.
 
 
-def _triviaqa(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    """A file of its makers, of any of their sets: {Data: [{Question, Answer: {Value, Aliases}}]}."""
-    for row in json_file(files[0]).rows("Data"):
-        yield _trivia_item(task, row, "Question", "Answer", "Value", "Aliases")
+def _trivia(task: str, row: Row) -> Item:
+    """{Question, Answer: {Value, Aliases}} of its makers, of any of their sets; on the Hub the same in small letters.
 
-
-def _hub_triviaqa(task: str, row: Row) -> Item:
-    """A row of the Hub: {question, answer: {value, aliases}}."""
-    return _trivia_item(task, row, "question", "answer", "value", "aliases")
-
-
-def _trivia_item(task: str, row: Row, question: str, answer: str, value: str, aliases: str) -> Item:
-    """The retrieved documents of a question are left out; aliases of its answer are also correct."""
+    The retrieved documents of a question are left out; aliases of its answer are also correct.
+    """
+    spell = str.capitalize if {"Question", "Answer"} & row.get(dict).keys() else str.lower
+    question, answer, value, aliases = map(spell, ("question", "answer", "value", "aliases"))
     found = row.text(answer, value)
     names = [alias.get(str) for alias in row.rows(answer, aliases)]
     if found == UNKNOWN:
@@ -301,12 +286,7 @@ def _trivia_item(task: str, row: Row, question: str, answer: str, value: str, al
     return Item(task, question_prompt(row.text(question)), tuple(answers))
 
 
-def _nq_open(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    """A file of its makers, a row a line."""
-    return (_nq_open_item(task, row) for row in json_lines(files[0]))
-
-
-def _nq_open_item(task: str, row: Row) -> Item:
+def _nq_open(task: str, row: Row) -> Item:
     """A row, on the Hub as in the file: {question, answer: [..]}."""
     answers = dict.fromkeys(answer.text() for answer in row.rows("answer"))
     if not answers:
@@ -314,12 +294,7 @@ def _nq_open_item(task: str, row: Row) -> Item:
     return Item(task, question_prompt(row.text("question")), tuple(answers))
 
 
-def _hotpotqa(task: str, files: Sequence[Path]) -> Iterator[Item]:
-    """A file of its makers, a list of rows."""
-    return (_hotpotqa_item(task, row) for row in json_file(files[0]).rows())
-
-
-def _hotpotqa_item(task: str, row: Row) -> Item:
+def _hotpotqa(task: str, row: Row) -> Item:
     """A row, of the Hub or of the file: {question, answer, context}. All its paragraphs are shown, a line each."""
     context = "\n".join(f"{page.text('title')}: {_paragraph(page)}" for page in _pages(row))
     question = row.text("question")
@@ -351,29 +326,24 @@ SCIENCE = "a .jsonl file in the layout of its makers or of the Hub"
 MAKERS = "a .json file in the layout of its makers"
 PAIRS = "two files SOURCE,TARGET with a sentence a line, or, with English, one of English TAB other TAB attribution"
 ARC = "hf:allenai/ai2_arc:{}:validation"
-OPUS = "hf:Helsinki-NLP/opus-100:{}:validation"
+OPUS, OPUS_CONFIGS = "hf:Helsinki-NLP/opus-100:{}:validation", ("en-ru", "en-zh")
 TASKS = {
-    "mmlu": Task(
-        "a .csv file, or a folder of them, one a subject, without a header: question, A, B, C, D, key", _mmlu,
-        "hf:cais/mmlu:all:test", _hub_mmlu),
-    "arc_easy": Task(SCIENCE, _science, ARC.format("ARC-Easy"), _science_item),
-    "arc_challenge": Task(SCIENCE, _science, ARC.format("ARC-Challenge"), _science_item),
-    "commonsense_qa": Task(SCIENCE, _science, "hf:tau/commonsense_qa::validation", _science_item),
-    "squad": Task("a .json file in the layout of SQuAD v2", _squad, "hf:rajpurkar/squad_v2::validation", _hub_squad),
-    "boolq": Task(
-        "a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets", _boolq,
-        "hf:google/boolq::validation", _boolq_item),
-    "triviaqa": Task(MAKERS, _triviaqa, "hf:mandarjoshi/trivia_qa:rc.nocontext:validation", _hub_triviaqa),
-    "hotpotqa": Task(MAKERS, _hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation", _hotpotqa_item),
-    "nq_open": Task(
-        "a .jsonl file of {question, answer}, answer a list", _nq_open,
-        "hf:google-research-datasets/nq_open::validation", _nq_open_item),
-    "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer", _blocks),
-    "instructions": Task("a .json file, a list of {instruction, input, output, history}", _instructions),
-    "ru-zh": Task(PAIRS, _translation),
-    "zh-ru": Task(PAIRS, _translation),
-    **{
-        f"{source}-{target}": Task(PAIRS, _translation, OPUS.format(config), _hub_pair)
-        for config in ("en-ru", "en-zh") for source, target in itertools.permutations(config.split("-"))
-    },
+    "mmlu": Task("a .csv file, or a folder of them, one a subject, without a header: question, A, B, C, D, key",
+                 _mmlu_rows, _mmlu, "hf:cais/mmlu:all:test"),
+    "arc_easy": Task(SCIENCE, _lines, _science, ARC.format("ARC-Easy")),
+    "arc_challenge": Task(SCIENCE, _lines, _science, ARC.format("ARC-Challenge")),
+    "commonsense_qa": Task(SCIENCE, _lines, _science, "hf:tau/commonsense_qa::validation"),
+    "squad": Task("a .json file in the layout of SQuAD v2", _squad_rows, _squad, "hf:rajpurkar/squad_v2::validation"),
+    "boolq": Task("a .jsonl file in the layout of its makers, of SuperGLUE or of model-editing sets",
+                  _lines, _boolq, "hf:google/boolq::validation"),
+    "triviaqa": Task(MAKERS, lambda task, files: json_file(files[0]).rows("Data"), _trivia,
+                     "hf:mandarjoshi/trivia_qa:rc.nocontext:validation"),
+    "hotpotqa": Task(MAKERS, _entries, _hotpotqa, "hf:hotpotqa/hotpot_qa:distractor:validation"),
+    "nq_open": Task("a .jsonl file of {question, answer}, answer a list",
+                    _lines, _nq_open, "hf:google-research-datasets/nq_open::validation"),
+    "qa": Task("a .txt file of blocks of lines T: premise, Q: question, A: answer",
+               lambda task, files: block_rows(files[0], ("T", "Q", "A")), _block),
+    "instructions": Task("a .json file, a list of {instruction, input, output, history}", _entries, _instruction),
+    **{f"{source}-{target}": Task(PAIRS, _pairs, _pair, OPUS.format(config) if config in OPUS_CONFIGS else "")
+       for config in ("ru-zh", *OPUS_CONFIGS) for source, target in itertools.permutations(config.split("-"))},
 }

@@ -208,15 +208,15 @@ def find_recipe(name: str | Path) -> Path:
     """The file `name`, or the recipe of that name that comes with glyphlm, such as best_bvv_ru.
 
     Raises:
-        InputError: it is a bare name, and of neither.
+        InputError: it is neither.
     """
-    if Path(name).exists() or Path(name).suffix or len(Path(name).parts) != 1:
+    if Path(name).exists():
         return Path(name)
     shipped = {path.stem: path for path in sorted(shipped_recipes().glob("*.yaml"))}
     if str(name) not in shipped:
-        near = get_close_matches(str(name), shipped, 1)
-        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(shipped)}"
-        raise InputError(f"{name} does not exist: it is no file, and no recipe that comes with glyphlm; {cure}")
+        near = get_close_matches(Path(name).stem, shipped, 1)
+        cure = f"did you mean {near[0]}?" if near else f"give a YAML file, or one of {', '.join(shipped)}"
+        raise InputError(f"{name} does not exist, and is not a recipe that comes with glyphlm; {cure}")
     return shipped[str(name)]
 
 

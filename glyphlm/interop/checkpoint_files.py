@@ -1,13 +1,17 @@
-"""The folder of a published checkpoint -> its sizes and its tensors. Nothing in the folder is ever executed."""
+"""A published checkpoint -> its folder, sizes, tokenizer and trained tensors. Nothing in the folder is ever executed."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.hub import pull
+from glyphlm.base.names import HUB
 from glyphlm.base.outputs import sha256_file
 from glyphlm.base.ranges import Range
 from glyphlm.base.records import read_json
@@ -27,6 +31,8 @@ WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 ENDINGS = (".safetensors", ".bin", ".pt")
 NESTED = ("model_state_dict", "state_dict", "model")  # under these a training script keeps the weights in a .pt
 MAX_NESTING = 4  # .. inside each other
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+ROTARY = {"cos", "sin", "freqs", "angles"}
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -40,6 +46,19 @@ class Sizes:
     n_head: int
     block_size: int
     n_embed: int | None = None
+
+
+def source_folder(src: str, revision: str | None) -> Path:
+    """The folder `src`, or that of OWNER/MODEL or hf:OWNER/MODEL[@REVISION] of the Hub.
+
+    Raises:
+        InputError: it is neither, or cannot be reached.
+    """
+    if Path(src).is_dir():
+        return Path(src)
+    if not HUB_NAME.fullmatch(src.removeprefix(HUB)):
+        raise InputError(f"{src} is neither a folder nor a name of the Hub such as OWNER/MODEL")
+    return pull(src, revision).folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def weight_files(folder: Path, chosen: str | None = None) -> list[Path]:
                          "name the one to read with --weights FILE")
     name = name or here[0]
     if Path(name).name != name or not (folder / name).is_file():
-        raise InputError(f"{name!r} is no file of {folder}; name one of its files with --weights")
+        raise InputError(f"{name!r} is not a file of {folder}; name one of its files with --weights")
     return _shards(folder / name) if name.endswith(".json") else [folder / name]
 
 
@@ -111,9 +130,9 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index, cure="download it again").get("weight_map")
     names = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
     for name in names:
-        # Only plain names: `../x` or `/x` would read files that are none of the checkpoint's.
+        # Only plain names: `../x` or `/x` would read files outside the checkpoint.
         if Path(name).name != name or "\\" in name or not name.endswith(ENDINGS) or not (index.parent / name).is_file():
-            raise InputError(f"{index} names {name!r}, which is no file of weights in {index.parent}; download the "
+            raise InputError(f"{index} names {name!r}, which is not a file of weights in {index.parent}; download the "
                              "checkpoint again")
     if not names:
         raise InputError(f"{index} names no files in weight_map; download the checkpoint again")
@@ -124,7 +143,7 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
     """Every tensor of the files under its own name.
 
     Raises:
-        InputError: a file is damaged, holds anything but tensors, a name stands in two files, or a tensor claims more
+        InputError: a file is damaged, holds anything but tensors, a name occurs in two files, or a tensor claims more
             values than the file holds.
     """
     tensors: dict[str, Tensor] = {}
@@ -149,3 +168,68 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 def digests(files: list[Path]) -> dict[str, str]:
     """sha256 of each file, by its name."""
     return {path.name: sha256_file(path) for path in files}
+
+
+def words(name: str) -> tuple[str, ...]:
+    """The words and numbers of a key: `h.3.ln_1.weight` -> h 3 ln 1 weight."""
+    return tuple(re.findall(r"[a-z]+|[0-9]{1,9}", re.sub(r"([a-z])([A-Z])", r"\1.\2", name).lower()))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some names, and how many more."""
+    names = list(names)
+    return (", ".join(names[:6]) or "none") + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def without_derived(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors without those that a model computes (masks, positions, rotary tables), and a note on these.
+
+    Raises:
+        InputError: the file's rotary frequencies are not ours.
+    """
+    derived = [name for name, tensor in tensors.items() if is_derived(name, tensor, sizes, rope_base)]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(derived)}
+    return kept, [f"left out, as the model computes them: {listed(derived)}"] if derived else []
+
+
+def is_derived(name: str, tensor: Tensor, sizes: Sizes, rope_base: float) -> bool:
+    """Whether a model computes the tensor; rotary frequencies are compared with ours."""
+    path, width = words(name), sizes.d_model // sizes.n_head
+    if path[-2:] == ("inv", "freq"):
+        check_frequencies(name, tensor, width, rope_base)
+        return True
+    has_angles = tensor.dim() >= 2 and tensor.shape[-1] in (width, width // 2) and sizes.block_size in tensor.shape
+    return is_mask(tensor) or counts_up(tensor) or (has_angles and bool(ROTARY & set(path)))
+
+
+def check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -> None:
+    """Refuse rotary frequencies of heads of this width that are not ours.
+
+    Raises:
+        InputError: with the base, where another one explains them.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+    if tensor.shape != exponents.shape:
+        raise InputError(f"{name} holds {tuple(tensor.shape)} frequencies, and heads of width {width} turn with "
+                         f"{width // 2}; other rotary positions cannot be imported")
+    if not torch.allclose(tensor.float(), rope_base**-exponents, rtol=0.02):
+        base = float(tensor[-1].double() ** (-1 / exponents[-1])) if width > 2 else float("nan")
+        raise InputError(f"{name} holds frequencies of base {base:.6g}, not {rope_base:.6g}; give --rope-base {base:.6g}")
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether the last two axes are a causal mask: one value on and below the diagonal, another above it."""
+    if tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] < 2 or tensor.shape[:-2].numel() != 1:
+        return False
+    square_TT = tensor.reshape(tensor.shape[-2:])
+    seen, hidden = square_TT[-1, 0], square_TT[0, -1]
+    if bool(seen == hidden) or bool(square_TT[0, 0] != seen):
+        return False
+    places_T = torch.arange(len(square_TT))
+    return torch.equal(square_TT, torch.where(places_T[:, None] >= places_T, seen, hidden))
+
+
+def counts_up(tensor: Tensor) -> bool:
+    """Whether the tensor is the numbers 0, 1, 2, ... of positions."""
+    numbers = torch.arange(tensor.numel())
+    return not tensor.is_floating_point() and tensor.numel() > 1 and torch.equal(tensor.flatten().long(), numbers)

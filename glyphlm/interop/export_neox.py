@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import SETTINGS, SUMMARY, WEIGHTS
+from glyphlm.base.names import CONFIG, RESULTS, SETTINGS, SUMMARY, WEIGHTS
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import save_tensors
 from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT
-from glyphlm.runs.card import RESULTS, write_card
+from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import load_run, read_summary, special_ids, weights_sha256
 from glyphlm.runs.sampling import SAMPLING
 from glyphlm.substrate.codes import chunks
@@ -63,7 +63,7 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
         with build.folder(out) as partial:
             save_tensors(tensors, partial / WEIGHTS)
             plain.tokenizer.save(partial)
-            (partial / "config.json").write_text(to_json(neox_config(plain)), encoding="utf-8")
+            (partial / CONFIG).write_text(to_json(neox_config(plain)), encoding="utf-8")
             generation = SAMPLING | special_ids(plain.tokenizer)
             (partial / "generation_config.json").write_text(to_json(generation), encoding="utf-8")
             copy_records(run, partial)

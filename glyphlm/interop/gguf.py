@@ -10,7 +10,6 @@ out of a text first, as they are. No n-gram holds either. It also reads token te
 spelled as a byte.
 """
 
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,12 @@ from glyphlm.base.records import read_json
 from glyphlm.interop.export_neox import Plain, open_plain
 from glyphlm.runs.folder import special_ids, weights_sha256
 from glyphlm.tokenizer.layouts import BYTES, FALLBACK_BYTES, SPECIAL_SLOTS, is_reserved
-from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
+from glyphlm.tokenizer.piece_encoder import is_plain_bpe
+from glyphlm.tokenizer.spelling import BYTE
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE_KIND = range(1, 7)  # token types of GGUF
 CUT_OUT = (" ", "\u2581")
-PLAIN = {"type": "BPE", "dropout": None, "fuse_unk": False, "ignore_merges": False, "byte_fallback": True,
-         "continuing_subword_prefix": None, "end_of_word_suffix": None}
 SAMPLED, JOINED = 4000, 6  # tokens whose texts are compared at export, so many at once
 
 
@@ -67,8 +66,8 @@ def merge_ranks(run: Path, tokens: Sequence[str]) -> dict[str, int]:
     """
     parts = read_json(run / "tokenizer.json")
     model, refusal = parts["model"], f"{run}/tokenizer.json cannot be written as SentencePiece-BPE"
-    if any(model.get(key) != value for key, value in PLAIN.items()) or parts["normalizer"] or parts["pre_tokenizer"]:
-        raise InputError(f"{refusal}: it has none of our layouts (BPE over characters, without normalizer and "
+    if not is_plain_bpe(parts) or not model.get("byte_fallback"):
+        raise InputError(f"{refusal}: it is not one of our layouts (BPE over characters, without normalizer and "
                          "pre-tokenizer); export --to gpt_neox, which keeps any tokenizer")
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     joined = [left + right for left, right in merges]
@@ -101,7 +100,7 @@ def _token(number: int, token: str, tokenizer: Tokenizer, ranks: dict[str, int])
 
 
 def spell_nul_as_byte(pieces: Sequence[GgufToken]) -> list[GgufToken]:
-    """U+0000 under the name of byte 0, which stands for nothing else."""
+    """U+0000 spelled as byte 0, which is used for nothing else."""
     if all(piece.text != "\0" for piece in pieces):
         return list(pieces)
     named = {"\0": (BYTES[0], BYTE_KIND), BYTES[0]: ("<unused_byte_0>", UNUSED)}

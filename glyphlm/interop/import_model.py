@@ -3,9 +3,7 @@
 Shapes: V vocabulary, D d_model, E width of a code, N binary places of an id.
 """
 
-
 import itertools
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.hub import pull
-from glyphlm.base.names import CONFIG, HUB, SUMMARY
+from glyphlm.base.names import CONFIG, SETTINGS, SUMMARY
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
@@ -28,14 +25,16 @@ from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.interop.checkpoint_files import (
     Sizes,
     digests,
+    listed,
     read_config,
     read_sizes,
     read_tokenizer,
     read_weights,
+    source_folder,
     weight_files,
 )
 from glyphlm.interop.settings import ImportSettings
-from glyphlm.interop.tensor_map import Mapped, listed, map_experts
+from glyphlm.interop.tensor_map import Mapped, map_experts
 from glyphlm.modeling.config import Kind, ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.modeling.substrate import Substrate
@@ -160,7 +159,7 @@ def _rule(published: Published, mapped: Mapped, settings: ImportSettings) -> tup
         offset_E, affine_EN = parts
     else:
         raise InputError(f"{published.source} stores no table, and its affine parts are {len(parts)} of 2; give the table "
-                         "with --codes FILE, or say that codes are the bits of the id with --rule token_bits")
+                         "with --codes FILE, or give --rule token_bits if codes are the bits of the id")
     affine_NE = affine_EN if settings.affine_side == "rows" else affine_EN.T
     affine_NE = affine_NE.flip(0) if settings.bit_order == "high" else affine_NE
     codes = {"affine_NE": affine_NE.to(torch.uint8).contiguous(), "offset_E": offset_E.to(torch.uint8)}
@@ -177,10 +176,10 @@ def _describe(published: Published, settings: ImportSettings, kind: Kind, n_embe
     return SubstrateConfig(published.sizes.vocab_size, n_embed, kind, scale="none", lift=lift)
 
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Of transformers -> ours.
 ACTIVATIONS = {"gelu": "gelu", **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh")}
-UNKNOWN = {name: {"train": None, "validation": None} for name in ("bits_per_byte", "unigram_bits_per_byte")}  # of a summary
+UNKNOWN = {"tokens": None, "steps": None,  # fields of a summary
+           **{name: {"train": None, "validation": None} for name in ("bits_per_byte", "unigram_bits_per_byte")}}
 
 
 def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: str = "") -> dict[str, Any]:
@@ -205,19 +204,6 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
         return fuse(FusionSettings([str(run) for run in runs], allow_different_substrates=True), out, command)
 
 
-def source_folder(src: str, revision: str | None) -> Path:
-    """The folder `src`, or that of OWNER/MODEL or hf:OWNER/MODEL[@REVISION] of the Hub.
-
-    Raises:
-        InputError: it is neither, or cannot be reached.
-    """
-    if Path(src).is_dir():
-        return Path(src)
-    if not HUB_NAME.fullmatch(src.removeprefix(HUB)):
-        raise InputError(f"{src} is neither a folder nor a name of the Hub such as OWNER/MODEL")
-    return pull(src, revision).folder
-
-
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds a run."""
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == "glyphlm"
@@ -235,35 +221,35 @@ def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
             shutil.copytree(folder, partial, ignore=left_out, dirs_exist_ok=True)
             if read_summary(partial) is None:
                 known = {"name": out.name, "command": f"glyphlm import {folder}", **describe_model(model.gpt, tokenizer)}
-                write_summary(partial, known | {"tokens": None, "steps": None, **UNKNOWN})
+                write_summary(partial, known | UNKNOWN)
         say(f"{out}: a run of ours, copied without its checkpoints")
     return read_json(out / SUMMARY)
 
 
 def with_config(settings: ImportSettings, folder: Path) -> ImportSettings:
-    """The settings with what config.json of a GPT-NeoX folder says where they are the defaults.
+    """The settings, with the values of config.json of a GPT-NeoX folder in place of defaults.
 
     Raises:
-        InputError: they contradict it, or it says what our blocks do not compute.
+        InputError: they contradict it, or it describes blocks that ours cannot compute.
     """
     config = read_config(folder)
     if config.get("model_type") != "gpt_neox":
         return replace(settings, fused="stacked") if settings.fused == "auto" else settings
     where, rope = folder / CONFIG, config.get("rope_parameters") or {}
     if config.get("use_parallel_residual", True):
-        raise InputError(f"{where} says use_parallel_residual true, and our blocks are sequential; import another model")
+        raise InputError(f"{where} has use_parallel_residual true, and our blocks are sequential; import another model")
     if (part := config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))) != 1:
-        raise InputError(f"{where} says rotary_pct {part}, and our blocks turn all channels (1.0); import another model")
-    said = {
+        raise InputError(f"{where} has rotary_pct {part}, and our blocks turn all channels (1.0); import another model")
+    found = {
         "fused": "per_head", "rotation": "half", "norm_eps": config.get("layer_norm_eps", 1e-5),
         "activation": ACTIVATIONS.get(config.get("hidden_act", "gelu")),
         "rope_base": float(rope.get("rope_theta", config.get("rotary_emb_base", 10000))),
     }
-    for name, value in said.items():
+    for name, value in found.items():
         given, default = getattr(settings, name), ImportSettings.__dataclass_fields__[name].default
         if value is None or given not in (default, value):
-            raise InputError(f"{where} says {value or config.get('hidden_act')!r} for {name}, not {given}; leave it out")
-    return replace(settings, **said)
+            raise InputError(f"{where} has {value or config.get('hidden_act')!r} for {name}, not {given}; leave it out")
+    return replace(settings, **found)
 
 
 def open_published(src: str, settings: ImportSettings) -> Published:
@@ -281,7 +267,7 @@ def open_published(src: str, settings: ImportSettings) -> Published:
         experts = map_experts(read_weights(files), sizes, settings.rope_base)
     except InputError as error:
         raise InputError(f"{src}: {error}") from None
-    sha256 = digests([folder / "config.json", *files])
+    sha256 = digests([folder / CONFIG, *files])
     return Published(src, sizes, str(config.get("model_type")), experts, tokenizer, sha256)
 
 
@@ -298,7 +284,7 @@ def _import_expert(
     with build.folder(out) as partial:
         export_model(model, published.tokenizer, partial)
         shape = {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
-        (partial / "settings.yaml").write_text(to_json(shape), encoding="utf-8")  # JSON is YAML; the rest is not known
+        (partial / SETTINGS).write_text(to_json(shape), encoding="utf-8")  # JSON is YAML; the rest is not known
         summary = _summary(published, mapped, model, settings) | {"name": out.name, "command": command}
         write_summary(partial, summary)
         write_card(partial, summary)
@@ -313,10 +299,7 @@ def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportS
     """A summary without training fields, which are unknown."""
     return {
         "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},
-        **describe_model(model, published.tokenizer),
-        "tokens": None,
-        "steps": None,
-        **UNKNOWN,
+        **describe_model(model, published.tokenizer), **UNKNOWN,
     }
 
 

@@ -1,6 +1,6 @@
 """A small OpenAI-compatible HTTP server around one loaded run: health, models, completions, chat completions, its page.
 
-A request is validated before anything is computed; unsupported fields are refused with a reason, never ignored.
+A request is validated (`openai_requests`) before anything is computed.
 """
 
 import asyncio
@@ -9,9 +9,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,126 +19,31 @@ from starlette.routing import Route
 
 from glyphlm.base.errors import InputError
 from glyphlm.interop.generation_queue import Answer, Job, Refusal, Worker
+from glyphlm.interop.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    LookRequest,
+    Message,
+    StreamOptions,
+    parse,
+)
 from glyphlm.interop.settings import Limits
 from glyphlm.pages.show import Explorer
 from glyphlm.runs.chat import conversation
-from glyphlm.runs.generate import prompt_ids
+from glyphlm.runs.opening import Opened
 from glyphlm.runs.sampling import Sampling
-from glyphlm.tokenizer.tokenizer import Tokenizer
-
-
-def _listed(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
-
-
-def _only_one(prompt: Any) -> Any:
-    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
-
-
-def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class _Strict(BaseModel):
-    """Refuses unknown fields, numbers in quotes, and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-
-class StreamOptions(_Strict):
-    """`include_usage` adds a last chunk with the numbers of tokens."""
-
-    include_usage: bool = False
-
-
-# Unsupported fields of the API with their neutral values; any other value is refused.
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "suffix": ("",), "frequency_penalty": (0,),
-    "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "response_format": ({"type": "text"},),
-}
-
-
-class Asked(_Strict):
-    """Fields of both kinds of request."""
-
-    model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: Annotated[list[StopText], BeforeValidator(_listed), Field(max_length=4)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_effect(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        for name, neutral in WITHOUT_EFFECT.items():
-            if given.get(name) is not None and given[name] not in neutral:
-                raise ValueError(f"{name} is not supported with this value; leave it out, or give {neutral[0]!r}")
-        return {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
-
-
-class CompletionAsked(Asked):
-    """POST /v1/completions."""
-
-    prompt: Annotated[str, BeforeValidator(_only_one)]
-
-
-class TextPart(_Strict):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """A turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts)]
-    name: str | None = None
-
-
-class ChatAsked(Asked):
-    """POST /v1/chat/completions."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-
-
-Body = TypeVar("Body", bound=_Strict)
-
-
-class LookAsked(_Strict):
-    """POST /look: a text for the page at /."""
-
-    text: str = Field(min_length=1, max_length=4000)
 
 
 class Served:
-    """A model with the two modes of its tokenizer, and the limits of requests to it.
+    """An opened model, and the limits of requests to it."""
 
-    Args:
-        name: What requests call the model.
-        tokenizer: In a prompt the name of a special token is text, as in training text.
-        chat_tokenizer: The same vocabulary, where the names of special tokens, which templates write, are those tokens.
-        block_size: Context of the model in tokens.
-    """
+    def __init__(self, opened: Opened, limits: Limits):
+        self.name, self.limits, self.block_size, self._opened = opened.name, limits, opened.block_size, opened
+        most = max(4, int(opened.tokenizer.bytes_per_id_V.max()))  # 4: a character without id
+        self._most_bytes = (self.block_size - 1) * most
 
-    def __init__(self, name: str, tokenizer: Tokenizer, chat_tokenizer: Tokenizer, block_size: int, limits: Limits):
-        self.name, self.limits, self.block_size = name, limits, block_size
-        self._tokenizer, self._chat_tokenizer = tokenizer, chat_tokenizer
-        self._most_bytes = (block_size - 1) * max(4, int(tokenizer.bytes_per_id_V.max()))  # 4: a character without id
-
-    def job(self, asked: CompletionAsked | ChatAsked) -> Job:
+    def job(self, asked: CompletionRequest | ChatRequest) -> Job:
         """The job that answers a request.
 
         Raises:
@@ -147,38 +51,39 @@ class Served:
         """
         if asked.model != self.name:
             raise Refusal(404, f"model {asked.model[:100]!r} is not served here; ask for {self.name!r}", "model")
-        if isinstance(asked, ChatAsked):
+        if isinstance(asked, ChatRequest):
             ids = self._chat_ids(asked.messages)
             most = asked.max_completion_tokens or asked.max_tokens
         else:
-            ids, most = self._ids(self._tokenizer, asked.prompt, "prompt"), asked.max_tokens
+            ids, most = self._ids(asked.prompt, self._opened.prompt_ids, "prompt"), asked.max_tokens
         return Job(ids, self._sampling(asked, len(ids), most), asked.stop or [], bool(asked.stream))
 
-    def _ids(self, tokenizer: Tokenizer, text: str, param: str) -> list[int]:
+    def _ids(self, text: str, encode: Callable[[str], list[int]], param: str) -> list[int]:
         """Ids of a prompt, which is measured in bytes before it is tokenized."""
         size = len(text.encode())
         if size > self._most_bytes:
             raise Refusal(400, f"the prompt has {size:,} bytes, but {self.block_size} tokens of context hold at most "
                                f"{self._most_bytes:,}; shorten it", param)
-        ids = prompt_ids(tokenizer, text)
+        ids = encode(text)
         if len(ids) >= self.block_size:
             raise Refusal(400, f"the prompt has {len(ids)} tokens, which leaves no room in {self.block_size} tokens of "
                                "context; shorten it", param)
         return ids
 
     def _chat_ids(self, messages: list[Message]) -> list[int]:
+        control = self._opened.control
         turns = [{"role": message.role, "content": "".join(part.text for part in message.content)} for message in messages]
         if sum(len(turn["content"].encode()) for turn in turns) > self._most_bytes:
             raise Refusal(400, f"the messages hold more than {self._most_bytes:,} bytes, the most that {self.block_size} "
                                "tokens of context hold; shorten them", "messages")
         try:
-            text = conversation(self._chat_tokenizer, turns)
+            text = conversation(control, turns)
         except InputError as error:
             raise Refusal(400, str(error), "messages") from None
-        return self._ids(self._chat_tokenizer, text, "messages")
+        return self._ids(text, lambda text: control.encode(text) or [control.end_id], "messages")
 
-    def _sampling(self, asked: Asked, read: int, most: int | None) -> Sampling:
-        """As `glyphlm generate` samples, with what the request says otherwise; without seed, a random one."""
+    def _sampling(self, asked: GenerationRequest, read: int, most: int | None) -> Sampling:
+        """Settings of `glyphlm generate`, with those of the request; without a seed in it, a random one."""
         room = self.block_size - read
         if most is not None and most > room:
             raise Refusal(400, f"max_tokens {most} after a prompt of {read} tokens exceeds the context of {self.block_size} "
@@ -230,8 +135,8 @@ class Api:
         return HTMLResponse(await self._worked(request, lambda explorer: explorer.live_page))
 
     async def look(self, request: Request) -> Response:
-        """What the page says of a text."""
-        asked = _parse(await self._body(request), LookAsked)
+        """What the page shows of a text."""
+        asked = parse(await self._body(request), LookRequest)
         return JSONResponse(await self._worked(request, lambda explorer: explorer.look_at(asked.text)))
 
     async def _worked(self, request: Request, work: Callable[[Explorer], Any]) -> Any:
@@ -242,16 +147,16 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         """Continue a prompt."""
-        return await self._answer(request, CompletionAsked)
+        return await self._answer(request, CompletionRequest)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        return await self._answer(request, ChatAsked)
+        return await self._answer(request, ChatRequest)
 
-    async def _answer(self, request: Request, kind: type[CompletionAsked] | type[ChatAsked]) -> Response:
-        asked = _parse(await self._body(request), kind)
+    async def _answer(self, request: Request, kind: type[CompletionRequest] | type[ChatRequest]) -> Response:
+        asked = parse(await self._body(request), kind)
         job = self._served.job(asked)
-        reply = _Reply(job, self._served.name, chat=kind is ChatAsked)
+        reply = _Reply(job, self._served.name, chat=kind is ChatRequest)
         if job.stream:
             self._submit(job)
             return _Stream(job, reply.events(asked.stream_options))
@@ -292,17 +197,6 @@ class Api:
         return bytes(body)
 
 
-def _parse(body: bytes, kind: type[Body]) -> Body:
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        given = "" if not place else f", not {first['input']!r}"[:80]
-        raise Refusal(400, f"{place or 'the request'}: {reason}{given}", place or None) from None
-
-
 async def _until_gone(request: Request, job: Job) -> None:
     """Ends the job when its client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -335,9 +229,9 @@ class _Reply:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The response of a request without stream."""
-        said = {"message": {"role": "assistant", "content": answer.text}} if self._chat else {"text": answer.text}
+        content = {"message": {"role": "assistant", "content": answer.text}} if self._chat else {"text": answer.text}
         kind = "chat.completion" if self._chat else "text_completion"
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": answer.finish_reason}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.finish_reason}
         return {**self._head, "object": kind, "choices": [choice], "usage": self._usage(answer)}
 
     async def events(self, options: StreamOptions | None) -> AsyncIterator[str]:
@@ -360,8 +254,8 @@ class _Reply:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self._chat else "text_completion"
 
-    def _chunk(self, said: str | dict[str, str], finish_reason: str | None) -> str:
-        choice = {"index": 0, "delta" if self._chat else "text": said, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(self, content: str | dict[str, str], finish_reason: str | None) -> str:
+        choice = {"index": 0, "delta" if self._chat else "text": content, "logprobs": None, "finish_reason": finish_reason}
         return _event({**self._head, "object": self._chunk_kind, "choices": [choice]})
 
     def _usage(self, answer: Answer) -> dict[str, int]:

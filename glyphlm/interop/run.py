@@ -6,7 +6,7 @@
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -120,14 +120,14 @@ class Run:
         Raises:
             InputError: an option is out of range, or the model gives NaN.
         """
-        chosen = _sampling(sampling, options)
+        chosen = (sampling or Sampling()).changed(**options)
         if isinstance(prompt, str):
             return prompt_and_text(self.opened, prompt, chosen)
         return [prompt_and_text(self.opened, one, chosen) for one in prompt]
 
     def stream(self, prompt: str, sampling: Sampling | None = None, **options: Any) -> Iterator[str]:
         """Pieces of the continuation of `prompt`, as they are written."""
-        return stream(self.opened, self.opened.prompt_ids(prompt), _sampling(sampling, options))
+        return stream(self.opened, self.opened.prompt_ids(prompt), (sampling or Sampling()).changed(**options))
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling | None = None, **options: Any) -> str:
         """The answer to a conversation, messages of {"role": "user", "content": ..}, in the run's chat template.
@@ -136,7 +136,7 @@ class Run:
             InputError: the run has no chat template.
         """
         ids = chat_ids(self.opened, messages)
-        return "".join(stream(self.opened, ids, _sampling(sampling, options)))
+        return "".join(stream(self.opened, ids, (sampling or Sampling()).changed(**options)))
 
     def evaluate(
         self,
@@ -167,22 +167,27 @@ class Run:
         return Run(out, self.device)
 
     def export(self, out: str | Path, to: str = "gpt_neox", **options: Any) -> Path:
-        """Write the run for other tools: gpt_neox (transformers, vLLM) or gguf (llama.cpp); options are those functions'."""
-        from glyphlm.interop.export_neox import export_gpt_neox
-        from glyphlm.interop.gguf import export_gguf
+        """Write the run for other tools: gpt_neox (transformers, vLLM) or gguf (llama.cpp); options are those functions'.
 
-        writers: dict[str, Callable[..., Path]] = {"gpt_neox": export_gpt_neox, "gguf": export_gguf}
-        if to not in writers:
-            raise InputError(f"to {to!r} must be one of {', '.join(writers)}")
-        return writers[to](self.folder, Path(out), **options)
+        Raises:
+            InputError: the run cannot be expressed there, or `out` holds something else.
+        """
+        if to == "gguf":
+            from glyphlm.interop.gguf import export_gguf as write  # needs the extra gguf
+        elif to == "gpt_neox":
+            from glyphlm.interop.export_neox import export_gpt_neox as write
+        else:
+            raise InputError(f"to {to!r} must be gpt_neox or gguf")
+        return write(self.folder, Path(out), **options)
 
     def push(self, repo: str, private: bool = False, card: "CardSettings | None" = None) -> str:
         """Upload the run to the Hub as OWNER/NAME, its card rewritten with its current results; returns the URL."""
         from glyphlm.base.hub import push
         from glyphlm.runs.card import write_card
+        from glyphlm.runs.folder import read_summary
 
-        if self.summary:
-            write_card(self.folder, self.summary, card)
+        if summary := read_summary(self.folder):
+            write_card(self.folder, summary, card)
         return push(self.folder, repo, private)
 
 
@@ -287,16 +292,3 @@ def _complete(
     write_card(out, summary)
     write_summary(out, summary)
     say(f"{out}: {state.step} steps")
-
-
-def _sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-    """The settings with these values.
-
-    Raises:
-        InputError: a name is unknown, or a value out of range.
-    """
-    known = [one.name for one in fields(Sampling)]
-    for name in options:
-        if name not in known:
-            raise InputError(f"{name!r} is not a setting of sampling; choose from {', '.join(known)}")
-    return replace(sampling or Sampling(), **options)

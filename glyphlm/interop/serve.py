@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,13 +66,13 @@ def serve_here(run: str | Path, settings: ServeSettings, listening: socket.socke
     from glyphlm.pages.show import Explorer
 
     opened = open_model(run, resolve_device(settings.device))
-    served = Served(opened.name, opened.tokenizer, opened.control, opened.block_size, settings)
     worker = Worker(opened.model, opened.tokenizer, settings.max_waiting)
     port = listening.getsockname()[1]
     address = f"http://{settings.host}:{port}"
     ready = f"OpenAI endpoint: {address}/v1  model: {opened.name}  page: {address}/"
     plain = replace(opened, model=getattr(opened.model, "gpt", opened.model))  # which the page looks into
-    api = Api(served, worker, lambda: Explorer(plain, open_model(settings.twin) if settings.twin else None))
+    twin = partial(open_model, settings.twin) if settings.twin else lambda: None
+    api = Api(Served(opened, settings), worker, lambda: Explorer(plain, twin()))
     server = Server(api.app(), settings, worker, lambda: say(ready))
     try:
         server.run([listening])

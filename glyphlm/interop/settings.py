@@ -12,7 +12,7 @@ from glyphlm.base.ranges import Range, check_values
 class ImportSettings:
     """Properties that the shapes of a checkpoint do not show; the defaults are the likely values for the published models.
 
-    Of a GPT-NeoX folder, which `glyphlm export` writes, config.json says them, and of a run of ours nothing is needed.
+    Those of a GPT-NeoX folder, as `glyphlm export` writes, are read from its config.json; a run of glyphlm needs none.
 
     Args:
         rotation: Rotary positions turn channel i with i + K/2 (half), or 2 i with 2 i + 1 (interleaved).
@@ -90,7 +90,7 @@ class ServeSettings(Limits):
         port: Port to listen at; 0 takes a free one, which is printed.
         server: `glyphlm` serves every run, one request after another, within the limits. `vllm` answers many at once; it has
             limits of its own, needs a run without bias in its head that is no fusion, and was not tried by us.
-        twin: A run over the same tokenizer, which stands beside the run on the page at /.
+        twin: A run with the same tokenizer, shown beside the run on the page at /.
         device: Where `glyphlm` computes: auto (a GPU if there is one), cpu or cuda.
     """
 

@@ -5,8 +5,6 @@ missing or ambiguous are refused by name. A module is what shares a path but for
 4 D wide. Shapes: V vocabulary, D d_model, E width of a code, N binary places of an id.
 """
 
-
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +13,9 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.interop.checkpoint_files import Sizes
+from glyphlm.interop.checkpoint_files import Sizes, listed, without_derived, words
 
-Path = tuple[str, ...]
+Path = tuple[str, ...]  # the words and numbers of a key
 LEAVES = {"weight": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}
 PARTS = {
     "q": {"q", "query", "queries", "wq"},
@@ -44,11 +42,6 @@ class Module:
     def has_bias(self, size: int) -> bool:
         """Whether there is a bias with this number of values."""
         return "bias" in self.tensors and self.tensors["bias"].shape == (size,)
-
-
-def words(name: str) -> Path:
-    """The words and numbers of a key: `h.3.ln_1.weight` -> h 3 ln 1 weight."""
-    return tuple(re.findall(r"[a-z]+|[0-9]{1,9}", re.sub(r"([a-z])([A-Z])", r"\1.\2", name).lower()))
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
@@ -123,7 +116,7 @@ def find_attention(matrices: Sequence[Module], d: int) -> tuple[Tensor, Tensor, 
     biased = [module for module in matrices if "bias" in module.tensors and bool((module.tensors["bias"] != 0).any())]
     if biased:
         raise InputError(f"attention has biases that are not 0 ({names_of(biased)}); our blocks have none, and no other "
-                         "weight can stand in for them")
+                         "weight can replace them")
     fused = [module for module in matrices if module.shape == (3 * d, d)]
     single = [module for module in matrices if module not in fused]
     parts = [[module for module in single if words_ & set(module.path[-3:])] for words_ in PARTS.values()]
@@ -165,19 +158,12 @@ def names_of(modules: Iterable[Module]) -> str:
     return listed(name for module in modules for name in module.names)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Some names, and how many more."""
-    names = list(names)
-    return (", ".join(names[:6]) or "none") + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
 HEAD = {"head", "heads", "output", "out", "unembed", "unembedding", "classifier", "logits"}
-ROTARY = {"cos", "sin", "freqs", "angles"}
 
 
 @dataclass
 class Mapped:
-    """One model under our names, without its substrate; of attention q, k, v stand stacked as `qkv` [3 D, D].
+    """One model under our names, without its substrate; q, k, v of attention are stacked as `qkv` [3 D, D].
 
     `fused`: the file had them in one matrix, whose row order is unknown. `codes` are the candidates for the substrate: a
     table [V, E], or the bits [E, N] and [E] of an affine code. `notes` list what was left out or assumed.
@@ -200,60 +186,6 @@ def map_experts(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -
     return [map_model(part, sizes, notes) for part in split_experts(modules, find_heads(modules, sizes))]
 
 
-def without_derived(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: float) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors without those that a model computes (masks, positions, rotary tables), and a note on these.
-
-    Raises:
-        InputError: the file's rotary frequencies are not ours.
-    """
-    derived = [name for name, tensor in tensors.items() if is_derived(name, tensor, sizes, rope_base)]
-    kept = {name: tensor for name, tensor in tensors.items() if name not in set(derived)}
-    return kept, [f"left out, as the model computes them: {listed(derived)}"] if derived else []
-
-
-def is_derived(name: str, tensor: Tensor, sizes: Sizes, rope_base: float) -> bool:
-    """Whether a model computes the tensor; rotary frequencies are compared with ours."""
-    path, width = words(name), sizes.d_model // sizes.n_head
-    if path[-2:] == ("inv", "freq"):
-        check_frequencies(name, tensor, width, rope_base)
-        return True
-    has_angles = tensor.dim() >= 2 and tensor.shape[-1] in (width, width // 2) and sizes.block_size in tensor.shape
-    return is_mask(tensor) or counts_up(tensor) or (has_angles and bool(ROTARY & set(path)))
-
-
-def check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -> None:
-    """Refuse rotary frequencies of heads of this width that are not ours.
-
-    Raises:
-        InputError: with the base, where another one explains them.
-    """
-    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
-    if tensor.shape != exponents.shape:
-        raise InputError(f"{name} holds {tuple(tensor.shape)} frequencies, and heads of width {width} turn with "
-                         f"{width // 2}; other rotary positions cannot be imported")
-    if not torch.allclose(tensor.float(), rope_base**-exponents, rtol=0.02):
-        base = float(tensor[-1].double() ** (-1 / exponents[-1])) if width > 2 else float("nan")
-        raise InputError(f"{name} holds frequencies of base {base:.6g}, not {rope_base:.6g}; give --rope-base {base:.6g}")
-
-
-def is_mask(tensor: Tensor) -> bool:
-    """Whether the last two axes are a causal mask: one value on and below the diagonal, another above it."""
-    if tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] < 2 or tensor.shape[:-2].numel() != 1:
-        return False
-    square_TT = tensor.reshape(tensor.shape[-2:])
-    seen, hidden = square_TT[-1, 0], square_TT[0, -1]
-    if bool(seen == hidden) or bool(square_TT[0, 0] != seen):
-        return False
-    places_T = torch.arange(len(square_TT))
-    return torch.equal(square_TT, torch.where(places_T[:, None] >= places_T, seen, hidden))
-
-
-def counts_up(tensor: Tensor) -> bool:
-    """Whether the tensor is the numbers 0, 1, 2, ... of positions."""
-    numbers = torch.arange(tensor.numel())
-    return not tensor.is_floating_point() and tensor.numel() > 1 and torch.equal(tensor.flatten().long(), numbers)
-
-
 def find_heads(modules: Sequence[Module], sizes: Sizes) -> list[Module]:
     """The output heads [V, D]: those with a bias, else those that are named so.
 
@@ -270,10 +202,10 @@ def find_heads(modules: Sequence[Module], sizes: Sizes) -> list[Module]:
 
 
 def split_experts(modules: Sequence[Module], heads: Sequence[Module]) -> list[list[Module]]:
-    """The modules of each head's model; what belongs to no one head belongs to all.
+    """The modules of each head's model; modules without a head of their own belong to all.
 
-    The first word in which the paths of the heads differ marks an expert: a module is of the expert whose mark stands first
-    in its path (`experts.1.layers.0` is of 1).
+    The first word in which the paths of the heads differ marks an expert: a module belongs to the expert whose mark comes
+    first in its path (`experts.1.layers.0` to 1).
 
     Raises:
         InputError: the heads have no such word.
@@ -327,7 +259,7 @@ def map_outside(found: Mapped, modules: Sequence[Module], sizes: Sizes) -> None:
     found.codes = [tensor for module in rest for tensor in module.tensors.values()]
     widths = [code.shape[1] for code in found.codes if code.shape[0] == sizes.vocab_size]
     if sizes.n_embed and widths and sizes.n_embed not in widths:
-        found.notes.append(f"config.json says n_embed {sizes.n_embed}; the table is {widths[0]} wide, which is taken")
+        found.notes.append(f"config.json has n_embed {sizes.n_embed}; the width of the table, {widths[0]}, is used")
     found.tensors |= {f"head.{leaf}": tensor for leaf, tensor in heads[0].tensors.items()} | with_bias("norm.", norms[0])
 
 
@@ -340,7 +272,7 @@ def is_code(tensor: Tensor, sizes: Sizes) -> bool:
 
 
 def find_blocks(modules: Sequence[Module], sizes: Sizes) -> dict[Path, list[Module]]:
-    """The modules of each block, in order: what stands below the deepest number that two MLP matrices share.
+    """The modules of each block, in order: everything below the deepest number that two MLP matrices share.
 
     Raises:
         InputError: there are not as many as n_layer, or their numbers have a gap.
@@ -355,7 +287,7 @@ def find_blocks(modules: Sequence[Module], sizes: Sizes) -> dict[Path, list[Modu
                          f"were found, and n_layer is {sizes.n_layer}; give all weights (other ratios cannot be imported)")
     for first, second in zip(starts, starts[1:]):
         if first[:-1] == second[:-1] and int(second[-1]) != int(first[-1]) + 1:
-            raise InputError(f"behind block {'.'.join(first)} comes {'.'.join(second)}; shards are missing")
+            raise InputError(f"block {'.'.join(first)} is followed by {'.'.join(second)}; shards are missing")
     return {start: [module for module in modules if module.path[: len(start)] == start] for start in starts}
 
 

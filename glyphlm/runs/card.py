@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import WEIGHTS
+from glyphlm.base.names import CARD, RESULTS, SETTINGS, WEIGHTS
 from glyphlm.base.outputs import sha256_file, write_atomic
 from glyphlm.base.records import read_json_lines
 from glyphlm.runs.sampling import SAMPLING
@@ -20,7 +20,6 @@ PAPERS = {  # the work that is re-implemented, all by A. Bochkov: number on arXi
     "2605.09751": (2026, "Language Models Without a Trainable Input Embedding Table: Learning from Fixed Minimal Binary "
                          "Token Codes"),
 }
-RESULTS = "results.jsonl"
 MEASURED = {"task": str, "metric": str, "value": (int, float)}  # rows of results.jsonl that a card can show
 PATTERNS = {
     "license": re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*"),
@@ -56,7 +55,7 @@ class CardSettings:
 
 def write_card(run: Path, summary: dict[str, Any], settings: CardSettings | None = None) -> None:
     """Write README.md of a run folder from its summary, settings.yaml, results.jsonl and weights."""
-    write_atomic(run / "README.md", card_text(run, summary, settings or CardSettings()))
+    write_atomic(run / CARD, card_text(run, summary, settings or CardSettings()))
 
 
 def card_text(run: Path, summary: dict[str, Any], settings: CardSettings) -> str:
@@ -65,7 +64,7 @@ def card_text(run: Path, summary: dict[str, Any], settings: CardSettings) -> str
     Raises:
         InputError: results.jsonl is damaged.
     """
-    recipe = (run / "settings.yaml").read_text(encoding="utf-8") if (run / "settings.yaml").is_file() else ""
+    recipe = (run / SETTINGS).read_text(encoding="utf-8") if (run / SETTINGS).is_file() else ""
     results = read_json_lines(run / RESULTS)
     rows = [row for row in results if all(isinstance(row.get(key), MEASURED[key]) for key in MEASURED)]
     parts = [_front_matter(summary, settings, recipe, rows), _introduction(summary)]
@@ -89,7 +88,7 @@ def _front_matter(summary: dict[str, Any], settings: CardSettings, recipe: str, 
 
 
 def _result(row: dict[str, Any]) -> EvalResult:
-    """A row of model-index; the interval stands in its name, which the Hub shows, and in its arguments."""
+    """A row of model-index; the interval is in its name, which the Hub shows, and in its arguments."""
     bounds = {key: row[key] for key in ("low", "high", "interval") if row.get(key) is not None}
     source = str(row.get("source") or row["task"])
     return EvalResult(

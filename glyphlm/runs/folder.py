@@ -62,7 +62,7 @@ def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def hf_config(model: GPT | Fusion, tokenizer: Tokenizer) -> GlyphLMConfig:
-    """config.json of a model; the tokenizer's fingerprint stands in it."""
+    """config.json of a model, with the fingerprint of its tokenizer."""
     others: dict[str, Any] = {"tokenizer_fingerprint": tokenizer.fingerprint, "tie_word_embeddings": False}
     return GlyphLMConfig(**config_fields(model), **others, **special_ids(tokenizer))
 
@@ -81,7 +81,7 @@ def config_fields(model: GPT | Fusion) -> dict[str, Any]:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Ids of the special tokens under transformers' names; a text stands after what ended the one before, as in training."""
+    """Ids of the special tokens under transformers' names; as in training, a text begins after an end-of-text token."""
     return {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
 
 
@@ -97,8 +97,8 @@ def run_config(run: str | Path) -> GlyphLMConfig:
     found = read_json(path)
     kind, _ = KINDS.get(str(found.get("model_type")), (None, None))
     if kind is None:
-        raise InputError(f"{path} is of model_type {found.get('model_type')!r}, not {GlyphLMConfig.model_type}: this is no "
-                         "run folder")
+        raise InputError(f"{path} is of model_type {found.get('model_type')!r}, not {GlyphLMConfig.model_type}: this is "
+                         "not a run folder")
     try:
         return cast(GlyphLMConfig, kind.from_dict(found))
     except (ValueError, TypeError, AttributeError) as error:
@@ -108,7 +108,7 @@ def run_config(run: str | Path) -> GlyphLMConfig:
 def load_run(run: str | Path) -> tuple[GlyphLMForCausalLM, Tokenizer]:
     """Model (in eval mode, float32, CPU) and tokenizer of a run folder; no code of the folder is executed.
 
-    Adapters that were kept apart are merged into the weights. What generation_config.json says is not used.
+    Adapters that were kept apart are merged into the weights. generation_config.json is not used.
 
     Raises:
         InputError: it is not a finished run, a file is damaged or does not fit the others, a tensor holds NaN, or the
@@ -142,7 +142,7 @@ def _check_files(run: Path) -> None:
     """Refuse folders of which transformers would load something else.
 
     Raises:
-        InputError: the weights are missing, no safetensors or outside the folder, or adapters stand where transformers
+        InputError: the weights are missing, not safetensors or outside the folder, or adapters are where transformers
             apply them.
     """
     weights = [run / WEIGHTS, run / f"{WEIGHTS}.index.json"]
@@ -151,14 +151,14 @@ def _check_files(run: Path) -> None:
     named = read_json(weights[1]).get("weight_map") if weights[1].is_file() else {}
     outside = [name for name in named.values() if Path(str(name)).name != name] if isinstance(named, dict) else [named]
     if outside:
-        raise InputError(f"{weights[1]} names {outside[0]!r:.60}, which is no file of {run}; put the right file back")
+        raise InputError(f"{weights[1]} names {outside[0]!r:.60}, which is not a file of {run}; put the right file back")
     if (run / ADAPTER_CONFIG).exists():
         raise InputError(f"{run} holds {ADAPTER_CONFIG}, which names another model to load; adapters of a run belong in its "
                          f"folder {ADAPTER}")
 
 
 def _check_kinds(run: Path, model: torch.nn.Module) -> None:
-    """Refuse whole numbers in the place of weights, which would be converted: rounded weights are another model.
+    """Refuse integers in place of weights: they would be converted, and rounded weights are another model.
 
     Raises:
         InputError: with the tensor and its type.
@@ -215,5 +215,5 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    """Written last: its presence says that the run is finished."""
+    """Written last: its presence marks the run as finished."""
     write_atomic(run / SUMMARY, to_json(summary))

@@ -102,7 +102,7 @@ def cached_reader(model: Any, length: int, fixed: bool | None = None) -> Callabl
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's own bars and warnings: what is wrong with a folder is checked and said here."""
+    """Without the library's own bars and warnings: folders are checked and errors reported here."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

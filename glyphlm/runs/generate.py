@@ -14,7 +14,8 @@ from glyphlm.modeling.heads import CodeHead
 from glyphlm.modeling.model import KVCache
 from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
-from glyphlm.tokenizer.tokenizer import BYTE, Tokenizer
+from glyphlm.tokenizer.spelling import BYTE
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 PARTIAL = "\ufffd"  # what a character decodes to while its last bytes are missing
 
@@ -43,14 +44,8 @@ def prompt_and_text(opened: Opened, prompt: str, sampling: Sampling) -> str:
 
 
 def continue_text(model: Any, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
-    """As `prompt_and_text`, of a model and its tokenizer."""
-    ids = prompt_ids(tokenizer, prompt)
-    return tokenizer.decode(ids + continue_ids(model, ids, sampling, end_id=tokenizer.end_id))
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """What the model reads before it continues `prompt`."""
-    return tokenizer.encode(prompt) or [tokenizer.end_id]  # after which documents begin in training
+    """As `prompt_and_text`, of a model and its tokenizer without a folder."""
+    return prompt_and_text(Opened("", Path(), model, tokenizer, 0), prompt, sampling)
 
 
 def continue_ids(
@@ -65,7 +60,7 @@ def continue_ids(
     Args:
         model: GPT, Fusion, ByteFusion, or a model of transformers.
         stop: Called after each new id with all new ids; True ends the continuation.
-        end_id: The id that ends a document; by default as the model's generation_config says.
+        end_id: The id that ends a document; by default that of the model's generation_config.
 
     Raises:
         InputError: the model gives NaN.

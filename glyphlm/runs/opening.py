@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from glyphlm.base.names import CONFIG, WEIGHTS
+from glyphlm.base.progress import working
 from glyphlm.base.records import read_json
 from glyphlm.base.tensors import load_tensors
 from glyphlm.modeling.assembly import count_blocks, make_model, shapes_of
@@ -64,24 +65,29 @@ def open_model(run: str | Path, device: str = "cpu") -> Opened:
         InputError: it is not a finished run, a file is damaged or does not fit the others, or it needs code of its own.
     """
     folder = folder_of(run)
+    with working(f"opening {run}"):
+        return _opened(folder, name_of(run), device)
+
+
+def _opened(folder: Path, name: str, device: str) -> Opened:
     if (folder / CONFIG).is_file() and not str(read_json(folder / CONFIG).get("model_type")).startswith(OURS):
         from glyphlm.runs.foreign import context_of, load_foreign  # loads transformers
 
         model, tokenizer, start = load_foreign(str(folder))
-        return Opened(name_of(run), folder, model.to(device).eval(), tokenizer, context_of(model.config), start)
+        return Opened(name, folder, model.to(device).eval(), tokenizer, context_of(model.config), start)
     if device == "cpu" and (read := _read_plainly(folder)):
         model, tokenizer = read
-        return Opened(name_of(run), folder, model, tokenizer, model.config.block_size)
+        return Opened(name, folder, model, tokenizer, model.config.block_size)
     from glyphlm.runs.folder import load_run  # loads transformers
 
     wrapped: Any
     wrapped, tokenizer = load_run(folder)
     model = wrapped.gpt if device == "cpu" else wrapped.to(device)
-    return Opened(name_of(run), folder, model, tokenizer, wrapped.config.max_position_embeddings)
+    return Opened(name, folder, model, tokenizer, wrapped.config.max_position_embeddings)
 
 
 def _read_plainly(folder: Path) -> tuple[GPT | Fusion, Tokenizer] | None:
-    """Model (in eval mode, float32) and tokenizer of a run as we write it; None of any other, which `load_run` judges."""
+    """Model (in eval mode, float32) and tokenizer of a run as we write it; None for any other, which `load_run` checks."""
     if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) or any(
         (folder / name).exists() for name in (ADAPTER, ADAPTER_CONFIG)
     ):

@@ -1,7 +1,9 @@
 """How the next token is chosen: typed settings, and their defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 
 # As on the published model cards.
@@ -35,6 +37,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_values(self, "", RANGES)
+
+    def changed(self, **options: Any) -> "Sampling":
+        """These settings with other values of the named ones.
+
+        Raises:
+            InputError: a name is unknown, or a value out of range.
+        """
+        for name in options:
+            if name not in RANGES:
+                raise InputError(f"{name!r} is not a setting of sampling; choose from {', '.join(RANGES)}")
+        return replace(self, **options)
 
     def describe(self) -> str:
         """The settings on one line."""

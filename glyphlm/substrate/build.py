@@ -283,9 +283,10 @@ def _digests(files: Sequence[Path]) -> dict[str, str]:
 
 
 def draw_vocabulary(pictured: Sequence[str], fonts: FontChain, settings: SubstrateSettings) -> Drawing:
-    """Pictures of every token, drawn as the settings say."""
+    """Pictures of every token, drawn by the settings."""
     published = "published-2-3" if len(pictured) == 1 << 16 else "published-max"
-    return draw_tokens(pictured, fonts, settings.side, published if settings.augment == "published" else "none")
+    augment = published if settings.augment == "published" else "none"
+    return draw_tokens(pictured, fonts, settings.side, augment, "drawing glyphs")
 
 
 def check_drawn(missing: Sequence[int], settings: SubstrateSettings) -> None:

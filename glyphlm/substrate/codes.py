@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.progress import meter
+from glyphlm.base.progress import meter, working
 from glyphlm.base.records import to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.modeling.config import SubstrateConfig
@@ -73,7 +73,7 @@ def principal_axes(bits_VP: np.ndarray, n_embed: int) -> tuple[np.ndarray, np.nd
         together_PP += x_UP.T @ x_UP  # counts below 2^24 are exact in float32; numpy computes half of the square
     mean_P = torch.from_numpy(together_PP.diagonal() / np.float64(len(bits_VP)))
     covariance_PP = torch.from_numpy(together_PP).double().div_(len(bits_VP)).sub_(torch.outer(mean_P, mean_P))
-    with one_thread():
+    with one_thread(), working("finding principal components"):
         axes_PE = torch.linalg.eigh(covariance_PP).eigenvectors.flip(1)[:, :n_embed]
     largest_E = axes_PE.abs().argmax(0)
     axes_PE = axes_PE * axes_PE[largest_E, torch.arange(axes_PE.shape[1])].sign()

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import write_atomic
+from glyphlm.base.progress import Meter, meter
 from glyphlm.substrate.fonts import FontChain, check_side, draw_characters
 
 SEED = 42  # the published builders reset both generators to it for every token, so every token gets the same map
@@ -63,30 +64,34 @@ class _Cells(NamedTuple):
 
 
 def draw_tokens(
-    tokens: Sequence[str], fonts: FontChain, side: int, augment: str = "none"
+    tokens: Sequence[str], fonts: FontChain, side: int, augment: str = "none", title: str | None = None
 ) -> Drawing:
     """Draw V tokens: bits_VP (V, side * side).
 
     `augment` "none" draws upright and clean; "published-2-3" and "published-max" give the rotation, shift and noise of
     the published tables of these names, bit for bit with the same font. A code point that is in no font gets a
-    placeholder of its own; in the published tables it is the first font's .notdef glyph, as it was there.
+    placeholder of its own; in the published tables it is the first font's .notdef glyph, as it was there. A progress bar is
+    shown under `title`.
 
     Raises:
         InputError: side or augment is unknown, the fonts have another size, one is damaged, or a token is empty.
     """
     _check_request(tokens, fonts, side, augment)
-    cells, missing = _draw_cells(sorted(set().union(*tokens)), fonts, placeholders=augment == "none")
+    characters = sorted(set().union(*tokens))
     bits_VP = np.empty((len(tokens), side * side), np.uint8)
-    for (length, easy), members in _groups(tokens, augment).items():
-        source_P, noise_P = _gather(length, side, _augmentation(augment, easy))
-        step = max(1, STRIP_BYTES // (length * side * side))
-        for start in range(0, len(members), step):
-            rows = members[start : start + step]
-            strips_GX = _strips(cells, [tokens[row] for row in rows])
-            # np.take is 6 times as fast here as strips_GX[:, source_P]
-            bits_GP = np.take(strips_GX, source_P, axis=1)
-            bits_GP |= noise_P
-            bits_VP[rows] = bits_GP
+    with meter(title, len(characters) + len(tokens)) as bar:
+        cells, missing = _draw_cells(characters, fonts, augment == "none", bar)
+        for (length, easy), members in _groups(tokens, augment).items():
+            source_P, noise_P = _gather(length, side, _augmentation(augment, easy))
+            step = max(1, STRIP_BYTES // (length * side * side))
+            for start in range(0, len(members), step):
+                rows = members[start : start + step]
+                strips_GX = _strips(cells, [tokens[row] for row in rows])
+                # np.take is 6 times as fast here as strips_GX[:, source_P]
+                bits_GP = np.take(strips_GX, source_P, axis=1)
+                bits_GP |= noise_P
+                bits_VP[rows] = bits_GP
+                bar.advance(len(rows))
     return Drawing(bits_VP, missing)
 
 
@@ -168,7 +173,9 @@ def _check_request(tokens: Sequence[str], fonts: FontChain, side: int, augment: 
         raise InputError(f"token {list(tokens).index('')} of {len(tokens)} is empty and cannot be drawn; remove it")
 
 
-def _draw_cells(characters: Sequence[str], fonts: FontChain, placeholders: bool) -> tuple[_Cells, list[str]]:
+def _draw_cells(
+    characters: Sequence[str], fonts: FontChain, placeholders: bool, bar: Meter
+) -> tuple[_Cells, list[str]]:
     """Draw each code point once; those in no font are listed, and get placeholders or the first font's .notdef glyph."""
     codes = {character: code for code, character in enumerate(characters)}
     faces = [fonts.face_for(character) for character in characters]
@@ -178,6 +185,7 @@ def _draw_cells(characters: Sequence[str], fonts: FontChain, placeholders: bool)
     for start in range(0, len(characters), DRAWN_AT_ONCE):
         piece = slice(start, start + DRAWN_AT_ONCE)
         cells_3CQ[:, piece] = draw_characters(characters[piece], faces[piece], fonts.side)
+        bar.advance(len(characters[piece]))
     for character in missing if placeholders else ():
         cells_3CQ[1, codes[character]] = np.packbits(_placeholder(ord(character), fonts.side))
     return _Cells(codes, *cells_3CQ), missing

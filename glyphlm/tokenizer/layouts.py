@@ -9,7 +9,6 @@ F900..FFFE are the code points themselves. E000..E0FF are special slots. N-grams
 D800..DFFF and E100..F8FF, in the large layouts also 10000..1FFFE. What stays free is `<unused_ID>`.
 """
 
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.progress import say
+from glyphlm.base.progress import say, working
 from glyphlm.tokenizer.ngram_stats import LanguageNgrams
 from glyphlm.tokenizer.ngrams import WORD, TextCounts, by_frequency
 from glyphlm.tokenizer.settings import MIN_VOCAB
@@ -69,7 +68,8 @@ def choose_ngrams(words: Counter[str], characters: Sequence[str], room: int) -> 
     )
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(repeated(words), trainer)
+    with working("learning n-grams"):
+        learner.train_from_iterator(repeated(words), trainer)
     ids = learner.get_vocab()
     return [token for token in sorted(ids, key=ids.__getitem__) if len(token) > 1]
 
@@ -86,7 +86,7 @@ def bpe_backend(vocabulary: Sequence[str], ngrams: Sequence[str], specials: Sequ
     """A BPE tokenizer without pre-tokenizer whose merges are all splits of each n-gram into two tokens, in id order."""
     ids = {token: number for number, token in enumerate(vocabulary)}
     if len(ids) != len(vocabulary):
-        raise AssertionError("a token stands twice in the vocabulary")
+        raise AssertionError("a token occurs twice in the vocabulary")
     splits = ((token[:cut], token[cut:]) for token in ngrams for cut in range(1, len(token)))
     merges = [(left, right) for left, right in splits if left in ids and right in ids]
     model = models.BPE(vocab=ids, merges=merges, unk_token="<unk>", byte_fallback=True)
@@ -198,7 +198,7 @@ def read_special_names(path: str) -> list[str]:
     """Names of the special slots from E000 on, one a line.
 
     Raises:
-        InputError: one of `<pad>`, `<s>`, `</s>`, `<unk>` is missing, a name stands twice, or they overlap with bytes.
+        InputError: one of `<pad>`, `<s>`, `</s>`, `<unk>` is missing, a name occurs twice, or they overlap with bytes.
     """
     names = _read_text(path).split("\n")
     names = names[:-1] if names[-1] == "" else names

@@ -9,14 +9,14 @@ of the texts; and machines can share the work: count some texts on each, put the
 one, and run the command with all the texts there: every source is already counted.
 """
 
-
 import ast
 import hashlib
 import io
+import itertools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -27,12 +27,12 @@ import numpy as np
 from glyphlm.base.errors import InputError
 from glyphlm.base.jobs import Engine, share_out
 from glyphlm.base.names import BUILD
-from glyphlm.base.outputs import Build, one_writer, sha256_file, write_atomic
-from glyphlm.base.progress import meter, say
-from glyphlm.base.records import to_json
+from glyphlm.base.outputs import Build, one_writer, write_atomic
+from glyphlm.base.progress import say
+from glyphlm.base.records import SURROGATE, to_json
 from glyphlm.corpus.cldr import language_name
 from glyphlm.corpus.reading import STRICT, Passage, Reading, passages
-from glyphlm.corpus.sources import find_sources, is_data_set, size_of, suffix_of
+from glyphlm.corpus.sources import digests, find_sources, size_of, suffix_of
 from glyphlm.tokenizer.ngrams import NgramCounts, NgramTable
 from glyphlm.tokenizer.settings import NgramSettings
 
@@ -113,8 +113,7 @@ def _fault(rows: Any) -> str | None:
             return f"language {number} does not have exactly the keys {', '.join(KEYS)}"
         if not isinstance(row["lang"], str) or not isinstance(row["language_name"], str):
             return f"language {number} has no text as its lang and language_name"
-        fault = _table_fault(row["top_ngrams"])
-        if fault:
+        if fault := _table_fault(row["top_ngrams"]):
             return f"language {number} ({row['lang']!r}): {fault}"
     return None
 
@@ -132,9 +131,10 @@ def _table_fault(tables: Any) -> str | None:
 
 
 def _is_pair(pair: Any, n: int) -> bool:
-    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or type(pair[1]) is not int:
+    if not isinstance(pair, tuple) or [type(part) for part in pair] != [str, int]:
         return False
-    return len(pair[0]) == n and pair[1] > 0 and not any("\ud800" <= character <= "\udfff" for character in pair[0])
+    text, count = pair
+    return len(text) == n and count > 0 and not SURROGATE.search(text)
 
 
 RULES_VERSION = 1  # to be raised with every change of word rules or partial files, so that old ones are not found
@@ -159,46 +159,26 @@ def count_ngrams(
     out = Path(out)
     if not out.name or out.is_dir():
         raise InputError(f"{out} is a folder; name the file of statistics to write, such as {out / 'ngrams.txt'}")
-    with one_writer(out.with_name(f"{out.name}.parts")):
-        return _count_ngrams(texts, settings, out, reading, jobs, engine)
-
-
-def _count_ngrams(
-    texts: Mapping[str, Sequence[str]],
-    settings: NgramSettings,
-    out: Path,
-    reading: Reading,
-    jobs: int,
-    engine: Engine | None,
-) -> list[LanguageNgrams]:
     folder = out.with_name(f"{out.name}.parts")
-    sources = {lang: find_sources(given) for lang, given in texts.items()}
-    digests = _digests(dict.fromkeys(source for found in sources.values() for source in found))
-    parts = {source: folder / _part_name(source, digest, settings, reading) for source, digest in digests.items()}
-    missing = {part: source for source, part in parts.items() if not part.exists()}
-    if out.exists() and missing:
-        raise InputError(f"{out} exists, but not all of these texts are counted; choose another --out or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    if engine and missing:
-        engine(partial(_count_source, settings=settings, reading=reading), [*missing.items()])
-    else:
-        _count_all(missing, settings, reading, jobs)
-    languages = [_language(lang, [parts[source] for source in found], settings) for lang, found in sources.items()]
-    record = Build("ngrams", asdict(settings) | reading.settings(), {"languages": sources, "sources": digests})
-    write_atomic(folder / BUILD, to_json(asdict(record)))
-    _write_once(out, languages)
+    with one_writer(folder):
+        sources = {lang: find_sources(given) for lang, given in texts.items()}
+        found = digests(dict.fromkeys(itertools.chain(*sources.values())))
+        named = {source: source if digest == "hub" else digest for source, digest in found.items()}
+        parts = {source: folder / _part_name(source, digest, settings, reading) for source, digest in named.items()}
+        missing = {part: source for source, part in parts.items() if not part.exists()}
+        if out.exists() and missing:
+            raise InputError(f"{out} exists, but not all of these texts are counted; choose another --out or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        count = partial(_count_source, settings=settings, reading=reading)
+        if engine and missing:
+            engine(count, [*missing.items()])
+        else:
+            _count_here(count, missing, jobs)
+        languages = [_language(lang, [parts[source] for source in given], settings) for lang, given in sources.items()]
+        record = Build("ngrams", asdict(settings) | reading.settings(), {"languages": sources, "sources": named})
+        write_atomic(folder / BUILD, to_json(asdict(record)))
+        _write_once(out, languages)
     return languages
-
-
-def _digests(sources: Iterable[str]) -> dict[str, str]:
-    """What identifies each source: the sha256 of a file; a data set of the Hub is identified by its name."""
-    sizes = {source: size_of(source) for source in sources}
-    digests = {}
-    with meter("looking at the texts", sum(sizes.values()) or None) as bar:
-        for source, size in sizes.items():
-            digests[source] = source if is_data_set(source) else sha256_file(Path(source))
-            bar.advance(size)
-    return digests
 
 
 def _part_name(source: str, digest: str, settings: NgramSettings, reading: Reading) -> str:
@@ -208,20 +188,14 @@ def _part_name(source: str, digest: str, settings: NgramSettings, reading: Readi
     return f"{hashlib.sha256(to_json(asked).encode()).hexdigest()[:24]}.npz"
 
 
-def _count_all(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
+def _count_here(count: Callable[..., None], missing: Mapping[Path, str], jobs: int) -> None:
+    """Count in `jobs` processes, the largest sources first, so that all end at about the same time."""
     if jobs == 1:
         for number, (part, source) in enumerate(missing.items(), start=1):
-            _count_source(part, source, settings, reading, f"counting {number} of {len(missing)}")
+            count(part, source, title=f"counting {number} of {len(missing)}")
     elif missing:
-        _count_parallel(missing, settings, reading, min(jobs, len(missing)))
-
-
-def _count_parallel(missing: Mapping[Path, str], settings: NgramSettings, reading: Reading, jobs: int) -> None:
-    """The largest sources first, so that all processes end at about the same time."""
-    sizes = {part: size_of(source) for part, source in missing.items()}
-    order = sorted(sizes, key=sizes.__getitem__, reverse=True)
-    count = partial(_count_source, settings=settings, reading=reading)
-    share_out(count, [(part, missing[part]) for part in order], jobs, "counting", [sizes[part] for part in order])
+        order = sorted(missing.items(), key=lambda item: size_of(item[1]), reverse=True)
+        share_out(count, order, min(jobs, len(missing)), "counting", [size_of(source) for _, source in order])
 
 
 def _count_source(part: Path, source: str, settings: NgramSettings, reading: Reading, title: str | None = None) -> None:

@@ -5,16 +5,27 @@ tokenizers without normalizer and pre-tokenizer, as ours are, can be cut so. Sha
 more than one character, I ids.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import tokenizers
+
+from glyphlm.base.errors import InputError
+from glyphlm.corpus.reading import Passage
 
 PAIR_BITS = 20  # 1 MiB of flags stays in the cache; pairs that share a flag only leave a cut out, which is exact too
 MAX_KNOWN = 1 << 20  # distinct pieces remembered, about 130 MB; then all are forgotten
 LEARNED_AT_ONCE = 512  # pieces of one call, about 4,000 characters: longer texts slow the backend down
 UNKNOWN = np.uint32(0xFFFFFFFF)
+PLAIN_BPE = {"type": "BPE", "dropout": None, "fuse_unk": False, "ignore_merges": False,
+             "continuing_subword_prefix": None, "end_of_word_suffix": None}
+PIECE_CHARS = 1 << 14  # a long document comes in pieces of about this size
+BATCH_CHARS = 1 << 17  # encoded in one call
+MAX_UNCUT = 1 << 18  # characters without a safe cut (a genome): cut all the same, which loses at most one merge
+MAX_HELD = 1 << 24  # characters of a document in a foreign vocabulary: 3 GB in the backend
 
 
 class PieceEncoder:
@@ -40,6 +51,15 @@ class PieceEncoder:
     def cuts(self, text: str) -> np.ndarray:
         """Places between two characters where `text` may be cut, in order."""
         return np.flatnonzero(self._is_cut(_code_points(text))) + 1
+
+    def edges(self, text: str) -> list[int]:
+        """Inner places, about PIECE_CHARS apart, where no merge crosses."""
+        if len(text) <= PIECE_CHARS:
+            return []
+        cuts = self.cuts(text)
+        wanted = np.arange(PIECE_CHARS, len(text), PIECE_CHARS)
+        places = np.searchsorted(cuts, wanted, side="right") - 1
+        return np.unique(cuts[places[places >= 0]]).tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """uint32 ids of each of `texts`, which hold no lone surrogate. Many short texts cost little more than one long."""
@@ -150,3 +170,51 @@ def _code_points(text: str) -> np.ndarray:
 def _flag_places(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Where the flag of each pair of code points stands: a multiplicative hash."""
     return (left * np.uint32(0x9E3779B1) + right * np.uint32(0x85EBCA77)) >> np.uint32(32 - PAIR_BITS)
+
+
+# Streams of documents
+
+
+def can_be_cut(backend: tokenizers.Tokenizer, spelled: Sequence[str]) -> bool:
+    """Whether ids depend on nothing but merges, as in our layouts, and newlines stay alone."""
+    alone = all("\n" not in token or token == "\n" for token in spelled)
+    return alone and is_plain_bpe(json.loads(backend.to_str()))
+
+
+def is_plain_bpe(parts: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json of these parts gives ids that follow from the merges of characters alone."""
+    is_plain = all(parts["model"].get(key) == value for key, value in PLAIN_BPE.items())
+    return is_plain and not parts["normalizer"] and not parts["pre_tokenizer"]
+
+
+def segments(stream: Iterable[Passage], encoder: PieceEncoder | None) -> Iterator[Passage]:
+    """The documents cut anew, into parts whose ids do not depend on each other; whole without an encoder.
+
+    Raises:
+        InputError: a document is too long to be encoded whole.
+    """
+    waiting = ""
+    for text, last in stream:
+        waiting += text
+        edges = [0, *(encoder.edges(waiting) if encoder else ())]
+        if last or (encoder and len(waiting) - edges[-1] > MAX_UNCUT):
+            edges.append(len(waiting))
+        for start, end in zip(edges, edges[1:]):
+            yield Passage(waiting[start:end], last and end == len(waiting))
+        waiting = waiting[edges[-1] :]
+        if len(waiting) > MAX_HELD:
+            raise InputError(f"a document is longer than {MAX_HELD:,} characters, which a foreign vocabulary cannot "
+                             "encode in parts; give shorter documents")
+
+
+def batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+    """Lists of passages of about BATCH_CHARS together."""
+    batch, size = [], 0
+    for passage in passages:
+        batch.append(passage)
+        size += len(passage.text) + 1  # empty documents count, too
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

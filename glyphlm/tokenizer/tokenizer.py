@@ -1,15 +1,8 @@
-"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads.
-
-Our vocabularies spell characters as they are and bytes as `<0xXX>`. Foreign vocabularies may be byte-level (each byte is
-written as one printable character, as in GPT-2) or SentencePiece-like (U+2581 for a space, bytes as `<0xXX>`).
-"""
-
+"""`str` -> ids and back, the bytes that each id stands for, and the folder that any library reads."""
 
 import hashlib
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,54 +15,10 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.records import read_json, to_json
 from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.layouts import SPECIALS, is_reserved
-from glyphlm.tokenizer.piece_encoder import PieceEncoder
+from glyphlm.tokenizer.piece_encoder import PieceEncoder, batched, can_be_cut, segments
+from glyphlm.tokenizer.spelling import BYTE_OF_LETTER, Spelling, legible, spelling_of
 
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-# The visible characters of Latin-1 stand for their own bytes, the other 68 bytes for the characters from U+0100 on.
-VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-HIDDEN = tuple(byte for byte in range(256) if byte not in VISIBLE)
-BYTE_OF_LETTER = {chr(byte): byte for byte in VISIBLE} | {chr(0x100 + place): byte for place, byte in enumerate(HIDDEN)}
-
-Spelling = Callable[[str], bytes]
-
-
-def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
-    """The function token -> UTF-8 bytes of this vocabulary.
-
-    Raises:
-        InputError: its decoder is of a kind (such as WordPiece) that does not determine the bytes of a token.
-    """
-    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {"type": "none"}
-    parts: list[dict[str, Any]] = decoder.get("decoders", [decoder])
-    kinds = {part["type"] for part in parts}
-    if "ByteLevel" in kinds:
-        return spell_byte_level
-    if "Metaspace" in kinds or any(part.get("content") == " " for part in parts):
-        return lambda token: spell_plain(token.replace("\u2581", " "))
-    if kinds <= {"ByteFallback", "Fuse"}:
-        return spell_plain
-    raise InputError(f"a tokenizer with the decoder {', '.join(sorted(kinds))} does not determine the bytes of its tokens; "
-                     "use a byte-level or SentencePiece-like one")
-
-
-def spell_plain(token: str) -> bytes:
-    """`<0xXX>` is that byte, any other token its own UTF-8 bytes."""
-    byte = BYTE.fullmatch(token)
-    return bytes.fromhex(byte[1]) if byte else token.encode()
-
-
-def spell_byte_level(token: str) -> bytes:
-    """One byte a letter; added tokens, which are written as plain text, are their own UTF-8 bytes."""
-    if all(letter in BYTE_OF_LETTER for letter in token):
-        return bytes(BYTE_OF_LETTER[letter] for letter in token)
-    return token.encode()
-
-
-PIECE_CHARS = 1 << 14  # a long document comes in pieces of about this size
-BATCH_CHARS = 1 << 17  # encoded in one call
-MAX_UNCUT = 1 << 18  # characters without a safe cut (a genome): cut all the same, which loses at most one merge
 SKIPPED_IDS = 1 << 12  # ids without a token that a foreign vocabulary may have, besides as many as it has tokens
-MAX_HELD = 1 << 24  # characters of a document in a foreign vocabulary: 3 GB in the backend
 # The class is named because transformers 5 otherwise guesses one from config.json and adds a byte-level pre-tokenizer.
 HF_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -193,7 +142,7 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int:
-        """Id of the token, ours `</s>`, that stands between documents."""
+        """Id of the token between documents, `</s>` in our vocabularies."""
         return self._special_id("eos_token")
 
     @property
@@ -225,7 +174,7 @@ class Tokenizer:
         """
         if spelling == "raw":
             return self.tokens
-        return [_legible(self.text_bytes(number), token) for number, token in enumerate(self.tokens)]
+        return [legible(self.text_bytes(number), token) for number, token in enumerate(self.tokens)]
 
     @cached_property
     def bytes_per_id_V(self) -> np.ndarray:
@@ -255,7 +204,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             where = f"position {error.start} of the text"
-            raise InputError(f"{where} holds half of a character pair (a lone surrogate); mend it") from None
+            raise InputError(f"{where} holds half of a character pair (a lone surrogate); fix it") from None
         with _rust_errors("the tokenizer cannot encode this text", "make tokenizer.json again"):
             return self._backend.encode(text, add_special_tokens=False).ids
 
@@ -289,44 +238,18 @@ class Tokenizer:
         Raises:
             InputError: a document is too long for a foreign vocabulary.
         """
-        for batch in _batched(self._segments(stream)):
+        for batch in batched(segments(stream, self._encoder)):
             texts = [text for text, _ in batch]
-            found = self._encoder.encode_batch(texts) if self._encoder else map(self._encode_whole, texts)
+            encoder = self._encoder
+            found = encoder.encode_batch(texts) if encoder else [np.array(self.encode(text), np.uint32) for text in texts]
             yield from (Piece(ids, last) for ids, (_, last) in zip(found, batch))
-
-    def _segments(self, stream: Iterable[Passage]) -> Iterator[Passage]:
-        """The documents cut anew, into parts whose ids do not depend on each other."""
-        waiting = ""
-        for text, last in stream:
-            waiting += text
-            edges = [0, *self._edges(waiting)]
-            if last or (self._encoder and len(waiting) - edges[-1] > MAX_UNCUT):
-                edges.append(len(waiting))
-            for start, end in zip(edges, edges[1:]):
-                yield Passage(waiting[start:end], last and end == len(waiting))
-            waiting = waiting[edges[-1] :]
-            if len(waiting) > MAX_HELD:
-                raise InputError(f"a document is longer than {MAX_HELD:,} characters, which a foreign vocabulary cannot "
-                                 "encode in parts; give shorter documents")
-
-    def _edges(self, text: str) -> list[int]:
-        """Inner places, about PIECE_CHARS apart, where no merge crosses."""
-        if self._encoder is None or len(text) <= PIECE_CHARS:
-            return []
-        cuts = self._encoder.cuts(text)
-        wanted = np.arange(PIECE_CHARS, len(text), PIECE_CHARS)
-        places = np.searchsorted(cuts, wanted, side="right") - 1
-        return np.unique(cuts[places[places >= 0]]).tolist()
-
-    def _encode_whole(self, text: str) -> np.ndarray:
-        return np.array(self.encode(text), dtype=np.uint32)
 
     @cached_property
     def _encoder(self) -> PieceEncoder | None:
         """None for a foreign vocabulary, whose text must not be cut."""
         as_text = self.special_ids if self.specials_in_text == "literal" else frozenset()
         spelled = ["" if number in as_text else token for number, token in enumerate(self.tokens)]
-        return PieceEncoder(self._backend, spelled) if _can_be_cut(self._backend, spelled) else None
+        return PieceEncoder(self._backend, spelled) if can_be_cut(self._backend, spelled) else None
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for people."""
@@ -345,19 +268,6 @@ def byte_tokenizer() -> Tokenizer:
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(list(SPECIALS))
     return Tokenizer(backend).as_trained()
-
-
-def _batched(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-    """Lists of passages of about BATCH_CHARS together."""
-    batch, size = [], 0
-    for passage in passages:
-        batch.append(passage)
-        size += len(passage.text) + 1  # empty documents count, too
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -401,21 +311,3 @@ def _check_numbers(path: Path, ids: Mapping[str, int]) -> None:
     if double is not None:
         names = [token for token, number in ids.items() if number == double]
         raise InputError(f"{path} has {len(names)} tokens with the id {double} ({str(names)[:100]}); build it again")
-
-
-def _legible(text: bytes, token: str) -> str:
-    """The text; hexadecimal digits of bytes that are not characters; the name of tokens without text."""
-    try:
-        return text.hex().upper() if BYTE.fullmatch(token) else text.decode() or token
-    except UnicodeDecodeError:
-        return text.hex().upper()
-
-
-def _can_be_cut(backend: tokenizers.Tokenizer, spelled: Sequence[str]) -> bool:
-    """Whether ids depend on nothing but merges, as in our layouts, and newlines stay alone."""
-    parts = json.loads(backend.to_str())
-    plain = {"type": "BPE", "dropout": None, "fuse_unk": False, "ignore_merges": False}
-    plain |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
-    is_plain = all(parts["model"].get(key) == value for key, value in plain.items())
-    alone = all("\n" not in token or token == "\n" for token in spelled)
-    return is_plain and alone and not parts["normalizer"] and not parts["pre_tokenizer"]
