@@ -101,7 +101,7 @@ def test_every_document_holds_what_it_claims(book: Documents) -> None:
 
 def test_names_are_written_in_the_letters_of_their_language() -> None:
     for subject in subjects():
-        for names in (subject.names, *filter(None, subject.says.values())):
+        for names in (subject.names, *filter(None, subject.facts.values())):
             assert not re.search("[а-яё]", names["en"] + names["zh"])
             assert not re.search("[\u4e00-\u9fff]", names["en"] + names["ru"])
 
@@ -114,7 +114,7 @@ def test_names_are_written_in_the_letters_of_their_language() -> None:
     ("3000000", "digits", {"en": "3,000,000", "ru": "3 000 000", "zh": "3,000,000"}),
 ])
 def test_known_facts(code: str, relation: str, expected: dict[str, str]) -> None:
-    assert next(subject.says[relation] for subject in subjects() if subject.code == code) == expected
+    assert next(subject.facts[relation] for subject in subjects() if subject.code == code) == expected
 
 
 def test_the_files_hold_the_phrases(tmp_path: Path, book: Documents) -> None:

@@ -38,7 +38,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
 def _can_be_reached() -> bool:
     """Whether the Hub answers within seconds: the library itself would try for minutes."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows
+        return True  # the proxy decides
     place = urlsplit(huggingface_hub.constants.ENDPOINT)
     try:
         socket.create_connection((place.hostname or "", place.port or 443), CONNECT_SECONDS).close()

@@ -3,6 +3,7 @@
 import importlib
 import io
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 
@@ -25,7 +26,6 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def run_completion(arguments: Sequence[str]) -> None:
-    """glyphlm completion."""
     parser = Parser.of(
         "completion",
         "Print a completion script, to be loaded when the shell starts.",
@@ -65,12 +65,8 @@ def _fish() -> str:
         first, _, second = verb.partition(" ")
         seen = f"__fish_seen_subcommand_from {first}" + (f"; and __fish_seen_subcommand_from {second}" if second else "")
         start = f"__fish_seen_subcommand_from {first}" if second else "__fish_use_subcommand"
-        lines.append(f"complete -c glyphlm -n '{start}' -a {second or first} -d {_quoted(what)}")
+        lines.append(f"complete -c glyphlm -n '{start}' -a {second or first} -d {shlex.quote(what)}")
         if second:
             lines.append(f"complete -c glyphlm -n __fish_use_subcommand -a {first}")
         lines += [f"complete -c glyphlm -n '{seen}' -l '{option.removeprefix('--')}'" for option in options_of(verb)]
     return "\n".join(dict.fromkeys(lines)) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"

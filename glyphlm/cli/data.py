@@ -12,7 +12,6 @@ from glyphlm.tokenizer.settings import NgramSettings, TokenizerSettings
 
 
 def run_tokenizer_build(arguments: Sequence[str]) -> None:
-    """glyphlm tokenizer build."""
     parser = Parser.of(
         "tokenizer build",
         "Lay out a vocabulary: tokenizer.json for any library, vocab.txt for reading. The layout compact is counted on your "
@@ -38,7 +37,6 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
 
 
 def run_tokenizer_extend(arguments: Sequence[str]) -> None:
-    """glyphlm tokenizer extend."""
     parser = Parser.of(
         "tokenizer extend",
         "Give more characters ids of their own, after all others: in a tokenizer, or in a trained run, which then reads "
@@ -60,7 +58,6 @@ def run_tokenizer_extend(arguments: Sequence[str]) -> None:
 
 
 def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
-    """glyphlm tokenizer ngrams."""
     parser = Parser.of(
         "tokenizer ngrams",
         "Count the n-grams inside words, language by language, for the layouts bvv241-2-3, bvv241-max and bvv241-abs. "
@@ -99,7 +96,6 @@ def _texts_by_language(given: Sequence[str]) -> dict[str, list[str]]:
 
 
 def run_tokenizer_compare(arguments: Sequence[str]) -> None:
-    """glyphlm tokenizer compare."""
     parser = Parser.of(
         "tokenizer compare",
         "Encode texts with several tokenizers, ours or any Hugging Face folder with a tokenizer.json. Printed for each "
@@ -121,7 +117,6 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
 
 
 def run_substrate_build(arguments: Sequence[str]) -> None:
-    """glyphlm substrate build."""
     parser = Parser.of(
         "substrate build",
         "Make the code of every token: pictures of glyphs, bits of the id, random codes, a table of others, or a random "
@@ -149,7 +144,6 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
 
 
 def run_substrate_inspect(arguments: Sequence[str]) -> None:
-    """glyphlm substrate inspect."""
     parser = Parser.of(
         "substrate inspect",
         "Print which tokens share a code, the norms and the rank of the codes, and nearest neighbours.",
@@ -166,7 +160,6 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
 
 
 def run_prepare(arguments: Sequence[str]) -> None:
-    """glyphlm prepare."""
     parser = Parser.of(
         "prepare",
         "Tokenize a text into shards, a share of it held out for validation. The same command resumes after a stop.",

@@ -17,7 +17,6 @@ from glyphlm.studies.settings import Study
 
 
 def run_quickstart(arguments: Sequence[str]) -> None:
-    """glyphlm quickstart."""
     parser = Parser.of(
         "quickstart",
         "The whole way on a phrase book in English, Russian and Chinese that needs no network: tokenizer, substrates, "
@@ -42,7 +41,6 @@ def _summaries(runs: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def run_train(arguments: Sequence[str]) -> None:
-    """glyphlm train."""
     parser = Parser.of(
         "train",
         "Train the model of a recipe; any of its values can be overridden. The same command resumes after a stop.",
@@ -63,7 +61,6 @@ def run_train(arguments: Sequence[str]) -> None:
 
 
 def run_grow(arguments: Sequence[str]) -> None:
-    """glyphlm grow."""
     parser = Parser.of(
         "grow",
         "Grow a model in the stages of a recipe: train some layers, freeze them, train new ones on top. Each stage is a run "
@@ -89,7 +86,6 @@ def run_grow(arguments: Sequence[str]) -> None:
 
 
 def run_fuse(arguments: Sequence[str]) -> None:
-    """glyphlm fuse."""
     parser = Parser.of(
         "fuse",
         "Fuse models that were trained apart over one vocabulary into one, without training: a run folder that generates, "
@@ -122,7 +118,6 @@ def run_fuse(arguments: Sequence[str]) -> None:
 
 
 def run_plan(arguments: Sequence[str]) -> None:
-    """glyphlm plan."""
     parser = Parser.of(
         "plan",
         "Estimate what a recipe costs before anything is built: parameters, memory, FLOPs, time and money, the largest "
@@ -149,7 +144,6 @@ def run_plan(arguments: Sequence[str]) -> None:
 
 
 def run_study(arguments: Sequence[str]) -> None:
-    """glyphlm study."""
     parser = Parser.of(
         "study",
         "Train the arms of a recipe with several seeds, grow, fuse and evaluate them, and write OUT/results.md with "
@@ -171,16 +165,11 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_argument("--unlock", action="store_true", help="resume after a kill: remove the lock of Snakemake")
     parser.add_out("folder of everything", required=True)
     parser.add_json()
-    ours, options = _at_dashes(arguments)
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    ours, of_snakemake = arguments[:place], arguments[place + 1 :]
     given, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
     from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
 
     command = f"glyphlm study {shlex.join(ours)}"
-    table = study(settings, given.out, given.jobs, given.dry_run, given.unlock, options, command)
+    table = study(settings, given.out, given.jobs, given.dry_run, given.unlock, of_snakemake, command)
     print_results(given, str(table), [] if given.dry_run else read_json_lines(given.out / RESULTS))
-
-
-def _at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The arguments before "--", and those after it."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:place], arguments[place + 1 :]

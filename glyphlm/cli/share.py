@@ -13,7 +13,6 @@ RUN = "run folder, or hf:OWNER/NAME[@REVISION]"
 
 
 def run_import(arguments: Sequence[str]) -> None:
-    """glyphlm import."""
     parser = Parser.of(
         "import",
         "Make a run folder from a published checkpoint, a folder or a name on the Hub. Its Python files are never run: "
@@ -45,7 +44,6 @@ def run_import(arguments: Sequence[str]) -> None:
 
 
 def run_export(arguments: Sequence[str]) -> None:
-    """glyphlm export."""
     parser = Parser.of(
         "export",
         "Write a run for other tools: as a stock GPT-NeoX folder, which transformers, vLLM and others open without "
@@ -71,7 +69,6 @@ def run_export(arguments: Sequence[str]) -> None:
 
 
 def run_pull(arguments: Sequence[str]) -> None:
-    """glyphlm pull."""
     parser = Parser.of(
         "pull",
         "Download a run of the Hub: weights, config, tokenizer, records; never its Python files. It goes into the cache of "
@@ -98,7 +95,6 @@ def run_pull(arguments: Sequence[str]) -> None:
 
 
 def run_push(arguments: Sequence[str]) -> None:
-    """glyphlm push."""
     parser = Parser.of(
         "push",
         "Upload a run, or an export of one, to the Hugging Face Hub. The card of a run is rewritten with its current "
@@ -121,7 +117,6 @@ def run_push(arguments: Sequence[str]) -> None:
 
 
 def run_serve(arguments: Sequence[str]) -> None:
-    """glyphlm serve."""
     parser = Parser.of(
         "serve",
         "Answer OpenAI clients with a run (pip install 'glyphlm[serve]'): GET /health and /v1/models, POST /v1/completions "

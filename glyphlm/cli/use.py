@@ -14,7 +14,6 @@ RUNS = "a run folder, hf:OWNER/NAME[@REVISION], or a folder that transformers re
 
 
 def run_generate(arguments: Sequence[str]) -> None:
-    """glyphlm generate."""
     parser = Parser.of(
         "generate",
         "Continue prompts with a trained run; the text appears as it is written.",
@@ -48,7 +47,6 @@ def run_generate(arguments: Sequence[str]) -> None:
 
 
 def run_chat(arguments: Sequence[str]) -> None:
-    """glyphlm chat."""
     parser = Parser.of(
         "chat",
         "Talk with a run, or with several side by side: a frozen model and its twin answer the same line. A run with a chat "
@@ -69,7 +67,6 @@ def run_chat(arguments: Sequence[str]) -> None:
 
 
 def run_eval(arguments: Sequence[str]) -> None:
-    """glyphlm eval."""
     parser = Parser.of(
         "eval",
         "Evaluate models on benchmark questions and on texts. Results are printed, and kept in results.jsonl of each "
@@ -107,7 +104,6 @@ def run_eval(arguments: Sequence[str]) -> None:
 
 
 def run_probe(arguments: Sequence[str]) -> None:
-    """glyphlm probe."""
     parser = Parser.of(
         "probe",
         "Probe the representations of trained runs layer by layer: nearest neighbours of words, and how well script, case, "
@@ -155,7 +151,6 @@ def _probe_unseen(options: Any) -> None:
 
 
 def run_report(arguments: Sequence[str]) -> None:
-    """glyphlm report."""
     parser = Parser.of(
         "report",
         "Compare finished runs on one HTML page that opens without network: curves, samples, results of glyphlm eval.",
@@ -181,7 +176,6 @@ def run_report(arguments: Sequence[str]) -> None:
 
 
 def run_show(arguments: Sequence[str]) -> None:
-    """glyphlm show."""
     parser = Parser.of(
         "show",
         "Show on one HTML page how a run reads a text: each token's picture, code and nearest tokens, the prediction after "

@@ -26,7 +26,7 @@ class Subject:
     kind: str
     code: str
     names: Names
-    says: Mapping[str, Names | None]  # None: CLDR has no such fact
+    facts: Mapping[str, Names | None]  # None: CLDR has no such fact
 
 
 def _each(write: Callable[[Locale], str]) -> Names:
@@ -72,17 +72,17 @@ def _money(territory: str) -> dict[str, Names | None]:
     now = [one for one in found if one["to"] is None]
     ended = [one for one in found if one["to"] and one["currency"] in _known("currencies")]
     former = max(ended, key=lambda one: one["to"], default=None)
-    says = {"former": _currency(former["currency"]) if former else None}
+    facts = {"former": _currency(former["currency"]) if former else None}
     if len(now) == 1:
-        says |= {"currency": _currency(now[0]["currency"]), "since": _same(now[0]["from"].year)}
-    return says
+        facts |= {"currency": _currency(now[0]["currency"]), "since": _same(now[0]["from"].year)}
+    return facts
 
 
 def _territories() -> Iterator[Subject]:
     for code in _places():
         official = _listed("languages", list(languages.get_official_languages(code)), 4)
-        says = {"code": _same(code), "official": official} | _money(code)
-        yield Subject("territory", code, _names("territories", code), says)
+        facts = {"code": _same(code), "official": official} | _money(code)
+        yield Subject("territory", code, _names("territories", code), facts)
 
 
 def _places() -> list[str]:
@@ -111,8 +111,8 @@ def _is_city(zone: str) -> bool:
 def _cities() -> Iterator[Subject]:
     for zone in _zones():
         home = get_global("zone_territories")[zone]
-        says = {"territory": _listed("territories", [home], 1), "currency": _money(home).get("currency")}
-        yield Subject("city", zone, _each(partial(_city, zone)), says)
+        facts = {"territory": _listed("territories", [home], 1), "currency": _money(home).get("currency")}
+        yield Subject("city", zone, _each(partial(_city, zone)), facts)
 
 
 @cache
@@ -128,15 +128,15 @@ def _languages() -> Iterator[Subject]:
     for code, script in _scripts().items():
         places = [place for place in _places() if code in get_global("territory_languages")[place]]
         written, used = _listed("scripts", [script], 1), _listed("territories", places, 4)
-        says = {"code": _same(code), "script": written, "places": used}
-        yield Subject("language", code, _names("languages", code), says)
+        facts = {"code": _same(code), "script": written, "places": used}
+        yield Subject("language", code, _names("languages", code), facts)
 
 
 def _writings() -> Iterator[Subject]:
     for code in sorted(set(_scripts().values()) & set(_known("scripts"))):
         users = [language for language, script in _scripts().items() if script == code][:3]
-        says = {"code": _same(code), "users": _listed("languages", users, 3)}
-        yield Subject("script", code, _names("scripts", code), says)
+        facts = {"code": _same(code), "users": _listed("languages", users, 3)}
+        yield Subject("script", code, _names("scripts", code), facts)
 
 
 def _currencies() -> Iterator[Subject]:
@@ -146,8 +146,8 @@ def _currencies() -> Iterator[Subject]:
             users.setdefault(code, []).append(place)
     for code in sorted(users):
         price = {at: f"5{'' if at == 'zh' else ' '}{name}" for at, name in _currency(code, 5).items()}
-        says = {"code": _same(code), "price": price, "places": _listed("territories", users[code], 4)}
-        yield Subject("currency", code, _currency(code), says)
+        facts = {"code": _same(code), "price": price, "places": _listed("territories", users[code], 4)}
+        yield Subject("currency", code, _currency(code), facts)
 
 
 def _amount(unit: str, count: int, length: Literal["short", "long"] = "long") -> Names:
@@ -163,8 +163,8 @@ def _amount(unit: str, count: int, length: Literal["short", "long"] = "long") ->
 def _units() -> Iterator[Subject]:
     for unit in _known("unit_display_names"):
         if unit.split("-")[0] in MEASURES and not re.search("-(per|person|imperial|metric|solar)", unit):
-            says = {"double": _amount(unit, 2), "fivefold": _amount(unit, 5), "short": _amount(unit, 1, "short")}
-            yield Subject("unit", unit, _amount(unit, 1), says)
+            facts = {"double": _amount(unit, 2), "fivefold": _amount(unit, 5), "short": _amount(unit, 1, "short")}
+            yield Subject("unit", unit, _amount(unit, 1), facts)
 
 
 def _compact(number: int) -> Names:
@@ -184,8 +184,8 @@ def _digits(number: int) -> Names:
 def _numbers() -> Iterator[Subject]:
     """One leading digit: CLDR's compact form rounds, and these it writes exactly."""
     for number in (lead * 10**power for lead in range(1, 10) for power in range(4, 11)):
-        says = {"digits": _digits(number), "tenfold": _compact(10 * number)}
-        yield Subject("number", str(number), _compact(number), says)
+        facts = {"digits": _digits(number), "tenfold": _compact(10 * number)}
+        yield Subject("number", str(number), _compact(number), facts)
 
 
 def _cycle(
@@ -193,8 +193,8 @@ def _cycle(
 ) -> Iterator[Subject]:
     """Subjects 1 to `size`, the last followed by the first: months, weekdays, days of the year."""
     for number in range(1, size + 1):
-        says = {"number": _same(number), "next": name(number % size + 1), "short": short(number)}
-        yield Subject(kind, str(number), name(number), says)
+        facts = {"number": _same(number), "next": name(number % size + 1), "short": short(number)}
+        yield Subject(kind, str(number), name(number), facts)
 
 
 def _calendar() -> Iterator[Subject]:

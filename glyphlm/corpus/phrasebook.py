@@ -49,8 +49,8 @@ Document = tuple[Phrase, tuple[Fact, ...]]
 def _facts(subject: Subject, language: str) -> list[tuple[str, str]]:
     """(relation, value) of a subject in one language; a short form that is the name itself adds nothing."""
     names = [(f"name {tongue}", subject.names[tongue]) for tongue in WORDING["tongues"][language]]
-    says = [(relation, value[language]) for relation, value in subject.says.items() if value]
-    return names + [fact for fact in says if fact != ("short", subject.names[language])]
+    others = [(relation, value[language]) for relation, value in subject.facts.items() if value]
+    return names + [fact for fact in others if fact != ("short", subject.names[language])]
 
 
 def _fill(template: str, subject: Subject, language: str, relation: str, value: str) -> str:

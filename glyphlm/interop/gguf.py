@@ -5,8 +5,8 @@ llama.cpp computes GELU by its tanh approximation, whatever a file says: logits 
 Our tokenizers are written as SentencePiece-BPE ("llama"): the same ids for every text, or a refusal. SentencePiece joins the
 two neighbours whose joined text has the best score, leftmost first. Our merges are all splits of each n-gram, n-gram by
 n-gram, so a score of minus the n-gram's rank joins the same neighbours. llama.cpp writes a space as U+2581 before it looks
-tokens up, and U+2581 is a character of its own in our vocabularies. Both are therefore user-defined tokens: these it cuts
-out of a text first, as they are. No n-gram holds either. It also reads token texts up to the first NUL, so that U+0000 is
+tokens up, and U+2581 is a character of its own in our vocabularies. Both are therefore user-defined tokens, which it cuts
+out of a text first, unchanged. No n-gram holds either. It also reads token texts up to the first NUL, so U+0000 is
 spelled as a byte.
 """
 

@@ -39,7 +39,7 @@ from glyphlm.modeling.config import Kind, ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card
-from glyphlm.runs.folder import describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
+from glyphlm.runs.folder import KINDS, describe_model, export_model, load_run, read_summary, weights_sha256, write_summary
 from glyphlm.substrate.codes import all_codes, fingerprint
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -206,7 +206,7 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds a run."""
-    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == "glyphlm"
+    return str(read_config(folder).get("model_type")) in KINDS
 
 
 def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
@@ -285,7 +285,9 @@ def _import_expert(
         export_model(model, published.tokenizer, partial)
         shape = {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
         (partial / SETTINGS).write_text(to_json(shape), encoding="utf-8")  # JSON is YAML; the rest is not known
-        summary = _summary(published, mapped, model, settings) | {"name": out.name, "command": command}
+        origin = {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)}
+        summary = {"name": out.name, "command": command, "imported": origin,
+                   **describe_model(model, published.tokenizer), **UNKNOWN}  # what training would give is not known
         write_summary(partial, summary)
         write_card(partial, summary)
     total = count_parameters(model)["total"]
@@ -295,21 +297,16 @@ def _import_expert(
     return summary
 
 
-def _summary(published: Published, mapped: Mapped, model: GPT, settings: ImportSettings) -> dict[str, Any]:
-    """A summary without training fields, which are unknown."""
-    return {
-        "imported": {"source": published.source, "sha256": published.sha256, "notes": mapped.notes, **asdict(settings)},
-        **describe_model(model, published.tokenizer), **UNKNOWN,
-    }
-
-
 def check(src: str, text: str, settings: ImportSettings) -> list[dict[str, Any]]:
     """The loss of `text`, in nats a token, under each candidate for what shapes cannot show; the likeliest first.
 
     Raises:
-        InputError: as `import_checkpoint`, or the text is shorter than two tokens.
+        InputError: as `import_checkpoint`, the text is shorter than two tokens, or nothing is open because it is a run.
     """
-    settings = with_config(settings, source_folder(src, settings.revision))
+    folder = source_folder(src, settings.revision)
+    if is_ours(folder):
+        raise InputError(f"{src} is a run of glyphlm, so --check has nothing to compare; import it with --out alone")
+    settings = with_config(settings, folder)
     published = open_published(src, settings)
     ids = published.tokenizer.encode(text)[: published.sizes.block_size]
     if len(ids) < 2:

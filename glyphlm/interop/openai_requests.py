@@ -6,19 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from glyphlm.interop.generation_queue import Refusal
 
-
-def _listed(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
-
-
-def _only_one(prompt: Any) -> Any:
-    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
-
-
-def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
+ONE_OR_MORE = BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -50,7 +38,7 @@ class GenerationRequest(_Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: Annotated[list[StopText], BeforeValidator(_listed), Field(max_length=4)] | None = None
+    stop: Annotated[list[StopText], ONE_OR_MORE, Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -69,7 +57,7 @@ class GenerationRequest(_Strict):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[str, BeforeValidator(_only_one)]
+    prompt: Annotated[str, BeforeValidator(lambda given: given[0] if isinstance(given, list) and len(given) == 1 else given)]
 
 
 class TextPart(_Strict):
@@ -83,7 +71,9 @@ class Message(_Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts)]
+    content: Annotated[
+        list[TextPart], BeforeValidator(lambda given: [{"type": "text", "text": given}] if isinstance(given, str) else given)
+    ]
     name: str | None = None
 
 

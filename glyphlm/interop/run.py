@@ -98,7 +98,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json: sizes, bits per byte, costs, versions; empty of what is not ours."""
+        """summary.json: sizes, bits per byte, costs, versions; empty for models of other programs."""
         return read_json(self.folder / SUMMARY) if (self.folder / SUMMARY).is_file() else {}
 
     @overload
@@ -253,7 +253,7 @@ def train(
     Args:
         validation: Gives a fresh pass over held-out batches each time it is called.
         on_step: Called after every step.
-        tokenizer: That of the batches. Without it no run folder is written, and `run.state` is all that the run has.
+        tokenizer: That of the batches. Without it no run folder is written, and only `run.state` can be used.
 
     Raises:
         InputError: settings contradict each other, a checkpoint is damaged, or the loss is not finite (NaN or infinite).

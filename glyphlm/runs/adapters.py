@@ -22,10 +22,10 @@ UNUSED = ("peft_type", "peft_version", "task_type", "inference_mode", "base_mode
 
 
 def add_adapters(model: nn.Module, ranks: dict[str, int], alpha: float, seed: int) -> None:
-    """Put a peft adapter on each matrix that `ranks` names; they change nothing before they are trained."""
-    from peft import LoraConfig, inject_adapter_in_model  # 2 seconds, needed by few
+    """Put a peft adapter on each matrix named in `ranks`; before training, adapters do not change the model."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes 2 seconds to import
 
-    fraction: Any = alpha  # which peft takes, though it asks for an int
+    fraction: Any = alpha  # peft accepts it, although its annotation is int
     config = LoraConfig(r=max(ranks.values()), lora_alpha=fraction, target_modules=list(ranks), rank_pattern=ranks,
                         alpha_pattern=dict.fromkeys(ranks, alpha))
     with torch.random.fork_rng(devices=[]):

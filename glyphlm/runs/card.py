@@ -50,7 +50,7 @@ class CardSettings:
         for name, pattern in PATTERNS.items():
             for word in words[name]:
                 if not pattern.fullmatch(word):
-                    raise InputError(f"{name} {word!r} is not what the Hub takes; write it like {EXAMPLES[name]}")
+                    raise InputError(f"{name} {word!r} is not valid on the Hub; write it like {EXAMPLES[name]}")
 
 
 def write_card(run: Path, summary: dict[str, Any], settings: CardSettings | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Messages of a conversation -> the ids that a run reads, by its chat template."""
+"""Messages of a conversation -> the ids that a model reads, by its chat template."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,13 +27,13 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) ->
     if not isinstance(template, str):
         raise InputError("the model has no chat template: put one into chat_template.jinja of the run folder, or generate "
                          "from a text instead")
-    from transformers.utils.chat_template_utils import render_jinja_template  # a second, needed by few
+    from transformers.utils.chat_template_utils import render_jinja_template  # takes a second to import
 
     names: dict[str, Any] = {role: name for role, name in tokenizer.config.items() if role.endswith("_token")}
     try:
         turns = [dict(message) for message in messages]
         [text], _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **names)
-    except Exception as error:  # a template may raise whatever it likes
+    except Exception as error:  # templates may raise errors of any kind
         raise InputError(f"the chat template refuses these messages ({error})") from None
     return text
 

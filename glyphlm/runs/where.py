@@ -1,4 +1,4 @@
-"""Where a run is: a folder, or hf:OWNER/NAME[@REVISION], which is in the cache of the Hub."""
+"""Where a run is: a folder, or hf:OWNER/NAME[@REVISION] in the cache of the Hub."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from glyphlm.base.names import HUB
 
 
 def folder_of(run: str | Path) -> Path:
-    """The folder of a run; that of hf:NAME[@REVISION] is in the cache of the Hub, where it is put first.
+    """The folder of a run; hf:NAME[@REVISION] is downloaded into the cache of the Hub, unless it is there.
 
     Raises:
         InputError: the repository does not exist, or cannot be reached.

@@ -2,7 +2,7 @@
 
 Kinds: `glyph` (pictures of the tokens, PCA; arXiv 2507.04886), `token_bits` and `affine_bits` (binary id, computed in the
 model; arXiv 2605.09751), `random_bits`, `random_float`, `learned` (random start, for the trainable twin), `given` (a
-table that others made). Any of them can be frozen, or where training starts.
+table from a file). Codes of each kind are frozen, or are the initial values of training.
 """
 
 from collections.abc import Sequence

@@ -105,10 +105,10 @@ def random_bits(vocab_size: int, width: int, places: int, seed: int) -> np.ndarr
 
     `places` of the columns, wherever they fall, hold the bits of distinct random numbers.
     """
-    dice = np.random.default_rng(seed)
-    bits_VP = dice.integers(0, 2, (vocab_size, width), np.uint8)
-    numbers_V = dice.permutation(1 << places)[:vocab_size]
-    columns_N = dice.permutation(width)[:places]
+    rng = np.random.default_rng(seed)
+    bits_VP = rng.integers(0, 2, (vocab_size, width), np.uint8)
+    numbers_V = rng.permutation(1 << places)[:vocab_size]
+    columns_N = rng.permutation(width)[:places]
     bits_VP[:, columns_N] = numbers_V[:, None] >> np.arange(places) & 1
     return bits_VP
 
@@ -118,11 +118,11 @@ def random_affine(places: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
     A is drawn evenly among the matrices of full rank: GL(N, 2) where E is N (arXiv 2605.09751), else rows of it.
     """
-    dice = np.random.default_rng(seed)
-    affine_NE = dice.integers(0, 2, (places, width), np.uint8)
+    rng = np.random.default_rng(seed)
+    affine_NE = rng.integers(0, 2, (places, width), np.uint8)
     while not are_independent(affine_NE):  # 3 of 10 square matrices are, and nearly all wider ones
-        affine_NE = dice.integers(0, 2, (places, width), np.uint8)
-    return torch.from_numpy(affine_NE), torch.from_numpy(dice.integers(0, 2, width, np.uint8))
+        affine_NE = rng.integers(0, 2, (places, width), np.uint8)
+    return torch.from_numpy(affine_NE), torch.from_numpy(rng.integers(0, 2, width, np.uint8))
 
 
 def are_independent(bits_NE: np.ndarray) -> bool:

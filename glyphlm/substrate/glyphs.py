@@ -236,9 +236,9 @@ def _gather(length: int, side: int, augmentation: Augmentation) -> tuple[np.ndar
     (what was rotated out of the strip is lost before it could be shifted back in), then noise on the whole strip, then
     the squeeze. The published blur changes no pixel after the threshold, so it is left out.
     """
-    dice = random.Random(SEED)
-    angle = dice.uniform(-augmentation.rotation, augmentation.rotation)
-    dx, dy = (dice.randint(-augmentation.shift, augmentation.shift) for _ in range(2))
+    rng = random.Random(SEED)
+    angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
+    dx, dy = (rng.randint(-augmentation.shift, augmentation.shift) for _ in range(2))
     numbers = np.arange(length * side * side, dtype=np.int32).reshape(length, side, side)
     strip = Image.fromarray(np.hstack(list(numbers)))
     strip = strip.rotate(angle, Image.Resampling.NEAREST, fillcolor=-1)

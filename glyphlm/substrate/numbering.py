@@ -1,4 +1,4 @@
-"""How a head of kind code numbers the ids: their digits are classes, so ids that are alike should begin with the same ones.
+"""How a head of kind code numbers the ids: the digits of a number are classes, so similar ids should share leading digits.
 
 Shapes: V vocabulary, E width of a code, n ids of a group.
 """
@@ -34,7 +34,7 @@ def number_ids(head: CodeHead, substrate: Substrate, counts_V: Tensor) -> None:
 
 
 def clustered(codes_VE: Tensor, ids_n: Tensor, sizes: list[int]) -> Tensor:
-    """The ids in groups of sizes[0] ids with similar codes, these in groups of sizes[1] ..; in each as they came.
+    """The ids in groups of sizes[0] ids with similar codes, these in groups of sizes[1] ..; each in their old order.
 
     Groups are halved across the first principal axis of their codes, at a multiple of the size, until they have it.
     """

@@ -28,7 +28,7 @@ PUBLISHED_DIGITS = dict.fromkeys(range(ord("0"), ord("9") + 1))  # others were k
 POINT_BITS, POINTS = 21, 3  # of a code point; code points in 64 bits
 CHECKED_CHARS = 1 << 19  # text after which the memory of pending words is looked at
 PENDING_CHARS = 1 << 21  # distinct words of so many characters are cut into n-grams: English has them after 50 MB
-MAX_NGRAMS = 2_000_000  # of each n: 48 MB; a process that counts 36 MB of Chinese takes 640 MB, half of it for moments
+MAX_NGRAMS = 2_000_000  # of each n: 48 MB; a process that counts 36 MB of Chinese takes 640 MB, half of it temporarily
 
 
 @dataclass
