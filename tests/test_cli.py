@@ -66,6 +66,16 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert f"example:\n  glyphlm {verb}" in capsys.readouterr().out
 
 
+def test_help_shows_defaults_and_no_types_that_a_reader_sees_anyway(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["substrate", "build", "--help"])
+    shown = capsys.readouterr().out
+    assert "(default: glyph)" in shown and "folder of the tokenizer (required)" in shown
+    assert not any(word in shown for word in ("Literal", "<class", "default: null", "default: False"))
+    assert max(map(len, shown.split("example:")[0].splitlines())) <= 110 and "\n  glyphlm substrate build --tokenizer" in shown
+
+
 def test_help_of_no_verb_imports_torch():
     """torch and transformers take seconds; one process asks every verb for its help."""
     code = """

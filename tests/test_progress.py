@@ -48,7 +48,7 @@ def test_on_a_terminal_a_moving_bar_has_the_title(called, capsys, monkeypatch):
 
 @pytest.mark.parametrize("error", [None, InputError("no")])
 def test_work_that_ends_before_the_delay_prints_nothing(capsys, monkeypatch, error):
-    monkeypatch.setattr(progress, "DELAY", 0.3)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.3)
     with suppress(InputError), working("opening a"):
         if error:
             raise error

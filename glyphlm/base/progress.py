@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # print file names verbatim
 PLAIN_SECONDS = 10.0  # how often a plain line is printed where there is no terminal
-DELAY = 1.0  # seconds after which work of unknown length is shown
+DELAY = 1.0  # seconds after which a terminal shows work of unknown length
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # under torchrun only rank 0 prints
 
@@ -53,7 +53,7 @@ class Meter:
 
 @contextmanager
 def working(title: str) -> Iterator[None]:
-    """Show that work of unknown length goes on: after DELAY seconds a moving bar, or one plain line without a terminal."""
+    """Show that work of unknown length goes on: a moving bar after DELAY seconds, else one line after PLAIN_SECONDS."""
     if not IS_MAIN:
         yield
         return
@@ -61,7 +61,7 @@ def working(title: str) -> Iterator[None]:
     bar = Progress(*parts, console=console, transient=True) if sys.stderr.isatty() else None
     if bar:
         bar.add_task(title, total=None)
-    timer = threading.Timer(DELAY, bar.start if bar else lambda: say(f"{title} .."))
+    timer = threading.Timer(*((DELAY, bar.start) if bar else (PLAIN_SECONDS, lambda: say(f"{title} .."))))
     timer.daemon = True
     timer.start()
     try:

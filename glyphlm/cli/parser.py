@@ -21,12 +21,25 @@ TEXTS = "texts: .txt, .jsonl (.gz, .bz2, .xz, .zst), .parquet, folders, hf:NAME[
 
 Settings = TypeVar("Settings")
 SHOW = "--print_config"
+EXAMPLE = "example:"
 YAML = "yaml-1.2"  # values are parsed as in our files
 jsonargparse.set_loader(YAML, lambda text: parse_yaml(text, "the value", object), (InputError,))
 
 
-class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the examples."""
+# In the help of an option: types that its placeholder or text shows anyway, and defaults that mean "not given".
+KNOWN_TYPE = re.compile(r",? ?type: (Literal\[[^\]]*\]|<class '\w+'>|str|bool|int|float)( \| null)?(?=[,)])")
+NO_DEFAULT = re.compile(r",? ?default: (null|False|\[\]|\{\}|)\)$")
+
+
+class _Formatter(jsonargparse.DefaultHelpFormatter):
+    """Wraps descriptions, keeps the line breaks of examples, and says of an option no more than a reader needs."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLE) else super()._fill_text(text, width, indent)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = NO_DEFAULT.sub(")", KNOWN_TYPE.sub("", super()._expand_help(action)))
+        return text.replace("(, ", "(").removesuffix(" ()")
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -40,7 +53,7 @@ class Parser(jsonargparse.ArgumentParser):
         return cls(
             prog=f"glyphlm {verb}",
             description=about,
-            epilog=f"example:\n  {example}",
+            epilog=f"{EXAMPLE}\n  {example}",
             formatter_class=_Formatter,
             parser_mode=YAML,
             exit_on_error=False,

@@ -51,7 +51,7 @@ def run_export(arguments: Sequence[str]) -> None:
         "glyphlm export runs/mine --to gpt_neox --out exports/mine\n"
         "  glyphlm export runs/mine --to gguf --quantize q8_0 --out exports/mine-gguf",
     )
-    parser.add_argument("run", help=RUN)
+    parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("--to", choices=("gpt_neox", "gguf"), required=True, help="what to write")
     parser.add_argument("--quantize", choices=("f32", "f16", "q8_0"), default="f32", help="gguf: how matrices are stored")
     parser.add_argument("--fold_head_bias", action="store_true", help="move the head's bias into the final norm, if exact")
@@ -101,7 +101,7 @@ def run_push(arguments: Sequence[str]) -> None:
         "results. Training state is not uploaded.",
         "glyphlm push runs/mine --repo me/mine --license apache-2.0 --language en ru",
     )
-    parser.add_argument("run", type=Path, help="run folder, or folder of glyphlm export")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, or folder of glyphlm export")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository; it is created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make it private")
     parser.add_argument("--license", help="as the Hub spells it, such as apache-2.0")
@@ -125,7 +125,7 @@ def run_serve(arguments: Sequence[str]) -> None:
         "the run, kept in RUN/.served, is served by vLLM; its command is printed, to be run again with options of its own.",
         "glyphlm serve runs/mine --port 8000",
     )
-    parser.add_argument("run", help=f"{RUN}, or a folder that transformers read without remote code")
+    parser.add_argument("run", metavar="RUN", help=f"{RUN}, or a folder that transformers read without remote code")
     parser.add_settings(ServeSettings)
     options = parser.read(arguments)
     from glyphlm.interop.serve import serve

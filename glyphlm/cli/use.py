@@ -20,7 +20,7 @@ def run_generate(arguments: Sequence[str]) -> None:
         'glyphlm generate runs/mine --prompt "Hello, мир! " --temperature 0.8\n'
         '  glyphlm generate hf:me/mine@v1 --prompt "Hello" --device cuda --json',
     )
-    parser.add_argument("run", help=RUNS)
+    parser.add_argument("run", metavar="RUN", help=RUNS)
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     parser.add_settings(Sampling)
     parser.add_device()
@@ -183,7 +183,7 @@ def run_show(arguments: Sequence[str]) -> None:
         "glyphlm show runs/quickstart/runs/glyph --twin runs/quickstart/runs/twin --out page.html\n"
         '  glyphlm show runs/mine --text "Hello, мир! " --text 你好 --out page.html',
     )
-    parser.add_argument("run", help="run folder: trained, grown, fused or imported")
+    parser.add_argument("run", metavar="RUN", help="run folder: trained, grown, fused or imported")
     parser.add_argument("--twin", metavar="RUN", help="a run over the same tokenizer, shown beside it")
     parser.add_argument("--text", action="append", default=[], help="text to show; may be given several times (default: "
                         "prepared texts in several scripts, and samples of the run)")
