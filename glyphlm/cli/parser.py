@@ -155,8 +155,8 @@ class Parser(jsonargparse.ArgumentParser):
     ) -> tuple[Any, Settings]:
         """Parsed options of the verb, and the recipe with its profile and what was overridden; --print_config ends here.
 
-        Each `--section.key VALUE` is an override that `load_recipe` checks; the options in `own` are values of the recipe
-        that the verb has options of its own for.
+        Each `--section.key VALUE` is an override that `load_recipe` checks; `own` names values of the recipe that are also
+        options of the verb.
 
         Raises:
             InputError: as `read` and `load_recipe`.

@@ -39,7 +39,8 @@ def run_import(arguments: Sequence[str]) -> None:
             text = readings_text(rows)
         else:
             command = f"glyphlm import {shlex.join(arguments)}"
-            rows, text = [import_checkpoint(options.source, options.out, settings, command)], ""
+            summary = import_checkpoint(options.source, options.out, settings, command)
+            rows, text = [{"folder": str(options.out), **summary}], ""
     print_results(options, text, rows)
 
 

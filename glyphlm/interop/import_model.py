@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import CONFIG, SETTINGS, SUMMARY
+from glyphlm.base.names import BUILD, CONFIG, MADE_INPUTS, SETTINGS, STATES, SUMMARY
 from glyphlm.base.outputs import Build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
@@ -217,7 +217,7 @@ def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
     else:
         model, tokenizer = load_run(folder)
         with build.folder(out) as partial:
-            left_out = shutil.ignore_patterns("state", "inputs", ".*", "build.json")
+            left_out = shutil.ignore_patterns(STATES, MADE_INPUTS, ".*", BUILD)
             shutil.copytree(folder, partial, ignore=left_out, dirs_exist_ok=True)
             if read_summary(partial) is None:
                 known = {"name": out.name, "command": f"glyphlm import {folder}", **describe_model(model.gpt, tokenizer)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.names import METRICS, SETTINGS, SUMMARY
+from glyphlm.base.names import MADE_INPUTS, METRICS, SETTINGS, STATES, SUMMARY
 from glyphlm.base.outputs import one_writer, replaced_folder, write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, read_json_lines
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # imported where they are used: they load transformers, which
     from glyphlm.training.checkpoint import TrainState
     from glyphlm.training.settings import TrainSettings
 
-LEFT_OUT = ("state", "inputs")  # of a copy: checkpoints, and the inputs that the training built
 
 
 class Run:
@@ -161,7 +160,7 @@ class Run:
         out = Path(out)
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} is not empty; name another folder")
-        skipped = shutil.ignore_patterns(*LEFT_OUT, ".*", "*.lock")
+        skipped = shutil.ignore_patterns(STATES, MADE_INPUTS, ".*", "*.lock")
         with one_writer(out), replaced_folder(out) as partial:
             shutil.copytree(self.folder, partial, ignore=skipped, dirs_exist_ok=True)
         return Run(out, self.device)

@@ -122,11 +122,13 @@ Held-out bits per byte: {"not measured" if reached is None else f"{reached:.4f}"
 
 
 def _head(summary: dict[str, Any]) -> str:
-    """A sentence on a head that is no matrix [V, D]."""
+    """A sentence about a head that is not a matrix [V, D]."""
     head = summary.get("model", {}).get("head", {})
-    return {"tied": "Its logits are products with these codes. ",
-            "code": f"It predicts an id by {head.get('digits')} digits of its number (order {head.get('order')}). "}.get(
-                head.get("kind"), "")
+    if head.get("kind") == "tied":
+        return "Its logits are products with these codes. "
+    if head.get("kind") == "code":
+        return f"It predicts an id by {head.get('digits')} digits of its number (order {head.get('order')}). "
+    return ""
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import TOKENIZER
 from glyphlm.base.outputs import Build, one_writer, sha256_file
 from glyphlm.base.progress import say
 from glyphlm.corpus.reading import STRICT, Reading, passages
@@ -92,7 +93,7 @@ def _input_files(settings: TokenizerSettings) -> list[Path]:
     """
     paths = [Path(path) for path in (settings.ngrams, settings.shared_strings, settings.special_names) if path]
     if settings.base:
-        paths.append(Path(settings.base) / "tokenizer.json")
+        paths.append(Path(settings.base) / TOKENIZER)
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} does not exist; name a file that does"
@@ -153,6 +154,6 @@ def _published(settings: TokenizerSettings) -> tokenizers.Tokenizer:
 
 def _save_published_files(folder: Path) -> None:
     """vocab.json and merges.txt, which the published repositories hold besides tokenizer.json."""
-    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    model = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in model["merges"]), encoding="utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from glyphlm.base.records import read_json, to_json
 from glyphlm.corpus.reading import Passage
 from glyphlm.tokenizer.layouts import SPECIALS, is_reserved
@@ -77,12 +78,12 @@ class Tokenizer:
         Raises:
             InputError: a file is missing or damaged.
         """
-        path = Path(folder) / "tokenizer.json"
+        path = Path(folder) / TOKENIZER
         if not path.is_file():
             raise InputError(f"{path} does not exist; make it with: glyphlm tokenizer build --out {folder} TEXT...")
         with _rust_errors(f"{path} is not a tokenizer", "build it again"):
             backend = tokenizers.Tokenizer.from_file(str(path))
-        tokenizer = cls(backend, _read_config(path.with_name("tokenizer_config.json")), specials_in_text)
+        tokenizer = cls(backend, _read_config(path.with_name(TOKENIZER_CONFIG)), specials_in_text)
         _check_numbers(path, backend.get_vocab(with_added_tokens=True))
         if dropout := getattr(backend.model, "dropout", None):
             raise InputError(f"{path} leaves out merges at random (dropout {dropout:g}), so that a text has other ids each "
@@ -253,10 +254,10 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json for any library, vocab.txt for people."""
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(to_json(self.config), encoding="utf-8")
+        (folder / TOKENIZER).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        (folder / TOKENIZER_CONFIG).write_text(to_json(self.config), encoding="utf-8")
         lines = (f"{number}\t{token!r}\n" for number, token in enumerate(self.tokens))
-        (folder / "vocab.txt").write_text("".join(lines), encoding="utf-8")
+        (folder / VOCABULARY).write_text("".join(lines), encoding="utf-8")
 
 
 def byte_tokenizer() -> Tokenizer:
