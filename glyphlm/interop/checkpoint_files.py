@@ -187,27 +187,23 @@ def without_derived(tensors: Mapping[str, Tensor], sizes: Sizes, rope_base: floa
     Raises:
         InputError: the file's rotary frequencies are not ours.
     """
-    derived = [name for name, tensor in tensors.items() if is_derived(name, tensor, sizes, rope_base)]
+    derived = [name for name, tensor in tensors.items() if _is_derived(name, tensor, sizes, rope_base)]
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(derived)}
     return kept, [f"left out, as the model computes them: {listed(derived)}"] if derived else []
 
 
-def is_derived(name: str, tensor: Tensor, sizes: Sizes, rope_base: float) -> bool:
+def _is_derived(name: str, tensor: Tensor, sizes: Sizes, rope_base: float) -> bool:
     """Whether a model computes the tensor; rotary frequencies are compared with ours."""
     path, width = words(name), sizes.d_model // sizes.n_head
     if path[-2:] == ("inv", "freq"):
-        check_frequencies(name, tensor, width, rope_base)
+        _check_frequencies(name, tensor, width, rope_base)
         return True
     has_angles = tensor.dim() >= 2 and tensor.shape[-1] in (width, width // 2) and sizes.block_size in tensor.shape
-    return is_mask(tensor) or counts_up(tensor) or (has_angles and bool(ROTARY & set(path)))
+    return _is_mask(tensor) or _counts_up(tensor) or (has_angles and bool(ROTARY & set(path)))
 
 
-def check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -> None:
-    """Refuse rotary frequencies of heads of this width that are not ours.
-
-    Raises:
-        InputError: with the base, where another one explains them.
-    """
+def _check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -> None:
+    """Refuse rotary frequencies of heads of this width that are not ours."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
     if tensor.shape != exponents.shape:
         raise InputError(f"{name} holds {tuple(tensor.shape)} frequencies, and heads of width {width} turn with "
@@ -217,7 +213,7 @@ def check_frequencies(name: str, tensor: Tensor, width: int, rope_base: float) -
         raise InputError(f"{name} holds frequencies of base {base:.6g}, not {rope_base:.6g}; give --rope-base {base:.6g}")
 
 
-def is_mask(tensor: Tensor) -> bool:
+def _is_mask(tensor: Tensor) -> bool:
     """Whether the last two axes are a causal mask: one value on and below the diagonal, another above it."""
     if tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] < 2 or tensor.shape[:-2].numel() != 1:
         return False
@@ -229,7 +225,7 @@ def is_mask(tensor: Tensor) -> bool:
     return torch.equal(square_TT, torch.where(places_T[:, None] >= places_T, seen, hidden))
 
 
-def counts_up(tensor: Tensor) -> bool:
+def _counts_up(tensor: Tensor) -> bool:
     """Whether the tensor is the numbers 0, 1, 2, ... of positions."""
     numbers = torch.arange(tensor.numel())
     return not tensor.is_floating_point() and tensor.numel() > 1 and torch.equal(tensor.flatten().long(), numbers)

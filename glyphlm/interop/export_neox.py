@@ -59,19 +59,19 @@ def export_gpt_neox(run: Path, out: Path, fold_head_bias: bool = False) -> Path:
             say(f"{out} is done already")
             return out
         plain = open_plain(run, fold_head_bias)
-        tensors = neox_tensors(plain)
+        tensors = _neox_tensors(plain)
         with build.folder(out) as partial:
             save_tensors(tensors, partial / WEIGHTS)
             plain.tokenizer.save(partial)
-            (partial / CONFIG).write_text(to_json(neox_config(plain)), encoding="utf-8")
+            (partial / CONFIG).write_text(to_json(_neox_config(plain)), encoding="utf-8")
             generation = SAMPLING | special_ids(plain.tokenizer)
             (partial / "generation_config.json").write_text(to_json(generation), encoding="utf-8")
-            copy_records(run, partial)
+            _copy_records(run, partial)
         say(f"{out}: GPT-NeoX, {sum(tensor.numel() for tensor in tensors.values()):,} values")
         return out
 
 
-def copy_records(run: Path, out: Path) -> None:
+def _copy_records(run: Path, out: Path) -> None:
     """Copy the records that a model card is made from, and write the card."""
     summary = read_summary(run)
     for name in (SUMMARY, SETTINGS, RESULTS):
@@ -95,15 +95,15 @@ def open_plain(run: Path, fold_head_bias: bool) -> Plain:
         raise InputError(f"{run} has a head of kind code, which no stock architecture expresses; train with model.head.kind "
                          "full or tied to export")
     if isinstance(model.head, TiedHead):
-        model.head = as_matrix(model.head)
+        model.head = _as_matrix(model.head)
     norm_bias_D = model.norm.bias.detach()
     if model.head.bias is not None:
         norm_bias_D = folded(run, model, fold_head_bias)
-    return Plain(model, tokenizer, written_out(model), norm_bias_D)
+    return Plain(model, tokenizer, _written_out(model), norm_bias_D)
 
 
 @torch.no_grad()
-def as_matrix(head: TiedHead) -> nn.Linear:
+def _as_matrix(head: TiedHead) -> nn.Linear:
     """The full head with the logits of a tied one: codes and trained matrix multiplied, up to rounding."""
     weight_VD = head.codes() @ head.query(torch.eye(head.project.in_features)).T
     full = nn.Linear(*weight_VD.shape[::-1], bias=head.bias is not None)
@@ -114,7 +114,7 @@ def as_matrix(head: TiedHead) -> nn.Linear:
 
 
 @torch.no_grad()
-def written_out(model: GPT) -> Tensor:
+def _written_out(model: GPT) -> Tensor:
     """The input embedding of each id, float32 [V, D]."""
     table_VD = torch.empty(model.vocab_size, model.config.d_model)
     for rows, ids in zip(chunks(table_VD), chunks(torch.arange(model.vocab_size))):
@@ -146,7 +146,7 @@ def folded(run: Path, model: GPT, allowed: bool) -> Tensor:
     return (model.norm.bias.double() + shift_D).float()
 
 
-def neox_config(plain: Plain) -> dict[str, Any]:
+def _neox_config(plain: Plain) -> dict[str, Any]:
     """config.json, with the rotary settings as transformers 5 reads them, and as others do."""
     config = plain.model.config
     return {
@@ -172,7 +172,7 @@ def neox_config(plain: Plain) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def neox_tensors(plain: Plain) -> dict[str, Tensor]:
+def _neox_tensors(plain: Plain) -> dict[str, Tensor]:
     """Our tensors under GPT-NeoX's names."""
     model, d = plain.model, plain.model.config.d_model
     found = {

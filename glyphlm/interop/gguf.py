@@ -51,19 +51,15 @@ def gguf_tokens(run: Path, tokenizer: Tokenizer) -> tuple[list[GgufToken], list[
     Raises:
         InputError: the tokenizer does not have one of our layouts, or gives other ids than the pieces would.
     """
-    ranks = merge_ranks(run, tokenizer.tokens)
+    ranks = _merge_ranks(run, tokenizer.tokens)
     pieces = [_token(number, token, tokenizer, ranks) for number, token in enumerate(tokenizer.tokens)]
-    pieces, cannot = with_all_bytes(spell_nul_as_byte(pieces), run)
+    pieces, cannot = _with_all_bytes(_spell_nul_as_byte(pieces), run)
     compare(run, tokenizer, pieces, ranks)
     return pieces, cannot
 
 
-def merge_ranks(run: Path, tokens: Sequence[str]) -> dict[str, int]:
-    """The rank of each n-gram: the place of its merges.
-
-    Raises:
-        InputError: scores cannot order these merges as the tokenizer does.
-    """
+def _merge_ranks(run: Path, tokens: Sequence[str]) -> dict[str, int]:
+    """The rank of each n-gram: the place of its merges."""
     parts = read_json(run / "tokenizer.json")
     model, refusal = parts["model"], f"{run}/tokenizer.json cannot be written as SentencePiece-BPE"
     if not is_plain_bpe(parts) or not model.get("byte_fallback"):
@@ -99,7 +95,7 @@ def _token(number: int, token: str, tokenizer: Tokenizer, ranks: dict[str, int])
     return GgufToken(token, -float(ranks.get(token, len(ranks))), kind)
 
 
-def spell_nul_as_byte(pieces: Sequence[GgufToken]) -> list[GgufToken]:
+def _spell_nul_as_byte(pieces: Sequence[GgufToken]) -> list[GgufToken]:
     """U+0000 spelled as byte 0, which is used for nothing else."""
     if all(piece.text != "\0" for piece in pieces):
         return list(pieces)
@@ -108,13 +104,10 @@ def spell_nul_as_byte(pieces: Sequence[GgufToken]) -> list[GgufToken]:
             for piece in pieces]
 
 
-def with_all_bytes(pieces: list[GgufToken], run: Path) -> tuple[list[GgufToken], list[str]]:
+def _with_all_bytes(pieces: list[GgufToken], run: Path) -> tuple[list[GgufToken], list[str]]:
     """The pieces with a byte for everything that has no id, without which llama.cpp ends with an error.
 
     The published layouts have none: theirs take the free slots that the lossless variant gives them.
-
-    Raises:
-        InputError: there are no free slots for them.
     """
     spelled = {piece.text for piece in pieces}
     lacking = (chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000)
@@ -230,9 +223,9 @@ def write(path: Path, plain: Plain, pieces: list[GgufToken], quantize: Quantizat
     writer.add_name(path.stem)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_sizes(writer, plain)
-    add_vocabulary(writer, plain, pieces)
-    for name, tensor in gguf_tensors(plain):
+    _add_sizes(writer, plain)
+    _add_vocabulary(writer, plain, pieces)
+    for name, tensor in _gguf_tensors(plain):
         values = tensor.detach().numpy()
         kind = matrix_type if values.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, np.ascontiguousarray(gguf.quants.quantize(values, kind)), raw_dtype=kind)
@@ -242,7 +235,7 @@ def write(path: Path, plain: Plain, pieces: list[GgufToken], quantize: Quantizat
     writer.close()
 
 
-def add_sizes(writer: gguf.GGUFWriter, plain: Plain) -> None:
+def _add_sizes(writer: gguf.GGUFWriter, plain: Plain) -> None:
     """The shape of the model."""
     config = plain.model.config
     writer.add_context_length(config.block_size)
@@ -257,7 +250,7 @@ def add_sizes(writer: gguf.GGUFWriter, plain: Plain) -> None:
     writer.add_vocab_size(plain.model.vocab_size)
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken]) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken]) -> None:
     """The tokenizer; nothing is put before or after a text, as in our training."""
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -274,7 +267,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken
     writer.add_add_space_prefix(False)
 
 
-def gguf_tensors(plain: Plain) -> Iterator[tuple[str, Tensor]]:
+def _gguf_tensors(plain: Plain) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the model under GGUF's names."""
     model, d = plain.model, plain.model.config.d_model
     yield "token_embd.weight", plain.table_VD

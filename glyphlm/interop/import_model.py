@@ -56,14 +56,10 @@ class Published:
     sha256: dict[str, str]
 
 
-def build_model(published: Published, mapped: Mapped, settings: ImportSettings) -> GPT:
-    """Our model over the tensors of the file, which are taken over, not copied, where that is possible.
-
-    Raises:
-        InputError: shapes do not match the sizes, or the codes cannot be determined.
-    """
+def _build_model(published: Published, mapped: Mapped, settings: ImportSettings) -> GPT:
+    """Our model over the tensors of the file, which are taken over, not copied, where that is possible."""
     sizes = published.sizes
-    config, codes = build_codes(published, mapped, settings)
+    config, codes = _build_codes(published, mapped, settings)
     try:
         shape = ModelConfig(
             sizes.d_model, sizes.n_layer, sizes.n_head, sizes.block_size, "head.bias" in mapped.tensors,
@@ -92,10 +88,10 @@ def _ours(qkv: Tensor, n_head: int, per_head: bool, rotation: str) -> Tensor:
     if rotation == "half":
         return qkv
     q, k, v = qkv.chunk(3)
-    return torch.cat([half_split(q, n_head), half_split(k, n_head), v])
+    return torch.cat([_half_split(q, n_head), _half_split(k, n_head), v])
 
 
-def half_split(rows_DD: Tensor, n_head: int) -> Tensor:
+def _half_split(rows_DD: Tensor, n_head: int) -> Tensor:
     """q or k of a model that turns channel 2 i with 2 i + 1, in the order in which ours turns i with i + K/2.
 
     q . k is the same: both orders belong to the same pairs and angles.
@@ -103,13 +99,11 @@ def half_split(rows_DD: Tensor, n_head: int) -> Tensor:
     return rows_DD.unflatten(0, (n_head, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def build_codes(published: Published, mapped: Mapped, settings: ImportSettings) -> tuple[SubstrateConfig, dict[str, Tensor]]:
-    """The substrate and its tensors: the table that is stored or given, or a rule over the bits of the id.
-
-    Raises:
-        InputError: there is neither exactly one table nor a rule.
-    """
-    sizes, tables = published.sizes, stored_tables(published, mapped, settings)
+def _build_codes(
+    published: Published, mapped: Mapped, settings: ImportSettings
+) -> tuple[SubstrateConfig, dict[str, Tensor]]:
+    """The substrate and its tensors: the table that is stored or given, or a rule over the bits of the id."""
+    sizes, tables = published.sizes, _stored_tables(published, mapped, settings)
     if len(tables) > 1:
         raise InputError(f"{published.source}: {len(tables)} tables of {sizes.vocab_size} codes "
                          f"({listed(str(tuple(table.shape)) for table in tables)}), and one can be used")
@@ -125,12 +119,8 @@ def build_codes(published: Published, mapped: Mapped, settings: ImportSettings) 
     return replace(config, fingerprint=fingerprint(config, published.tokenizer.fingerprint, codes)), codes
 
 
-def stored_tables(published: Published, mapped: Mapped, settings: ImportSettings) -> list[Tensor]:
-    """The tables [V, E] of the checkpoint, or the one that the settings name.
-
-    Raises:
-        InputError: a named table does not fit.
-    """
+def _stored_tables(published: Published, mapped: Mapped, settings: ImportSettings) -> list[Tensor]:
+    """The tables [V, E] of the checkpoint, or the one that the settings name."""
     stored = [code for code in mapped.codes if code.shape[0] == published.sizes.vocab_size]
     if not settings.codes:
         return stored
@@ -192,10 +182,10 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
     """
     folder = source_folder(src, settings.revision)
     with one_writer(out):
-        if is_ours(folder):
+        if _is_ours(folder):
             return _copy_run(folder, out)
-        settings = with_config(settings, folder)
-        published = open_published(src, settings)
+        settings = _with_config(settings, folder)
+        published = _open_published(src, settings)
         if len(published.experts) == 1:
             return _import_expert(published, 0, out, settings, command)
         runs = [out.with_name(f"{out.name}-expert-{number}") for number in range(len(published.experts))]
@@ -204,7 +194,7 @@ def import_checkpoint(src: str, out: Path, settings: ImportSettings, command: st
         return fuse(FusionSettings([str(run) for run in runs], allow_different_substrates=True), out, command)
 
 
-def is_ours(folder: Path) -> bool:
+def _is_ours(folder: Path) -> bool:
     """Whether a folder holds a run."""
     return str(read_config(folder).get("model_type")) in KINDS
 
@@ -226,12 +216,8 @@ def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
     return read_json(out / SUMMARY)
 
 
-def with_config(settings: ImportSettings, folder: Path) -> ImportSettings:
-    """The settings, with the values of config.json of a GPT-NeoX folder in place of defaults.
-
-    Raises:
-        InputError: they contradict it, or it describes blocks that ours cannot compute.
-    """
+def _with_config(settings: ImportSettings, folder: Path) -> ImportSettings:
+    """The settings, with the values of config.json of a GPT-NeoX folder in place of defaults."""
     config = read_config(folder)
     if config.get("model_type") != "gpt_neox":
         return replace(settings, fused="stacked") if settings.fused == "auto" else settings
@@ -252,12 +238,8 @@ def with_config(settings: ImportSettings, folder: Path) -> ImportSettings:
     return replace(settings, **found)
 
 
-def open_published(src: str, settings: ImportSettings) -> Published:
-    """Read config, tokenizer and weights of a folder or Hub repository, and find our parts in them.
-
-    Raises:
-        InputError: as `import_checkpoint`.
-    """
+def _open_published(src: str, settings: ImportSettings) -> Published:
+    """Read config, tokenizer and weights of a folder or Hub repository, and find our parts in them."""
     folder = source_folder(src, settings.revision)
     config = read_config(folder)
     sizes = read_sizes(folder, config)
@@ -280,7 +262,7 @@ def _import_expert(
         say(f"{out} is done already")
         return summary
     mapped = published.experts[number]
-    model = build_model(published, mapped, settings)
+    model = _build_model(published, mapped, settings)
     with build.folder(out) as partial:
         export_model(model, published.tokenizer, partial)
         shape = {"model": asdict(model.config), "substrate": asdict(model.substrate.config)}
@@ -304,30 +286,30 @@ def check(src: str, text: str, settings: ImportSettings) -> list[dict[str, Any]]
         InputError: as `import_checkpoint`, the text is shorter than two tokens, or nothing is open because it is a run.
     """
     folder = source_folder(src, settings.revision)
-    if is_ours(folder):
+    if _is_ours(folder):
         raise InputError(f"{src} is a run of glyphlm, so --check has nothing to compare; import it with --out alone")
-    settings = with_config(settings, folder)
-    published = open_published(src, settings)
+    settings = _with_config(settings, folder)
+    published = _open_published(src, settings)
     ids = published.tokenizer.encode(text)[: published.sizes.block_size]
     if len(ids) < 2:
         raise InputError(f"--check {text!r} is {len(ids)} tokens long; give a sentence")
     rows = []
-    for chosen in readings(published, settings):
-        models = [build_model(published, mapped, replace(settings, **chosen)) for mapped in published.experts]
-        rows.append({"loss": loss_of(models, torch.tensor([ids])), **chosen})
+    for chosen in _readings(published, settings):
+        models = [_build_model(published, mapped, replace(settings, **chosen)) for mapped in published.experts]
+        rows.append({"loss": _loss_of(models, torch.tensor([ids])), **chosen})
     return sorted(rows, key=lambda row: row["loss"])
 
 
-def readings(published: Published, settings: ImportSettings) -> Iterator[dict[str, Any]]:
+def _readings(published: Published, settings: ImportSettings) -> Iterator[dict[str, Any]]:
     """Every combination of the settings that this checkpoint leaves open."""
     opened = {"rotation": ("half", "interleaved"), "activation": ("gelu", "gelu_tanh"), "norm_eps": (1e-5, 1e-6)}
     found = published.experts[0]
-    config, _ = build_codes(published, found, settings)
+    config, _ = _build_codes(published, found, settings)
     if found.fused:
         opened["fused"] = ("stacked", "per_head")
     if config.n_embed < published.sizes.d_model:
         opened["lift"] = ("repeat_interleave", "tile")
-    if not stored_tables(published, found, settings):
+    if not _stored_tables(published, found, settings):
         opened |= {"bit_order": ("low", "high"), "signed": (False, True)}
         opened |= {"affine_side": ("columns", "rows")} if found.codes else {}
     for values in itertools.product(*opened.values()):
@@ -335,7 +317,7 @@ def readings(published: Published, settings: ImportSettings) -> Iterator[dict[st
 
 
 @torch.no_grad()
-def loss_of(models: Sequence[GPT], ids_BT: Tensor) -> float:
+def _loss_of(models: Sequence[GPT], ids_BT: Tensor) -> float:
     """Nats a token of the text under the mean of the models' logits."""
     logits_BTV = torch.stack([model.eval()(ids_BT) for model in models]).mean(0)
     return float(F.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]))

@@ -64,12 +64,12 @@ def build_substrate(tokenizer: Tokenizer, settings: SubstrateSettings, out: Path
     build = Build("substrate", kept, {"tokenizer": tokenizer.fingerprint, **_digests(files)})
     with one_writer(out):
         if build.is_done(out):
-            check_drawn(build.result.get("missing", []), settings)
-            return recorded_config(out, build)
+            _check_drawn(build.result.get("missing", []), settings)
+            return _recorded_config(out, build)
         pictured = tokenizer.pictured(settings.spelling)
         drawing = draw_vocabulary(pictured, fonts, settings) if fonts else Drawing(np.empty((0, 1), np.uint8), [])
         missing = [ord(character) for character in drawing.missing]
-        check_drawn(missing, settings)
+        _check_drawn(missing, settings)
         config, tensors = make_values(config, settings, tokenizer.fingerprint, drawing.bits_VP)
         with build.folder(out) as partial:
             if tensors:
@@ -118,7 +118,7 @@ def read_substrate(folder: str | Path) -> tuple[Build, SubstrateConfig, dict[str
     build = read_build(folder)
     if build.made != "substrate":
         raise InputError(f"{folder} holds a {build.made}, not a substrate")
-    config = recorded_config(folder, build)
+    config = _recorded_config(folder, build)
     tensors = load_tensors(folder / TABLE) if expected_shapes(config) else {}
     check_tensors(folder / TABLE, config, tensors)
     as_made = not (config.trainable and replace(config, trainable=False).is_rule)  # else the table of a rule is stored
@@ -127,12 +127,8 @@ def read_substrate(folder: str | Path) -> tuple[Build, SubstrateConfig, dict[str
     return build, config, tensors
 
 
-def recorded_config(folder: Path, build: Build) -> SubstrateConfig:
-    """The config that a build.json records.
-
-    Raises:
-        InputError: it is missing, incomplete, or holds values that no config has.
-    """
+def _recorded_config(folder: Path, build: Build) -> SubstrateConfig:
+    """The config that a build.json records."""
     try:
         return SubstrateConfig(**build.result["config"])
     except (KeyError, TypeError, ValueError) as error:
@@ -289,12 +285,8 @@ def draw_vocabulary(pictured: Sequence[str], fonts: FontChain, settings: Substra
     return draw_tokens(pictured, fonts, settings.side, augment, "drawing glyphs")
 
 
-def check_drawn(missing: Sequence[int], settings: SubstrateSettings) -> None:
-    """Report code points that are in no font.
-
-    Raises:
-        InputError: there are some, and the settings are strict.
-    """
+def _check_drawn(missing: Sequence[int], settings: SubstrateSettings) -> None:
+    """Report code points that are in no font."""
     if not missing:
         return
     names = ", ".join(f"U+{code_point:04X}" for code_point in missing[:10])
