@@ -23,7 +23,7 @@ from glyphlm.tokenizer.build import TokenizerSettings, build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.bits_per_byte import document_scores
 
-TEXTS = ["Hello, this is the weather.", "Привет, мир! Это ёж.", "中文 and ру, mixed: 𝄞 €5.", "a", "x" * 300]
+TEXTS = ["Hello, this is the weather.", "Привет, мир! Это ёж.", "中文 and ру, mixed: 𝄞 €5.", "a", "x" * 100]
 
 
 def byte_level(folder: Path, texts: list[str]) -> Path:

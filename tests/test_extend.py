@@ -1,6 +1,7 @@
 """More characters for a run: old text keeps its distribution, new characters are read and written at once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,16 @@ NEW = "ΩΨ"
 HEADS = {"full": HeadConfig(), "tied": HeadConfig("tied"), "code": HeadConfig("code", digits=3, width=16)}
 
 
+def font_of(tokenizer: Tokenizer, path: Path, widths: int) -> str:
+    """A font in which each character of the vocabulary, and each new one, has a box of one of so many widths."""
+    characters = sorted({one for token in tokenizer.pictured() for one in token} | set(NEW))
+    glyphs = {one: (box((0, 0, 2 + ord(one) % widths, 4 + ord(one) % 17)), 16) for one in characters}
+    return str(make_font(path, glyphs))
+
+
 @pytest.fixture(scope="module")
 def font(tokenizer, tmp_path_factory) -> str:
-    """A font in which each character of the vocabulary, and each new one, has a picture."""
-    characters = sorted({one for token in tokenizer.pictured() for one in token} | set(NEW))
-    glyphs = {one: (box((0, 0, 2 + ord(one) % 13, 4 + ord(one) % 17)), 16) for one in characters}
-    return str(make_font(tmp_path_factory.mktemp("font") / "font.ttf", glyphs))
+    return font_of(tokenizer, tmp_path_factory.mktemp("font") / "font.ttf", 13)
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +91,17 @@ def test_new_glyph_codes_are_those_of_a_vocabulary_that_had_them(runs, tokenizer
         torch.testing.assert_close(one, other, atol=0.05, rtol=0)
 
 
-def test_other_pictures_than_the_run_was_made_with_are_refused(runs, font, tmp_path):
-    folder = runs["full"].parent / "full-codes"
-    build = json.loads((folder / "build.json").read_text())
-    changed = tmp_path / "full-codes"
+def test_other_pictures_than_the_run_was_made_with_are_refused(runs, tokenizer, tmp_path):
+    other, changed = font_of(tokenizer, tmp_path / "other.ttf", 11), tmp_path / "full-codes"
+    build = json.loads((runs["full"].parent / "full-codes" / "build.json").read_text())
+    build["settings"]["font"] = [other]
     changed.mkdir()
-    build["settings"]["side"] = 64
     (changed / "build.json").write_text(json.dumps(build))
-    run = tmp_path / "run"
-    run.mkdir()
-    for file in runs["full"].iterdir():
-        (run / file.name).write_bytes(file.read_bytes())
+    run = Path(shutil.copytree(runs["full"], tmp_path / "run"))
     recipe = json.loads((run / "settings.yaml").read_text())
     recipe["substrate"]["path"] = str(changed)
     (run / "settings.yaml").write_text(json.dumps(recipe))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="run was made with other pictures than .*other.ttf gives now; install the font"):
         extend(run, NEW, tmp_path / "wide")
     assert not (tmp_path / "wide").exists()
 

@@ -42,7 +42,7 @@ def _claims(book: Documents, split: str) -> Iterator[tuple[Phrase, Fact]]:
 
 
 def test_the_same_seed_gives_the_same_list_in_every_process(book: Documents) -> None:
-    here = [phrase for phrase, _ in book]
+    here = tuple(phrase for phrase, _ in book)
     digest = hashlib.sha256(repr(here).encode()).hexdigest()
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     root = Path(__file__).resolve().parents[1]

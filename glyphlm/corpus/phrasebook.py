@@ -135,18 +135,14 @@ def documents(seed: int = 1) -> list[Document]:
     return found
 
 
-def phrases(seed: int = 1) -> list[Phrase]:
+@cache
+def phrases(seed: int = 1) -> tuple[Phrase, ...]:
     """All documents, shuffled: about 1.2 M characters of training text, and 6% of all characters held out.
 
     A validation document states facts in templates in which training never states them, though training states them in
     other templates and uses these templates for other facts. The same seed gives the same list in every process.
     """
-    return [phrase for phrase, _ in documents(seed)]
-
-
-@cache
-def _phrases_once() -> list[Phrase]:
-    return phrases()  # takes a second
+    return tuple(phrase for phrase, _ in documents(seed))
 
 
 def chosen(words: str) -> list[str]:
@@ -164,7 +160,7 @@ def chosen(words: str) -> list[str]:
     languages = given.intersection(PARAGRAPHS) or set(PARAGRAPHS)
     kinds = given & {"text", "qa"} or {"text"}
     splits = given & {"train", "validation"} or {"train"}
-    return [phrase.text for phrase in _phrases_once()
+    return [phrase.text for phrase in phrases()
             if phrase.language in languages and phrase.kind in kinds and phrase.split in splits]
 
 
