@@ -14,7 +14,7 @@ from glyphlm.cli.main import main
 # Imported once for all of them: it takes several seconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["glyphlm.analysis.report", "glyphlm.cli.models", "glyphlm.experiments.grow_recipe", "glyphlm.studies.study"])
+    ["glyphlm.cli.models", "glyphlm.experiments.grow_recipe", "glyphlm.pages.report", "glyphlm.studies.study"])
 
 
 def start(*arguments: object, **environment: object) -> ForkServerProcess:

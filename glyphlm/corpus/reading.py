@@ -18,21 +18,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-import pyarrow
-import pyarrow.parquet
-
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import EMBEDDED, HUB
 from glyphlm.base.progress import Meter, meter, say
 from glyphlm.corpus.sources import embedded_documents, find_sources, is_data_set, packing_of, size_of, suffix_of
+
+def _unpack_zstd(raw: BinaryIO) -> BinaryIO:
+    import pyarrow  # of the extra hub; zstandard's own reader accepts a truncated file silently
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+
 
 UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     "": lambda raw: raw,
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    # zstandard's own reader accepts a truncated file silently
-    ".zst": lambda raw: io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")),
+    ".zst": _unpack_zstd,
 }
 PASSAGE_CHARS = 1 << 18  # a quarter million characters: small for memory, large against the cost of a call
 MAX_LINE_BYTES = 1 << 30  # a JSON line must be held whole to be parsed
@@ -267,6 +269,8 @@ def _json(line: bytes, source: _Source, where: str, offset: int) -> Any:
 
 
 def _parquet_rows(source: _Source) -> Iterator[_Row]:
+    import pyarrow.parquet  # of the extra hub
+
     name, key, size = source.name, source.reading.text_field, size_of(source.name)
     try:
         with pyarrow.parquet.ParquetFile(name) as file:
