@@ -17,13 +17,23 @@ check() {
     wheel="$PWD/dist/glyphlm-$version-py3-none-any.whl"
     "$PYTHON" -m venv build/release/user
     build/release/user/bin/python -m pip install --quiet --constraint constraints.txt "$wheel"
+    build/release/user/bin/python -m pip check
     cd build/release/empty
-    ../user/bin/glyphlm --version
-    ../user/bin/glyphlm plan best_bvv_ru --gpu h200 --no-measure >/dev/null
-    ../user/bin/glyphlm quickstart --steps 5
-    ../user/bin/glyphlm generate runs/quickstart/runs/glyph --prompt "The currency of " --max-new-tokens 5
+    PATH="$PWD/../user/bin:$PATH"
+    python -c 'from importlib.metadata import files
+have = {file.name for file in files("glyphlm") or ()}
+assert {"LICENSE", "py.typed", "phrasebook.yaml", "best_bvv_ru.yaml", "recipe.schema.json", "report.html.jinja"} <= have'
+    glyphlm --version
+    for shell in bash zsh fish; do glyphlm completion $shell >completion.$shell; done
+    bash -n completion.bash
+    glyphlm plan best_bvv_ru --gpu h200 --no-measure >plan.txt
+    glyphlm quickstart --steps 5
+    glyphlm train llm_fix_min_classic --profile tiny --train.steps 3 --out runs/tiny
+    glyphlm generate runs/tiny --prompt "The currency of " --max-new-tokens 5
+    glyphlm show runs/quickstart/runs/glyph --out show.html
+    glyphlm report runs/tiny --out report.html
     cd ../../..
-    echo "$wheel: installed and run in an empty folder"
+    echo "$wheel: installed in $(du -sm build/release/user | cut -f1) MB, and run in an empty folder"
 }
 
 case ${1:-} in

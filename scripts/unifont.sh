@@ -26,6 +26,11 @@ if command -v apt-get >/dev/null; then
     apt update && apt install -y fonts-unifont && exit 0
     echo "apt-get: $(printf '%s\n' "$said" | tail -n 1)" >&2
 fi
+if command -v brew >/dev/null; then
+    echo "installing GNU Unifont (font-gnu-unifont)"
+    said=$(brew install --quiet --cask font-gnu-unifont 2>&1 </dev/null) && exit 0
+    echo "brew: $(printf '%s\n' "$said" | tail -n 1)" >&2
+fi
 echo "GNU Unifont was not found. Install your system's package (Debian: fonts-unifont, Fedora: unifont-fonts," >&2
 echo "Homebrew: font-gnu-unifont), or name font files: GLYPHLM_FONT=/path/unifont.otf make ..." >&2
 [ "$1" = --required ] && exit 2

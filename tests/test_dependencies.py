@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -52,3 +53,8 @@ def test_what_the_requirements_need_is_locked_too():
 
 def test_torch_is_the_release_that_a_cpu_build_satisfies():
     assert pins("torch") == ["2.13.0"]  # without a local version, so that +cpu is as good as the build of the registry
+
+
+def test_a_commit_is_checked_by_the_ruff_that_is_locked():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["rev"] for hook in hooks if hook["repo"].endswith("/ruff-pre-commit")] == [f"v{pins('ruff')[0]}"]

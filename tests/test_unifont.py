@@ -1,4 +1,4 @@
-"""scripts/unifont.sh, with a fake apt-get, a fake sudo and a fake find that finds no font."""
+"""scripts/unifont.sh, with a fake apt-get, brew and sudo and a fake find that finds no font."""
 
 import shutil
 import subprocess
@@ -59,3 +59,11 @@ def test_a_system_without_apt_is_named_its_package(unifont, tmp_path):
         (tmp_path / name).symlink_to(shutil.which(name))
     done = unifont(path=str(tmp_path))
     assert done.returncode == 0 and "unifont-fonts" in done.stderr and "Homebrew" in done.stderr
+
+
+@pytest.mark.parametrize(("brew", "code"), [("exit 0", 0), ("echo 'Error: no such cask' >&2; exit 1", 2)])
+def test_on_macos_homebrew_installs_it(unifont, tmp_path, brew, code):
+    for name in ("head", "id", "tail"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = unifont("--required", path=str(tmp_path), brew=brew)
+    assert done.returncode == code and ("brew: Error: no such cask\n" in done.stderr) == (code == 2)
