@@ -40,7 +40,8 @@ VERBS = {  # verb -> its module, and a description
 # Packages that only some verbs need -> the extra of pyproject.toml that installs them.
 EXTRAS = {
     "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "jinja2": "report", "matplotlib": "report", "peft": "lora",
-    "pyarrow": "hub", "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve", "uvicorn": "serve",
+    "pyarrow": "hub", "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve",
+    "uvicorn": "serve",
 }  # fmt: skip
 HELP = """usage: glyphlm {prefix}VERB [options]
 

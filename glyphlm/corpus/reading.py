@@ -23,6 +23,7 @@ from glyphlm.base.names import EMBEDDED, HUB
 from glyphlm.base.progress import Meter, meter, say
 from glyphlm.corpus.sources import embedded_documents, find_sources, is_data_set, packing_of, size_of, suffix_of
 
+
 def _unpack_zstd(raw: BinaryIO) -> BinaryIO:
     import pyarrow  # of the extra hub; zstandard's own reader accepts a truncated file silently
 
