@@ -159,7 +159,7 @@ def test_batches_are_int64_of_the_shape_asked_for():
 
 @settings(max_examples=60, deadline=None)
 @given(position=st.integers(0, 80), weight=st.floats(0.1, 10))
-def test_a_restored_position_goes_on_the_same_way(position, weight):
+def test_a_restored_position_continues_the_same_way(position, weight):
     def fresh():
         return batches(Numbers(50), Numbers(70, first=1000), weights=(1, weight))
 
@@ -382,7 +382,7 @@ def test_answers_of_plain_text_are_refused(prepared):
         next(Batches([TokenText(prepared, "train")], [1], 16, 2, seed=1, answers_only=[True]))
 
 
-def test_examples_found_again_are_not_made_anew(example_shards, tokenizer):
+def test_examples_found_again_are_not_made_again(example_shards, tokenizer):
     before = (example_shards / "train-00000.bin").stat().st_mtime_ns
     prepare_examples(tokenizer, [f"qa={example_shards.parent / 'qa.txt'}"], example_shards, 0.1)
     assert (example_shards / "train-00000.bin").stat().st_mtime_ns == before

@@ -132,6 +132,6 @@ def test_bits_per_byte_are_nats_over_ln_2_over_bytes():
     assert score.loss == pytest.approx(2 * math.log(2))
 
 
-def test_score_of_nothing_is_no_number():
+def test_score_of_no_text_is_nan():
     assert math.isnan(Score().bits_per_byte) and math.isnan(Score().loss)
     assert math.isnan(Score(nats=1.0, tokens=1).bits_per_byte)

@@ -70,7 +70,7 @@ def test_what_the_method_trains_learns_and_experts_stay(experts, shards, tmp_pat
     assert "fused by GlyphLM" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_a_fused_training_goes_on_after_a_stop_with_the_same_bits(experts, shards, tmp_path, monkeypatch):
+def test_a_fused_training_continues_after_a_stop_with_the_same_bits(experts, shards, tmp_path, monkeypatch):
     given = fusing(experts, shards, method="gate")
     assert train(given, tmp_path / "straight") == 0
     saved = []

@@ -164,7 +164,7 @@ def test_generation_with_a_cache_is_generation_without(docked):
     assert generate(docked("run gpt2 again", "mean_probs"), ["Hi"], Sampling(max_new_tokens=4))[0].startswith("Hi")
 
 
-def test_rows_of_a_batch_padded_and_chosen_anew_are_as_each_alone(docked):
+def test_rows_of_a_batch_padded_and_chosen_again_are_as_each_alone(docked):
     model = load_eval_model(str(docked("run gpt2")))
     prompts = [model.tokenizer.encode(text) for text in ("Hello", "中", "мир и")]
     logits_BO, seen = model.read_prompts(prompts)
@@ -225,7 +225,7 @@ def test_characters_that_are_not_whole_are_seen(text, number):
     assert incomplete(text) == number
 
 
-def test_tokens_that_begin_alike_stand_together():
+def test_tokens_with_a_common_prefix_are_adjacent():
     spelled = [b"", b"b", b"ab", b"a", b"\xff\xff", b"\xff", b"abc"]
     pieces = Pieces(torch.tensor([*b"".join(spelled)], dtype=torch.uint8), torch.tensor([*map(len, spelled)]))
     assert [pieces.texts[slice(*pieces.narrow((0, 6), prefix))] for prefix in (b"a", b"ab", b"\xff", b"c")] == [

@@ -70,7 +70,7 @@ values = st.lists(st.floats(0, 4), min_size=2, max_size=5)
 
 @settings(deadline=None)  # a busy machine takes longer
 @given(values, values, st.floats(0, 1))
-def test_a_verdict_never_says_more_than_its_interval(new, old, margin):
+def test_a_verdict_never_claims_more_than_its_interval(new, old, margin):
     """What is supported cannot be not supported the other way round with no margin, and the row holds its own reason."""
     (row,) = judge([Claim("", "new", "old", margin=margin)], rows(BPB, new=new, old=old))
     low, high, _ = over_seeds([a - b for a, b in zip(new, old)])
@@ -154,7 +154,7 @@ def test_the_digest_is_of_claims_and_seeds():
     assert digest != claims_digest(claims, [1, 3]) != claims_digest([Claim("x", "new", "old", margin=0.1)], [1, 3])
 
 
-def test_what_cannot_be_compared_says_why():
+def test_what_cannot_be_compared_is_reported_with_the_reason():
     assert verdicts(rows(BPB, new=[2.0], old=OLD)) == [("not decidable", "1 seed")]
     assert verdicts(rows(BPB, new=OLD)) == [("not decidable", "arm old was not made")]
     assert verdicts([]) == [("not decidable", "arm new was not made, arm old was not made")]
@@ -173,7 +173,7 @@ def test_only_seeds_of_both_are_paired():
     assert verdicts(rows(BPB, new=(2.0, math.nan), old=(2.0, 2.0))) == [("not decidable", "1 seed")]
 
 
-def test_measures_are_asked_by_how_they_begin():
+def test_measures_are_chosen_by_their_prefix():
     mass = "arc_easy letter mass, easy.jsonl"
     names = ("bits per byte, validation", BPB, EASY, mass)
     found = [row for name in names for row in rows(name, new=OLD, old=OLD)]

@@ -164,7 +164,7 @@ def test_odd_overrides_are_refused(recipe, capsys, options, said):
 
 
 @pytest.mark.parametrize("typed", [("--steps", "1:30"), ("--steps=1_000",), ("--n-embed", "0b1")])
-def test_numbers_of_yaml_1_1_are_no_numbers(tokenizer_folder, tmp_path, capsys, typed):
+def test_numbers_of_yaml_1_1_are_not_numbers(tokenizer_folder, tmp_path, capsys, typed):
     verb = ["quickstart"] if "steps" in typed[0] else ["substrate", "build", "--tokenizer", str(tokenizer_folder)]
     line = refusal(capsys, *verb, *typed, "--out", tmp_path / "out")
     assert "nor true or false" in line and not (tmp_path / "out").exists()
@@ -266,7 +266,7 @@ def test_bad_text_is_named(tokenizer_folder, tmp_path, capsys, content, said):
     assert str(path) in line and said in line and not (tmp_path / "shards").exists()
 
 
-def test_replace_goes_on_where_bytes_are_not_utf8(tokenizer_folder, tmp_path):
+def test_replace_continues_where_bytes_are_not_utf8(tokenizer_folder, tmp_path):
     path = tmp_path / "bad.txt"
     path.write_bytes(b"good \xff bad")
     out = tmp_path / "shards"
@@ -297,7 +297,7 @@ def test_a_run_that_was_refused_before_its_first_step_does_not_stand_in_the_way(
     assert main(["train", recipe, "--out", str(out)]) == 0
 
 
-def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, tmp_path, capsys, monkeypatch):
+def test_a_run_continues_with_the_precision_that_was_found_when_it_began(recipe, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     found = iter(["fp32", "bf16"])
     monkeypatch.setattr(
@@ -307,7 +307,7 @@ def test_a_run_goes_on_with_the_precision_that_was_found_when_it_began(recipe, t
     assert "is done already" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_with_a_substrate_that_was_made_anew(recipe, substrates, tokenizer, tmp_path, capsys):
+def test_a_run_does_not_continue_with_a_substrate_that_was_made_again(recipe, substrates, tokenizer, tmp_path, capsys):
     sub, out = tmp_path / "sub", tmp_path / "run"
     shutil.copytree(substrates["learned"], sub)
     arguments = ["train", recipe, "--substrate.path", str(sub), "--out", str(out)]
@@ -326,7 +326,7 @@ def test_an_unknown_task_and_an_unfinished_run_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="mounting a small disk needs root")
-def test_a_full_disk_is_said_and_leaves_nothing_half_done(tokenizer_folder, tmp_path, capsys):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_done(tokenizer_folder, tmp_path, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:

@@ -167,7 +167,7 @@ def test_shuffling_only_gives_the_same_codes_to_other_ids():
     assert torch.equal(shuffled, plain[shuffled_ids(300, 3)]) and not torch.equal(shuffled, plain)
 
 
-def test_fingerprints_tell_every_parameter_apart_but_not_whether_it_is_trained():
+def test_fingerprints_depend_on_every_parameter_but_not_whether_it_is_trained():
     changes = {}, {"seed": 9}, {"lift": "tile"}, {"lift": "orthogonal"}, {"lift_seed": 2}, {"scale": "none"}, {"n_embed": 32}
     configs = [SubstrateConfig(**{"vocab_size": 300, "n_embed": 16, "kind": "learned"} | change) for change in changes]
     tensors = {"table_VE": torch.ones(300, 16)}

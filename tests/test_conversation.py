@@ -35,7 +35,7 @@ def test_runs_answer_the_same_line_side_by_side(said):
     assert "has no chat template: it continues your text" in found.err
 
 
-def test_a_conversation_goes_on_until_it_is_reset(said):
+def test_a_conversation_continues_until_it_is_reset(said):
     once, again = said(["Hello"]).out, said(["Hello", "/reset", "Hello"]).out
     assert again == 2 * once != said(["Hello", "Hello"]).out
 
@@ -46,7 +46,7 @@ def test_settings_are_shown_changed_and_checked(said):
     assert "/what is not a command" in found.err and found.out == ""
 
 
-def test_a_chat_template_is_used_and_a_full_context_is_said(said):
+def test_a_chat_template_is_used_and_a_full_context_is_reported(said):
     found = said(["Who?", "word " * 80, "/reset", "Who?"], template=TEMPLATE)
     assert "answers by its chat template" in found.err and "begin a new one" in found.err
     first, second = found.out.splitlines()[0], found.out.splitlines()[-1]

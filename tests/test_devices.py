@@ -125,13 +125,13 @@ def test_a_probe_is_remembered_for_this_machine_but_not_one_beside_other_program
     assert measured() == 4.0 and list(json.loads(probes_file().read_text()).values()) == [4.0]
 
 
-def test_a_home_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+def test_a_home_folder_that_cannot_be_written_is_not_an_error(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GLYPHLM_CACHE", str(tmp_path / "file"))
     assert devices._probed("gain", "cpu", lambda: 2.0) == 2.0
 
 
-def test_memory_that_the_system_does_not_tell_is_asked_for_by_name(monkeypatch):
+def test_memory_that_the_system_does_not_report_must_be_given(monkeypatch):
     assert device_memory("cpu") > 1e9
     monkeypatch.delattr(devices.os, "sysconf")
     with pytest.raises(InputError, match="memory of cpu is not known .*--gpu"):

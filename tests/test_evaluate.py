@@ -153,7 +153,7 @@ def test_cut_prompts_are_reported(tokenizer, tasks, tmp_path, capsys):
     assert "mmlu: 12 of 12 prompts are longer than the context of 24 tokens and lost their left end" in reported
 
 
-def test_a_foreign_model_is_asked_alike_and_its_bytes_are_those_of_the_text(tokenizer, tasks, tmp_path):
+def test_a_foreign_model_is_evaluated_the_same_way_and_its_bytes_are_those_of_the_text(tokenizer, tasks, tmp_path):
     foreign = make_foreign(tmp_path / "foreign", tokenizer)
     found = evaluate([foreign], list(tasks.values()), tmp_path / "out.jsonl")
     (bits,) = (row for row in found.rows if row.task == "bpb")

@@ -38,7 +38,7 @@ def test_a_batch_of_prompts_is_read_as_each_alone(model):
     assert seen.attended_BS.sum(1).tolist() == [5, 2, 3]
 
 
-def test_what_was_seen_is_gone_on_from_in_any_row(model):
+def test_what_was_seen_is_continued_in_any_row(model):
     _, seen = model.read_prompts(PROMPTS)
     ids_BT = torch.tensor([[7, 8, 0], [9, 10, 11], [12, 0, 0]])
     text_BT = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])

@@ -108,7 +108,7 @@ def test_the_folder_holds_no_code_and_the_rotary_settings_of_older_readers(expor
     assert config["hidden_act"] == "gelu_pytorch_tanh"
 
 
-def test_the_card_goes_along_and_asks_for_no_remote_code(tokenizer, tmp_path):
+def test_the_card_is_copied_and_asks_for_no_remote_code(tokenizer, tmp_path):
     run = make_run(tmp_path / "run", tokenizer, SUBSTRATES["table"])
     (run / "results.jsonl").write_text('{"task": "arc", "metric": "accuracy", "value": 0.5}\n')
     (run / "summary.json").write_text(json.dumps({

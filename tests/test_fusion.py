@@ -169,7 +169,7 @@ def switching_by_hand(logp_MTV: Tensor, ids_T: Tensor, memory: float, reset: flo
 
 @torch.no_grad()
 @pytest.mark.parametrize(("memory", "reset"), [(3.0, 0.0), (1e9, 0.2), (5.0, 0.05)])
-def test_posterior_forgets_and_begins_anew(experts, ids_BT, logp, memory, reset):
+def test_posterior_forgets_and_begins_again(experts, ids_BT, logp, memory, reset):
     fusion = fuse("posterior", experts, weights=WEIGHTS, memory=memory, reset=reset)
     found = fusion(ids_BT).exp()
     for row, ids_T in enumerate(ids_BT):

@@ -241,7 +241,7 @@ def test_temperature_0_takes_the_likeliest_token(model, tokenizer):
     assert text == tokenizer.decode([*tokenizer.encode("Hello"), likeliest])
 
 
-def test_logits_that_are_no_numbers_are_refused(loaded, tokenizer):
+def test_logits_that_are_not_numbers_are_refused(loaded, tokenizer):
     """Of finite weights, too: activations can overflow."""
     model = copy.deepcopy(loaded["single"])
     model.gpt.norm.weight.data.fill_(3e38)

@@ -94,7 +94,7 @@ def test_exporting_again_finds_it_done(run, tmp_path, capsys):
         export_gguf(run, tmp_path / "out", "f16")
 
 
-def test_what_the_file_cannot_express_is_said(tokenizer, tmp_path, capsys):
+def test_what_the_file_cannot_express_is_reported(tokenizer, tmp_path, capsys):
     run = make_run(tmp_path / "run", tokenizer, SUBSTRATES["table"], activation="gelu")
     export_gguf(run, tmp_path / "out")
     assert "cannot express exact GELU" in capsys.readouterr().err

@@ -374,14 +374,14 @@ def test_fonts_are_found_by_argument_environment_and_search(tiny, tmp_path, monk
     assert found == ["unifont-16.0.04.otf", "unifont_upper-16.0.04.otf"]
 
 
-def test_no_unifont_says_how_to_get_one(tmp_path, monkeypatch):
+def test_a_missing_unifont_is_reported_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.delenv("GLYPHLM_FONT", raising=False)
     monkeypatch.setattr(fonts_module, "FOLDERS", (str(tmp_path),))
     with pytest.raises(InputError, match="apt-get install fonts-unifont.*--font FILE.*GLYPHLM_FONT"):
         load_fonts(None, 32)
 
 
-def test_files_that_are_no_fonts_are_named(tiny, tmp_path):
+def test_files_that_are_not_fonts_are_named(tiny, tmp_path):
     absent, text, cut = tmp_path / "absent.ttf", tmp_path / "text.otf", tmp_path / "cut.ttf"
     text.write_text("not a font")
     cut.write_bytes(tiny.read_bytes()[:300])

@@ -106,7 +106,7 @@ def test_a_table_is_trained_in_the_first_stage_only(grown, substrates):
     assert [summary(grown / f"stage-{stage}")["substrate"]["trainable"] for stage in (1, 2, 3)] == [True, False, False]
 
 
-def test_a_zero_start_goes_on_at_the_loss_of_the_stage_before(grown):
+def test_a_zero_start_starts_at_the_loss_of_the_stage_before(grown):
     last, first = rows(grown / "stage-1", "validation")[-1], rows(grown / "stage-2", "validation")[0]
     assert (first["step"], first["bits_per_byte"]) == (0, pytest.approx(last["bits_per_byte"], rel=1e-6))
     spike = rows(grown / "stage-3", "validation")[0]["bits_per_byte"]
@@ -289,7 +289,7 @@ def test_a_late_expansion_grows_all_blocks_from_none_with_the_moments_of_the_bas
     assert generate(first, ["Hello"], Sampling(max_new_tokens=3))[0].startswith("Hello")
 
 
-def test_moments_that_are_gone_are_named(given, grown, tmp_path, capsys):
+def test_missing_moments_are_named(given, grown, tmp_path, capsys):
     folder = shutil.copytree(grown / "stage-1", tmp_path / "given")
     shutil.rmtree(folder / "state")
     changes = {"growth": {"base": str(folder), "carry": True}, "stages": [{"layers": 1, "steps": 2}], "controls": []}

@@ -93,7 +93,7 @@ def test_every_block_caches_its_own_keys():
 
 @pytest.mark.parametrize("head", ["full", "low_rank", "frozen"])
 @pytest.mark.parametrize("norm", [True, False])
-def test_only_what_the_settings_say_trains(head, norm):
+def test_only_the_parts_in_the_settings_are_trained(head, norm):
     model = grown(head=head, norm=norm)
     parts = {name.split(".")[0] for name in trained_names(model)}
     assert parts == {"blocks"} | ({"head"} if head != "frozen" else set()) | ({"norm"} if norm else set())
@@ -229,7 +229,7 @@ def test_moments_go_where_the_values_go(start, place, sources):
         assert torch.equal(model.blocks[number].mlp.up.weight, old.blocks[source].mlp.up.weight)
 
 
-def test_an_optimizer_with_carried_moments_goes_on_as_it_would_have():
+def test_an_optimizer_with_carried_moments_continues_as_it_would_have():
     model = base()
     optimizer, objective = make_adamw(model.parameters(), 0.1, (0.9, 0.95)), Objective(model, torch.float32)
 
@@ -251,6 +251,6 @@ def test_an_optimizer_with_carried_moments_goes_on_as_it_would_have():
     assert all(torch.equal(p, other.get_parameter(name)) for name, p in model.named_parameters())
 
 
-def test_nothing_can_be_copied_of_no_blocks():
+def test_blocks_cannot_be_copied_where_there_are_none():
     with pytest.raises(InputError, match="no blocks, of which start copy"):
         check_growth(replace(CONFIG, n_layer=0), CONFIG, GrowthSettings(start="copy"))

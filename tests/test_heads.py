@@ -198,7 +198,7 @@ def test_logits_with_a_cache_are_those_without(name):
                                     "head", "adapter"])  # fmt: skip
 @pytest.mark.parametrize("names", [("two digits", "clusters"), ("tied", "tied"), ("tied", "shuffled"),
                                    ("full", "three digits")])  # fmt: skip
-def test_experts_are_mixed_as_their_distributions_say(names, method):
+def test_experts_are_mixed_by_their_distributions(names, method):
     heads = HEADS | {"full": HeadConfig()}
     experts = [make(heads[name], seed=seed) for seed, name in enumerate(names)]
     ids_BT, weights = some_ids(), [0.7, 0.3] if method in ("weighted_logits", "mean_probs") else None
@@ -255,7 +255,7 @@ def test_growth_by_blocks_that_add_nothing_keeps_the_distribution(name, rest):
     assert bool(trains) == (rest != "frozen") and all(("lora" in key) == (rest == "low_rank") for key in trains)
 
 
-def test_ids_are_numbered_by_how_often_they_occur_and_clusters_hold_what_is_alike():
+def test_ids_are_numbered_by_how_often_they_occur_and_clusters_hold_similar_codes():
     counts_V = torch.randint(1000, (64,), generator=torch.Generator().manual_seed(1))
     substrate = Substrate(SubstrateConfig(64, 4), 4)
     alike_V = torch.arange(64) % 8  # eight kinds of codes

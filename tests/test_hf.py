@@ -384,7 +384,7 @@ def test_what_stands_before_a_text_is_one_fact(runs, tokenizer):
     assert read_tokenizer.start_id == read_tokenizer.end_id == model.generation_config.bos_token_id
 
 
-def test_a_run_of_before_the_packages_opens(runs, tokenizer, tmp_path):
+def test_a_run_of_version_0_1_opens(runs, tokenizer, tmp_path):
     """Version 0.1 wrote fewer files of code, and a bos token that training never saw."""
     run, config = shutil.copytree(runs["frozen"].folder, tmp_path / "run"), runs["frozen"].model.config
     for name in ("model", "mixing", "together", "fusion", "hf"):

@@ -240,7 +240,7 @@ def test_a_model_gives_equal_logits_under_every_spelling(tokenizer_folder, tmp_p
     {"interleaved": True}, {"tanh": True}, {"eps": 1e-2}, {"lift": "repeat_interleave", "n_embed": 10},
     {"lift": "tile", "n_embed": 8}, {"head_bias": False}, {"head_bias": False, "n_embed": 20, "layers": 1},
 ], ids=lambda how: "-".join(map(str, how.values())))
-def test_what_shapes_cannot_show_is_said(tokenizer_folder, tmp_path, spelling, how):
+def test_settings_that_shapes_do_not_show_are_reported(tokenizer_folder, tmp_path, spelling, how):
     model = plain(**how)
     src = write(tmp_path / "src", SPELLINGS[spelling](model), tokenizer_folder, n_layer=how.get("layers", LAYERS))
     settings = ImportSettings(
@@ -605,7 +605,7 @@ def test_damaged_and_hostile_folders_are_refused_and_nothing_runs(tokenizer_fold
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_source_that_is_nothing_is_refused(tmp_path):
+def test_a_source_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder nor a name of the Hub"):
         import_checkpoint("no/such/thing", tmp_path / "out", ImportSettings())
 

@@ -128,7 +128,7 @@ def test_the_script_is_that_of_the_first_letter(token, expected):
     assert script(token) == expected
 
 
-def test_the_text_names_what_looks_alike_by_code_point():
+def test_the_text_names_what_looks_the_same_by_code_point():
     table = made([[1, 0], [1, 0], [0, 1], [0, 1], [1, 1]], ["a", "а", " ", "\n", "the"])
     text = findings_text(table, analyse(table, [4])[0])
     assert "4 tokens in 2 groups" in text and "'a' U+0061, 'а' U+0430" in text and "' ' U+0020, '\\n' U+000A" in text
@@ -254,7 +254,7 @@ def test_the_command_line_refuses_in_one_line(tokenizer_folder, tmp_path, capsys
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "sub").exists()
 
 
-def test_the_command_line_refuses_what_is_no_folder_of_codes(tokenizer_folder, tmp_path, capsys):
+def test_the_command_line_refuses_what_is_not_a_folder_of_codes(tokenizer_folder, tmp_path, capsys):
     for folder, said in ((tmp_path / "none", "does not exist"), (tokenizer_folder, "holds a tokenizer")):
         assert main(["substrate", "inspect", str(folder)]) == 2
         assert said in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_two_models_are_paired_by_item_and_corrected_over_subjects():
     assert texts.difference == 0 and texts.p == 1
 
 
-def test_a_subject_whose_prompts_are_cut_is_no_test_of_the_family():
+def test_a_subject_whose_prompts_are_cut_is_not_a_test_of_the_family():
     first, second, subjects = [0] * 12 + [1] * 28, [1] * 20 + [1] * 13 + [0] * 7, ["a"] * 20 + ["b"] * 20
     cut = [row | {"cut": number < 2} for number, row in enumerate(choices(first, subjects))]
     whole, a, b = (row for row in compare_items(cut, choices(second, subjects)) if row.scoring == "letters")

@@ -101,7 +101,7 @@ def test_a_task_that_is_started_twice_leaves_what_is_there(tokenizer, files):
     count_ngrams({"en": files}, NgramSettings(), Path("out.txt"), engine=twice)
 
 
-def test_an_engine_is_not_asked_for_what_is_done(tokenizer, files):
+def test_an_engine_gets_only_unfinished_parts(tokenizer, files):
     def none(work, parts):
         raise AssertionError
 

@@ -98,7 +98,7 @@ def test_options_are_scored_as_whole_texts(model, between):
 
 
 @pytest.mark.parametrize("head", [HeadConfig("tied"), HeadConfig("code", width=24)], ids=str)
-def test_options_are_scored_alike_by_heads_that_compute_no_logits_of_all_ids(tokenizer, tmp_path, monkeypatch, head):
+def test_options_are_scored_equally_by_heads_that_compute_no_logits_of_all_ids(tokenizer, tmp_path, monkeypatch, head):
     model = load_eval_model(str(make_run(tmp_path / "run", tokenizer, head=head)))
     items, logits = some_items(3), []
     forward = type(model.model).forward

@@ -15,7 +15,7 @@ def test_a_gpu_is_faster_in_bf16_which_auto_means_there(name):
     assert auto.rate > full.rate > 1e12 and auto.memory >= 24e9 and auto.count == 2 and not auto.here
 
 
-def test_this_machine_has_what_torch_and_the_system_tell():
+def test_this_machine_has_what_torch_and_the_system_report():
     machine, settings = choose_machine(TrainSettings(device="cpu", precision="fp32"), 64, None, 1)
     assert (machine.name, machine.count, machine.here) == ("cpu", 1, True)
     assert machine.memory > 1e9 and machine.rate > 1e6 and settings.precision == "fp32"

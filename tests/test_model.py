@@ -64,7 +64,7 @@ def test_model_of_width_1024_has_the_published_size(vocab_size, n_embed, kind, n
     assert total(vocab_size, n_embed, kind, d_model=1024, n_layer=n_layer, n_head=32) == expected
 
 
-def test_counts_tell_trained_from_frozen():
+def test_counts_distinguish_trained_from_frozen():
     frozen = count_parameters(small_model(SubstrateConfig(V, 16, "glyph")))
     trained = count_parameters(small_model(SubstrateConfig(V, 16, "glyph", trainable=True)))
     rule = count_parameters(small_model(SubstrateConfig(V, 16, "token_bits")))
@@ -114,7 +114,7 @@ def test_padding_and_cache_together_change_nothing():
         torch.testing.assert_close(x_BTD, model.hidden(ids_BT)[:, -6:], atol=1e-5, rtol=1e-5)
 
 
-def test_row_of_nothing_but_padding_is_finite():
+def test_row_of_padding_alone_is_finite():
     with torch.no_grad():
         x_BTD = small_model().hidden(some_ids(2, 6), attended_BS=torch.tensor([[0] * 6, [1] * 6]))
     assert x_BTD.isfinite().all()

@@ -109,7 +109,7 @@ def same_as_literal_eval(text):
     (GOOD.replace("3)", "0)"), "2-gram 1 is ('ab', 0)"),
     (GOOD.replace("'ab'", r"'a\ud800'"), "2-gram 1 is ('a\\ud800', 3)"),
 ])  # fmt: skip
-def test_a_file_that_is_no_statistics_is_refused_in_one_line(tmp_path, text, place):
+def test_a_file_that_is_not_statistics_is_refused_in_one_line(tmp_path, text, place):
     path = tmp_path / "ngrams.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
@@ -284,7 +284,7 @@ def sources_counted(monkeypatch):
     return seen
 
 
-def test_a_stopped_count_goes_on_with_what_is_missing(shelf, tmp_path, monkeypatch):
+def test_a_stopped_count_continues_with_what_is_missing(shelf, tmp_path, monkeypatch):
     whole = count_ngrams({"en": english(shelf)}, SETTINGS, tmp_path / "whole.txt")
     b = (shelf / "b.jsonl").read_bytes()
     (shelf / "b.jsonl").write_text("{", encoding="utf-8")
@@ -320,7 +320,7 @@ def test_the_same_command_is_done_and_another_does_not_overwrite(shelf, tmp_path
     assert not seen and out.read_bytes() == before
 
 
-def test_equal_bytes_of_another_kind_of_file_are_counted_anew(shelf, tmp_path):
+def test_equal_bytes_of_another_kind_of_file_are_counted_again(shelf, tmp_path):
     shutil.copy(shelf / "a.jsonl", shelf / "a.txt")
     lines = count_ngrams({"en": english(shelf, "a.jsonl")}, SETTINGS, tmp_path / "out.txt")
     (tmp_path / "out.txt").unlink()

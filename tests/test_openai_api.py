@@ -156,7 +156,7 @@ def test_numbers_that_are_not_finite_are_refused(client, value):
 @pytest.mark.parametrize("body", [
     b"", b"[1]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"model": "mine", "prompt": "\\ud800"}',
 ])
-def test_a_body_that_is_no_request_is_refused(client, body):
+def test_a_body_that_is_not_a_request_is_refused(client, body):
     answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 

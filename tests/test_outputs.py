@@ -188,7 +188,7 @@ def test_a_folder_that_holds_files_is_never_replaced(out):
     assert read_build(out).settings["size"] == 3 and siblings(out) == [out.name]
 
 
-def test_what_a_killed_process_left_is_no_obstacle(out):
+def test_leftovers_of_a_killed_process_are_removed(out):
     left = out.with_name(f".{out.name}.99999.partial")
     left.mkdir(parents=True)
     (left / "half").touch()
@@ -289,14 +289,14 @@ def test_a_refused_command_leaves_no_folder(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_lock_in_a_folder_is_no_content(tmp_path, monkeypatch):
+def test_a_lock_does_not_count_as_content(tmp_path, monkeypatch):
     """Beside a folder where a file system begins other machines would not see it."""
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
     with one_writer(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"] and holds_nothing(tmp_path)
 
 
-def test_where_nothing_can_be_written_there_is_nothing_to_lock(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with one_writer(tmp_path / "out"):
         assert not any(tmp_path.iterdir())
@@ -308,7 +308,7 @@ def test_a_place_that_takes_no_files_is_refused():
         pass
 
 
-def test_the_top_of_a_file_system_is_no_output():
+def test_the_root_of_a_file_system_is_refused_as_output():
     with pytest.raises(InputError, match="/ is the root of a file system"), one_writer("/"):
         pass
 

@@ -110,7 +110,7 @@ def test_two_processes_train_what_one_trains(recipe, straight, tmp_path, how):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_killed_run_goes_on_with_another_number_of_processes(recipe, straight, tmp_path, before, after):
+def test_a_killed_run_continues_with_another_number_of_processes(recipe, straight, tmp_path, before, after):
     out = run_and_kill(recipe, tmp_path / "run", before, "--train.parallel", "fsdp2")
     files = {path.name for path in list_states(out)[0].iterdir()}
     assert ("model.safetensors" in files) == (before == 1)  # two processes wrote a file each

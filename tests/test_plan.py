@@ -187,7 +187,7 @@ def test_a_folder_of_something_else_is_refused(tokenizer_folder):
         make_plan(replace(small(), substrate=SubstrateSettings(path=str(tokenizer_folder))), H200)
 
 
-def test_the_verb_prints_and_writes_what_overrides_say(tmp_path, capsys):
+def test_the_verb_prints_and_writes_what_overrides_ask_for(tmp_path, capsys):
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "plan.json"
     recipe.write_text("tokenizer: {layout: bvv241-2-3}\nsubstrate: {n_embed: 64}\nmodel: {d_model: 64, n_head: 2}")
     more = ["--model.n_layer", "3", "--train.tokens", "1e9", "--gpu", "h100", "--gpus", "2", "--price-per-hour", "2.5"]
@@ -198,14 +198,14 @@ def test_the_verb_prints_and_writes_what_overrides_say(tmp_path, capsys):
     assert "fits in 80 GB" in text and set(text.splitlines()) == set(plan_text(plan).splitlines())
 
 
-def test_the_verb_says_in_one_line_what_is_wrong(tmp_path, capsys):
+def test_the_verb_reports_in_one_line_what_is_wrong(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train: {steps: 3}")
     assert main(["plan", str(recipe), "--gpu", "abacus"]) == 2
     assert capsys.readouterr().err.startswith("glyphlm: --gpu abacus is not known")
 
 
-def test_what_does_not_fit_is_said():
+def test_what_does_not_fit_is_reported():
     model = ModelConfig(d_model=8192, n_layer=80, n_head=64, block_size=1024)
     recipe = replace(small(), tokenizer=TokenizerSettings(layout="bvv241-max"), model=model, train=TrainSettings(steps=1))
     text = plan_text(make_plan(recipe, PlanSettings("l4")))

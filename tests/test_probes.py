@@ -100,7 +100,7 @@ def test_no_hook_is_left_behind(models):
     assert not any(module._forward_hooks for module in models["learned"].modules())
 
 
-def test_the_control_keeps_frozen_codes_and_draws_all_else_anew(models):
+def test_the_control_keeps_frozen_codes_and_draws_everything_else_again(models):
     for name, model in models.items():
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         control, ids_BT = untrained(model), torch.arange(9)[None]
@@ -184,7 +184,7 @@ def test_the_table_names_the_last_layer_and_the_gain(probed):
     assert lines[0].split()[:4] == ["task", "measure", "run", "chance"]
 
 
-def test_probes_of_the_same_are_found_done_and_of_others_refused(monkeypatch, probed, runs, settings):
+def test_probes_of_the_same_are_not_computed_again_and_others_are_refused(monkeypatch, probed, runs, settings):
     out, rows = probed
     monkeypatch.setattr(probes, "probe_model", None)
     assert probe(runs, out, settings) == rows
@@ -221,7 +221,7 @@ def test_a_word_that_does_not_fit_is_refused(runs, tmp_path, settings, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_what_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a finished run"):
         probe([tmp_path / "none"], tmp_path / "out")
 
@@ -263,7 +263,7 @@ def test_in_noise_nothing_is_found(right_of, width):
 
 
 @pytest.mark.parametrize("right_of", [knn_right, linear_right])
-def test_states_that_are_all_equal_or_zero_are_no_error(right_of):
+def test_states_that_are_all_equal_or_zero_are_not_an_error(right_of):
     for value in (0, 1):
         assert right_of(np.full((len(LABELS), 4), value, np.float32), LABELS).mean() <= 40 / 90
 
@@ -342,7 +342,7 @@ def test_a_tie_counts_half():
     np.testing.assert_allclose(reciprocal_ranks(ours_ND, theirs_ND), [1, 1, 1 / 4, 1 / 4])
 
 
-def test_where_all_are_alike_every_partner_has_the_middle_rank():
+def test_where_all_are_equal_every_partner_has_the_middle_rank():
     np.testing.assert_allclose(reciprocal_ranks(np.ones((5, 3)), np.ones((5, 3))), 1 / 3)
 
 

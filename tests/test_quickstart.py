@@ -29,7 +29,7 @@ def test_a_chain_covers_what_one_font_does_not(no_unifont, monkeypatch):
         fonts.unifont_or_others("z")
 
 
-def test_the_run_and_the_page_say_with_what_was_drawn(no_unifont, tokenizer, tmp_path, capsys, monkeypatch):
+def test_the_run_and_the_page_report_which_fonts_were_used(no_unifont, tokenizer, tmp_path, capsys, monkeypatch):
     chain, notes = quickstart._fonts(tokenizer)
     assert chain[0].endswith("DejaVuSans.ttf") and "GNU Unifont is not installed" in capsys.readouterr().err
     lines = [*notes, *quickstart.commands(tmp_path, chain)]
@@ -37,7 +37,7 @@ def test_the_run_and_the_page_say_with_what_was_drawn(no_unifont, tokenizer, tmp
     assert all(f"--font {chain[0]}" in line for line in lines if "substrate build" in line)
 
 
-def test_with_a_named_font_nothing_is_said(monkeypatch, tokenizer, capsys, no_unifont):
+def test_with_a_named_font_nothing_is_reported(monkeypatch, tokenizer, capsys, no_unifont):
     found, _ = fonts.unifont_or_others("a")
     monkeypatch.setenv("GLYPHLM_FONT", str(found[0]))
     assert quickstart._fonts(tokenizer) == ([], []) and not capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_compressed_parts_one_after_another_are_one_file(tmp_path, suffix):
     assert read(path) == DOCUMENTS * 2
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
     mark = b"\xef\xbb\xbf"
     paths = write(tmp_path / "a.txt", mark + b"a" + mark), write(tmp_path / "a.jsonl", mark + lines())
     assert read(*paths) == ["a\ufeff", *DOCUMENTS]
@@ -232,7 +232,7 @@ def test_an_empty_file_is_refused_with_its_name(tmp_path, name):
     assert refusal(full, empty).startswith(f"{empty} holds no text;")
 
 
-def test_documents_without_a_character_are_no_text(tmp_path):
+def test_documents_without_a_character_are_not_text(tmp_path):
     assert "holds no text" in refusal(write(tmp_path / "a.jsonl", lines(["", ""])))
 
 

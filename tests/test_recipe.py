@@ -76,7 +76,7 @@ def test_no_value_names_a_class_to_import(values):
         ({"profiles": {"a": [1]}}, "profiles must be a mapping"),
     ],
 )
-def test_what_is_no_recipe_is_refused(values, message):
+def test_what_is_not_a_recipe_is_refused(values, message):
     refused(values, message)
 
 
@@ -98,7 +98,7 @@ def test_a_profile_that_is_not_there_is_refused_with_those_that_are():
         ("train: {steps: 1", "damaged"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, text, message):
     (tmp_path / "r.yaml").write_text(text)
     refused(tmp_path / "r.yaml", message)
 

@@ -70,7 +70,7 @@ def test_a_name_that_is_not_utf8_comes_back(path):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("write", [to_json, to_yaml, lambda value: to_lines([value])])
-def test_what_is_no_number_is_refused_with_its_key(write, number):
+def test_what_is_not_a_number_is_refused_with_its_key(write, number):
     with pytest.raises(InputError, match=rf"loss\.1\.bits is {number}"):
         write({"loss": [0.5, {"bits": number}]})
 
@@ -100,7 +100,7 @@ def test_a_damaged_json_file_is_refused_with_its_name_and_place(path, data, faul
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml])
-def test_what_is_no_file_is_refused(tmp_path, read):
+def test_what_is_not_a_file_is_refused(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for name in ("missing", "pipe", "."):
         with pytest.raises(InputError, match="does not exist|is not a file"):
@@ -142,7 +142,7 @@ def test_keys_are_strings_as_they_are_written():
     assert parse_yaml("{no: 1, 01: 2, true: 3, ~: 4, 1.0: 5}", "x") == {"no": 1, "01": 2, "true": 3, "~": 4, "1.0": 5}
 
 
-def test_a_merged_mapping_gives_what_is_not_said():
+def test_a_merged_mapping_fills_in_missing_keys():
     assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", "x")["b"] == {"x": 1, "y": 3}
 
 
@@ -180,7 +180,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("#" * (1 << 23), "more than the 4,194,304"),
     ],
 )
-def test_yaml_that_is_no_record_is_refused_at_once(text, fault):
+def test_yaml_that_is_not_a_record_is_refused_at_once(text, fault):
     with pytest.raises(InputError, match=f"r.yaml .*{fault}"):
         parse_yaml(text, "r.yaml")
 
@@ -191,6 +191,6 @@ def test_yaml_that_is_not_utf8_is_refused(path):
         read_yaml(path)
 
 
-def test_a_byte_order_mark_is_no_text(path):
+def test_a_byte_order_mark_is_not_text(path):
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": 1}).encode())
     assert read_json(path) == read_yaml(path) == {"a": 1}

@@ -139,7 +139,7 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_one_well_formed_file_that_asks_nothing_of_the_network(page: str) -> None:
+def test_page_is_one_well_formed_file_that_uses_no_network(page: str) -> None:
     elements = Elements(page)
     assert not elements.open
     assert "://" not in page.replace(NAMESPACE, "")
@@ -480,7 +480,7 @@ def test_experts_stand_beside_their_fusion(evaluated: str) -> None:
     assert evaluated.count('alt="Bars of ') == 2  # bits per byte and percent
 
 
-def test_differences_are_paired_and_tell_what_they_could_find(evaluated: str) -> None:
+def test_differences_are_paired_and_report_what_they_could_detect(evaluated: str) -> None:
     text = section(evaluated, 'id="differences"', 'id="reproduce"')
     assert "McNemar, exact" in text and "paired bootstrap 95% over items" in text and "Would be found" in text
     interval, found = r"\[\+4\d\.\d\d%, \+7\d\.\d\d%\]", r"\d\d\.\d\d% \S+ McNemar, exact 60"
@@ -488,7 +488,7 @@ def test_differences_are_paired_and_tell_what_they_could_find(evaluated: str) ->
     assert evaluated.count('alt="Differences of the other runs from glyph') == 1
 
 
-def test_evaluated_page_is_well_formed_and_asks_nothing_of_the_network(evaluated: str) -> None:
+def test_evaluated_page_is_well_formed_and_uses_no_network(evaluated: str) -> None:
     elements = Elements(evaluated)
     assert not elements.open and "://" not in evaluated.replace(NAMESPACE, "")
     assert "<b>law" not in re.sub('alt="[^"]*"', "", evaluated)
@@ -497,7 +497,7 @@ def test_evaluated_page_is_well_formed_and_asks_nothing_of_the_network(evaluated
     assert all(len(attrs["alt"] or "") > 20 for tag, attrs in elements.found if tag == "img")
 
 
-def test_without_logs_the_page_says_how_to_get_them(asked: Path, tmp_path: Path) -> None:
+def test_without_logs_the_page_explains_how_to_get_them(asked: Path, tmp_path: Path) -> None:
     runs = [asked / name for name in ("glyph", "learned")]
     text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "glyphlm eval glyph learned --tasks ... --log-items logs" in text and "The logs given" not in text

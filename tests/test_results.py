@@ -131,7 +131,7 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
     assert page.index("<h2") == page.index('<h2 id="claims">') and '<td class="yes">supported</td>' in page
 
 
-def test_claims_that_were_registered_late_say_so(found, tmp_path):
+def test_claims_that_were_registered_late_are_marked(found, tmp_path):
     claims = [Claim("frozen is as good", "frozen", "trained", margin=0.02)]
     settings = Study({}, {}, claims=claims, margin_reason="a table of random numbers varies as much")
     row = register(settings, tmp_path)
@@ -156,7 +156,7 @@ def test_the_power_of_the_planned_seeds_is_printed_before_anything_runs():
     assert "0.1 better with probability 98%" in better and "WARNING" not in better
 
 
-def test_without_claims_nothing_is_said_of_them(found, tmp_path):
+def test_without_claims_nothing_is_reported_of_them(found, tmp_path):
     assert "## Claims" not in write(found, tmp_path)
     assert not read_json_lines(tmp_path / "claims.jsonl") and 'id="claims"' not in (tmp_path / "report.html").read_text()
 

@@ -65,7 +65,7 @@ def make_runs(folder: Path, results: dict[str, list[ResultRow]], **summaries: di
     return read_runs([folder / name for name in results])
 
 
-def test_only_what_was_asked_alike_stands_in_one_line(tmp_path):
+def test_only_equal_protocols_share_a_line(tmp_path):
     other = (row().made_from or {}) | {"settings": {"precision": "fp32", "limit": 20, "seed": 2}}
     bf16 = (row().made_from or {}) | {"model": "n", "settings": {"precision": "bf16", "limit": None, "seed": 1}}
     runs = make_runs(tmp_path, {"a": [row(0.4), row(0.5)], "b": [row(0.6, made_from=bf16)], "c": [row(made_from=other)]})

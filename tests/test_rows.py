@@ -38,7 +38,7 @@ def test_bits_per_byte_of_the_first_versions_are_read(tmp_path):
     {"value": "high"}, {"value": None}, {"value": True}, {"low": None}, {"items": 1.5}, {"task": 7}, {"made_from": [1]},
     {"interval": None}, {"run": 3},
 ])  # fmt: skip
-def test_what_is_no_row_is_refused_with_file_line_and_key(tmp_path, wrong):
+def test_what_is_not_a_row_is_refused_with_file_line_and_key(tmp_path, wrong):
     path = write(tmp_path / "rows.jsonl", ROW.to_json(), ROW.to_json() | wrong)
     with pytest.raises(InputError, match=f"rows.jsonl line 2.*{next(iter(wrong))}.*delete that line"):
         read_results(path)

@@ -82,7 +82,7 @@ def test_outputs_and_letter_mass_are_those_of_the_distribution(model, tokenizer)
     assert log["letter_mass"] == pytest.approx(letters, abs=0.03)
 
 
-def test_a_model_that_knows_but_does_not_say_letters_falls_below_chance(model):
+def test_a_model_that_knows_but_does_not_write_letters_falls_below_chance(model):
     """Why published scores lie below chance: they are about the letter mass times the share of right letters."""
     logs = draw(model, [choice(prompt=f"Question: {number}?\nAnswer:") for number in range(10)], 200)
     for log in logs:

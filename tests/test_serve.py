@@ -143,7 +143,7 @@ def test_a_slow_body_gets_status_408_and_a_large_one_413(running):
 @pytest.mark.parametrize("data", [
     b"\x00\xff\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /health HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
 ])
-def test_what_is_no_http_gets_status_400(running, data):
+def test_what_is_not_http_gets_status_400(running, data):
     assert exchange(running.port, data).startswith(b"HTTP/1.1 400")
 
 
@@ -198,7 +198,7 @@ def test_vllm_takes_the_place_of_this_process_with_a_fresh_export(tokenizer, tmp
 
 
 @pytest.mark.parametrize("server", ["glyphlm", "vllm"])
-def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, server):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, monkeypatch, server):
     monkeypatch.setattr(serving, "check_installed", lambda server: None)
     with pytest.raises(InputError, match="not a finished run"):
         serve(tmp_path, ServeSettings(host="127.0.0.1", port=0, server=server))
@@ -211,7 +211,7 @@ def test_an_absent_server_is_named_with_the_cure(monkeypatch, server):
         check_installed(server)
 
 
-def test_an_address_where_nobody_can_listen_is_refused():
+def test_an_address_that_cannot_be_bound_is_refused():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"127.0.0.1 port {port} .*another --host or --port"):

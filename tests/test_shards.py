@@ -88,7 +88,7 @@ def test_about_the_share_asked_for_is_held_out(prepared, tokenizer):
 
 
 @pytest.mark.parametrize(("share", "full", "empty"), [(0, "train", "validation"), (1, "validation", "train")])
-def test_a_share_of_nothing_or_all_leaves_one_split_empty(tokenizer, text, tmp_path, share, full, empty):
+def test_a_share_of_zero_or_one_leaves_one_split_empty(tokenizer, text, tmp_path, share, full, empty):
     out = prepare(tokenizer, [text], tmp_path / "out", share)
     assert decoded(out, full, tokenizer) == DOCUMENTS and TokenText(out, empty).tokens == 0
 
@@ -139,7 +139,7 @@ def test_ids_take_two_bytes_where_they_fit_and_four_where_not(tmp_path, vocab_si
     assert split_ids(out, "train", 0) == [[vocab_size - 1, vocab_size - 98], [vocab_size - 99]]
 
 
-def test_document_files_tell_where_each_document_begins(several, tokenizer):
+def test_document_files_hold_where_each_document_begins(several, tokenizer):
     for split, counted in result(several)["splits"].items():
         for number, shard in enumerate(counted["shards"]):
             ids = np.fromfile(several / shard["file"], counted["dtype"])
@@ -261,7 +261,7 @@ def stop_at(monkeypatch, number):
     monkeypatch.setattr(preparation.Preparation, "write_part", write_part)
 
 
-def test_an_interrupted_command_goes_on_with_the_missing_parts(tokenizer, files, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_command_continues_with_the_missing_parts(tokenizer, files, tmp_path, monkeypatch, capsys):
     once = prepare(tokenizer, files, tmp_path / "once", 0.2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 3)
@@ -381,7 +381,7 @@ def test_of_two_commands_on_one_folder_the_second_is_refused(tokenizer, tokenize
     assert contents(tmp_path / "out") == contents(prepare(tokenizer, files, tmp_path / "alone"))
 
 
-def test_a_killed_command_goes_on_at_once(tokenizer, tokenizer_folder, files, tmp_path):
+def test_a_killed_command_continues_at_once(tokenizer, tokenizer_folder, files, tmp_path):
     """Whatever its processes were writing when it was killed."""
     killed = start(tokenizer_folder, files, tmp_path / "out", "2")
     while not list(tmp_path.glob(".out.partial/.part-*")):
@@ -459,7 +459,7 @@ def test_a_file_without_any_answer_is_refused(asked):
 
 
 @pytest.mark.parametrize("spec", ["arc_easy", "arc_easy=", "=a.jsonl", ""])
-def test_what_is_no_spec_is_refused_with_the_names(spec):
+def test_what_is_not_a_spec_is_refused_with_the_names(spec):
     expected = f"{spec!r} is not NAME=PATH, such as arc_easy=ARC-Easy-Train.jsonl; names: mmlu,"
     assert refusal(split_specs, [spec]).startswith(expected)
 

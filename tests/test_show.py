@@ -128,7 +128,7 @@ def test_pictures_are_those_that_the_codes_were_computed_from(page, explorer):
     assert np.corrcoef(grey_P, bits_P)[0, 1] > 0.5 and grey_P.std() < bits_P.std()  # like it, but not all of it
 
 
-def test_other_codes_are_not_said_to_come_from_pictures(runs, monkeypatch):
+def test_other_codes_are_not_reported_to_come_from_pictures(runs, monkeypatch):
     monkeypatch.setenv("GLYPHLM_FONT", FONT)
     note = Explorer(open_model(runs["token_bits"])).picture_note
     assert "token bits codes of token_bits are not made from pictures" in note
@@ -137,7 +137,7 @@ def test_other_codes_are_not_said_to_come_from_pictures(runs, monkeypatch):
     assert "The codes are not those that come from them" in explorer.picture_note and explorer.pictures.axes is None
 
 
-def test_a_fused_run_is_shown_by_expert_and_says_what_does_not_apply(runs, tmp_path):
+def test_a_fused_run_is_shown_by_expert_and_reports_what_does_not_apply(runs, tmp_path):
     fuse(FusionSettings([str(runs["glyph"]), str(made(tmp_path / "b", runs["glyph"], Tokenizer.load(runs["glyph"]), 2))]),
          tmp_path / "both")
     data = data_of(write_show(tmp_path / "both", tmp_path / "page.html", texts=["abc"]).read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ def test_a_folder_gives_its_files_sorted_at_any_depth():
     [("a.txt", ".txt"), ("a.TXT", ".txt"), ("a.Jsonl.XZ", ".jsonl.xz"), ("a.txt.jsonl", ".jsonl"), ("a.json", ""),
      ("txt", "")],
 )
-def test_the_suffix_says_the_kind_in_small_or_capital_letters(name, suffix):
+def test_the_suffix_gives_the_kind_in_small_or_capital_letters(name, suffix):
     assert suffix_of(name) == suffix
 
 
@@ -69,7 +69,7 @@ def test_what_is_left_out_is_named(capsys):
     assert capsys.readouterr().err == ""  # once is enough
 
 
-def test_where_nothing_is_left_out_nothing_is_said(capsys):
+def test_without_skipped_files_nothing_is_reported(capsys):
     write("c2/a.txt")
     find_sources(["c2"])
     assert capsys.readouterr().err == ""
@@ -106,7 +106,7 @@ def test_a_data_set_named_twice_is_refused():
      ("a.json", "a.json is of an unknown kind; known"),
      ("pipe.txt", "pipe.txt is not a regular file")],
 )  # fmt: skip
-def test_what_is_no_text_is_refused_with_its_name(text, fault):
+def test_what_is_not_text_is_refused_with_its_name(text, fault):
     write("a.json", "b.txt")
     os.mkfifo("pipe.txt")
     assert refusal(text).startswith(fault)

@@ -34,7 +34,7 @@ def test_wilson_has_the_textbook_values():
     assert wilson(1, 2).name == "Wilson 95% over items"
 
 
-def test_bootstrap_of_a_mean_is_what_the_normal_law_says_where_there_are_many_items():
+def test_bootstrap_of_a_mean_agrees_with_the_normal_distribution_where_there_are_many_items():
     values = np.random.default_rng(0).exponential(size=2000)
     low, high, name = bootstrap(shares(values))
     half = 1.96 * values.std() / math.sqrt(2000)

@@ -92,7 +92,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_are_doors_and_nothing_else(package):
+def test_an_init_file_holds_a_docstring_alone(package):
     """A package's __init__ holds a docstring, so that importing one file of it loads nothing more."""
     body = ast.parse(read(f"{package}.__init__")).body
     assert [type(node) for node in body] == [ast.Expr]

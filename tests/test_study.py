@@ -151,7 +151,7 @@ def test_experts_are_fused_seed_by_seed_after_their_training():
     assert stages.ordered[-1].needs == (one.made_by, two.made_by)
 
 
-def test_every_model_is_asked_the_same():
+def test_every_model_gets_the_same_tasks():
     settings = Study(RECIPE, {"bits": None}, evaluate=["bpb=embedded:en", "mmlu=hf:"])
     stages = StudyCommands(settings, Path("out"))
     model = stages.train("bits", 1, {})
@@ -239,7 +239,7 @@ def flags():
     return {path.name: path.stat().st_mtime_ns for path in Path("out", DONE).iterdir()}
 
 
-def test_a_killed_study_goes_on_without_an_arm_that_fails():
+def test_a_killed_study_continues_without_an_arm_that_fails():
     broken = {"substrate": {"kind": "given", "file": "missing.npy"}}
     settings = {"recipe": RECIPE, "arms": {"bits": None, "broken": broken}, "seeds": [1], "title": "Two arms"}
     Path("study.json").write_text(json.dumps(settings))
@@ -278,7 +278,7 @@ def test_claims_are_decided_by_what_was_trained_before():
     assert "not decidable: 1 seed | --only bits learned |" in text and "`glyphlm study s.yaml`" in text
 
 
-def test_a_study_of_which_nothing_worked_fails(tmp_path, capsys):
+def test_a_study_without_any_success_fails(tmp_path, capsys):
     broken = RECIPE | {"tokenizer": {"layout": "compact", "vocab_size": 60000}}
     Path("s.yaml").write_text(json.dumps({"recipe": broken, "arms": {"a": None}, "seeds": [1]}))
     assert main(["study", "s.yaml", "--out", "out {x}"]) == 2  # Snakemake would take {x} for a wildcard

@@ -114,7 +114,7 @@ def test_glyph_codes_are_the_scaled_components_of_the_pictures(small, glyph_fold
     assert torch.equal(load_substrate(glyph_folder, 8).table_VE, expected)
 
 
-def test_bytes_that_are_no_text_are_drawn_apart(small, glyph_folder):
+def test_bytes_that_are_not_text_are_drawn_apart(small, glyph_folder):
     codes_VE = load_substrate(glyph_folder, 8).table_VE
     one, other = (codes_VE[small.tokens.index(name)] for name in ("<0x80>", "<0x81>"))
     assert one.any() and not torch.equal(one, other)

@@ -165,7 +165,7 @@ def test_translation_pairs_of_one_file_have_english_first(tmp_path):
     assert (back.prompt, back.answers) == ("Translate from Chinese to English:\n猫头鹰。\nAnswer:", ('An "owl.',))
 
 
-def test_line_ends_and_a_byte_order_mark_are_no_text(tmp_path):
+def test_line_ends_and_a_byte_order_mark_are_not_text(tmp_path):
     paths = [tmp_path / name for name in ("a.tsv", "a.txt", "a.jsonl", "a.json", "m/a.csv", "a")]
     texts = ["a\tb\tc", "T: a\r\nQ: b\r\nA: c", json.dumps(HUB), json.dumps([ASKED]), "q,1,2,3,4,A\r\n", "a\r\n\ufeffb"]
     (tmp_path / "m").mkdir()
@@ -309,7 +309,7 @@ def test_a_pair_with_other_columns_is_named(tmp_path):
     assert refusal("en-zh", path) == f"{path}:2: 2 columns, not the 3 of en, zh, attribution; fix or remove it"
 
 
-def test_an_empty_line_of_a_table_is_no_record(tmp_path):
+def test_an_empty_line_of_a_table_is_not_a_record(tmp_path):
     path = write(tmp_path / "a.tsv", "a\tb\tc", "", "d\te\tf", "")
     assert len(read("en-zh", path)) == 2
 
@@ -343,7 +343,7 @@ def test_a_path_that_is_not_there_is_refused_before_reading_with_what_is_needed(
     assert str(caught.value) == f"{tmp_path / 'a'} does not exist or is not a file; {task} needs {TASKS[task].path}"
 
 
-def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
+def test_a_folder_is_not_a_file_and_a_file_is_not_a_folder(tmp_path):
     assert f"{tmp_path} does not exist or is not a file; boolq needs a .jsonl file" in refusal("boolq", tmp_path)
     assert f"{tmp_path} does not exist or is not a file; mmlu needs a .csv file, or a folder" in refusal("mmlu", tmp_path)
 

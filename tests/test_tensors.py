@@ -59,7 +59,7 @@ def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize("value", [3, TENSOR.to_sparse(), TENSOR.to(torch.complex64), torch.zeros(1).expand(1 << 40)])
-def test_what_is_no_tensor_of_numbers_that_the_file_holds_is_refused(tmp_path, value):
+def test_what_is_not_a_tensor_of_numbers_that_the_file_holds_is_refused(tmp_path, value):
     with pytest.raises(InputError, match="'x' (is .*, not a dense tensor|claims the shape)"):
         plain_tensor(tmp_path / "a.pt", "x", value)
 

@@ -86,7 +86,7 @@ def test_the_way_of_waiting_follows_the_load(two_threads, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not hasattr(threads._openmp(), "GOMP_parallel"), reason="needs the OpenMP runtime of GNU")
-def test_the_team_that_does_nothing_goes_when_it_is_not_needed(two_threads):
+def test_an_idle_team_of_threads_ends(two_threads):
     def teams() -> int:
         return sum(thread.name == "team" for thread in threading.enumerate())
 

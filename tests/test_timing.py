@@ -82,7 +82,7 @@ def test_the_update_of_many_values_is_extended_from_few():
     assert few > 0 and math.isfinite(many) and many > 1000 * few
 
 
-def test_a_measurement_says_what_it_timed(monkeypatch):
+def test_a_measurement_reports_what_it_timed(monkeypatch):
     monkeypatch.setattr(timing, "LEAST_TOKENS", T)
     assert measure(meta(1), settings(4, 4), (0.1, 0.1), 10**9).how == "measured: whole steps"
     assert measure(meta(1), settings(4, 4), (1.0, 0.1), 10**9).how == (

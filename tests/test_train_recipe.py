@@ -70,7 +70,7 @@ def straight(tmp_path_factory):
     return weights
 
 
-def test_a_run_that_was_renamed_goes_on(recipe, straight, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_renamed_continues(recipe, straight, tmp_path, monkeypatch, capsys):
     begin(recipe, tmp_path / "before", monkeypatch)
     os.rename(tmp_path / "before", tmp_path / "after")
     assert train(recipe, tmp_path / "after") == 0
@@ -80,7 +80,7 @@ def test_a_run_that_was_renamed_goes_on(recipe, straight, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("head", [{"kind": "tied"}, {"kind": "code", "width": 16, "order": "frequency"},
                                   {"kind": "code", "width": 16, "digits": 3, "order": "clusters"}])  # fmt: skip
-def test_a_run_with_another_head_goes_on_bit_for_bit_and_is_used_as_any_run(recipe, head, tmp_path, monkeypatch, capsys):
+def test_a_run_with_another_head_continues_bit_for_bit_and_is_used_as_any_run(recipe, head, tmp_path, monkeypatch, capsys):
     recipe["model"]["head"] = head
     assert train(recipe, tmp_path / "straight") == 0
     begin(recipe, tmp_path / "run", monkeypatch)
@@ -112,7 +112,7 @@ def test_inputs_that_are_spelled_otherwise_or_moved_are_the_same(recipe, straigh
     assert "done already" in capsys.readouterr().err and moved.exists()
 
 
-def test_a_run_does_not_go_on_with_another_text(recipe, tmp_path, monkeypatch, capsys):
+def test_a_run_does_not_continue_with_another_text(recipe, tmp_path, monkeypatch, capsys):
     begin(recipe, tmp_path / "run", monkeypatch)
     other = tmp_path / "other.jsonl"
     other.write_text("\n".join(Path(recipe["data"][0]["text"]).read_text().splitlines()[:200]))
@@ -132,7 +132,7 @@ def test_digests_by_path_of_older_runs_are_read(recipe, tmp_path, monkeypatch):
     assert train(recipe, tmp_path / "run") == 0
 
 
-def test_what_changes_no_result_may_change_when_a_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+def test_what_changes_no_result_may_change_when_a_run_continues(recipe, tmp_path, monkeypatch, capsys):
     begin(recipe, tmp_path / "run", monkeypatch)
     changes = {"micro_batch_tokens": 64, "recompute": True, "save_every": 3, "keep": 1, "log_every": 1, "validate_every": 3}
     options = [part for name, value in changes.items() for part in (f"--train.{name}", str(value).lower())]
@@ -214,7 +214,7 @@ def test_settings_and_card_name_the_substrate_and_tokenizer_that_were_used(recip
     assert train(named, out) == 0
 
 
-def test_a_run_that_was_recorded_without_them_goes_on(recipe, substrates, tmp_path, monkeypatch):
+def test_a_run_that_was_recorded_without_them_continues(recipe, substrates, tmp_path, monkeypatch):
     named, out = recipe | {"substrate": {"path": str(substrates["learned"])}}, tmp_path / "run"
     monkeypatch.setattr("glyphlm.experiments.resume.as_used", lambda recipe, recorded: recipe)  # as version 0.1
     begin(named, out, monkeypatch)

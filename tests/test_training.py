@@ -150,7 +150,7 @@ def test_run_that_was_stopped_ends_as_if_it_had_not(shards, stopped, straight):
     assert_equal_runs(stopped, straight)
 
 
-def test_muon_goes_on_bit_for_bit_where_it_was_stopped(shards, tmp_path):
+def test_muon_continues_bit_for_bit_where_it_was_stopped(shards, tmp_path):
     def leave(state: TrainState) -> None:
         if state.step == 7:
             raise RuntimeError("out")
@@ -307,7 +307,7 @@ def test_a_step_without_a_target_is_reported_and_logged_as_null(shards, tmp_path
 
 
 @pytest.mark.parametrize("how", ["stop", "skip"])
-def test_a_validation_that_is_no_number_stops_or_is_left_out(shards, tmp_path, capsys, how):
+def test_a_validation_that_is_not_a_number_stops_or_is_left_out(shards, tmp_path, capsys, how):
     def spoil(state: TrainState) -> None:
         if state.step == 5:
             arm.model.head.weight.data.fill_(math.nan)
@@ -333,7 +333,7 @@ def test_only_the_newest_checkpoints_are_kept(shards, tmp_path, keep, kept):
     assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [f"step-{step:08}" for step in kept]
 
 
-def test_loss_that_is_no_number_names_step_position_and_last_checkpoint(shards, tmp_path):
+def test_loss_that_is_not_a_number_names_step_position_and_last_checkpoint(shards, tmp_path):
     def spoil(state: TrainState) -> None:
         if state.step == 6:
             arm.model.head.weight.data.fill_(math.inf)

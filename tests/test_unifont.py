@@ -47,7 +47,7 @@ def test_the_wait_for_a_lock_ends(unifont, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--required"], 2)])
-def test_what_apt_said_last_is_shown_and_only_a_required_font_fails(unifont, arguments, code):
+def test_the_last_line_of_apt_is_shown_and_only_a_required_font_fails(unifont, arguments, code):
     done = unifont(*arguments, apt_get="echo warning; echo 'E: Unable to locate package fonts-unifont' >&2; exit 100")
     assert done.returncode == code
     assert "apt-get: E: Unable to locate package fonts-unifont\n" in done.stderr and "GLYPHLM_FONT" in done.stderr

@@ -54,7 +54,7 @@ def test_stages_run_in_order_only_once_and_again_when_what_they_read_or_make_cha
     assert ran(stages) == ["a"]
 
 
-def test_a_failed_stage_leaves_the_others_and_says_why(capfd):
+def test_a_failed_stage_leaves_the_others_and_reports_why(capfd):
     stages = [stage("a", script="echo the disk is {full} >&2; false"), stage("b", ["a"]), stage("c")]
     assert sorted(ran(stages)) == ["a", "c"]
     assert finished(stages, Path("out")) == {"c"}
@@ -62,7 +62,7 @@ def test_a_failed_stage_leaves_the_others_and_says_why(capfd):
     assert "a failed: the disk is {full}" in capfd.readouterr().err
 
 
-def test_a_dry_run_tells_the_commands_and_runs_none(capsys):
+def test_a_dry_run_prints_the_commands_and_runs_none(capsys):
     assert ran([stage("a")], dry_run=True) == []
     assert "echo a >> trace" in capsys.readouterr().out
 
@@ -76,7 +76,7 @@ run_workflow([a, b], Path("out"), 1)
 """
 
 
-def test_it_goes_on_after_a_kill():
+def test_it_continues_after_a_kill():
     killed = subprocess.Popen([sys.executable, "-c", KILLED], start_new_session=True, stderr=subprocess.DEVNULL)
     while not Path("b.begun").exists():
         assert killed.poll() is None
