@@ -35,9 +35,12 @@ def test_runs_answer_the_same_line_side_by_side(said):
     assert "has no chat template: it continues your text" in found.err
 
 
-def test_a_conversation_continues_until_it_is_reset(said):
-    once, again = said(["Hello"]).out, said(["Hello", "/reset", "Hello"]).out
-    assert again == 2 * once != said(["Hello", "Hello"]).out
+def test_a_conversation_continues_until_it_is_reset(said, tokenizer):
+    line = tokenizer.decode(tokenizer.encode("word " * 80)[:24])  # the context of 64 tokens holds it once
+    full = "begin a new one"
+    assert full in said([line, line], template=TEMPLATE).err
+    once, again = said([line], template=TEMPLATE), said([line, "/reset", line], template=TEMPLATE)
+    assert again.out == 2 * once.out and full not in again.err
 
 
 def test_settings_are_shown_changed_and_checked(said):
