@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glyphlm.pages.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.pages.growth_view import chains, controls, operations_unit, stage_rows, validation_by_depth, whole
 from glyphlm.pages.report import write_report
 from glyphlm.pages.run_data import Run, read_runs
 
@@ -73,9 +73,9 @@ def test_stages_add_up_as_if_they_were_one_training(runs):
 
 def test_runs_of_several_seeds_have_an_interval_at_each_depth(tmp_path):
     runs = read_runs([path for seed in "ab" for path in grown(tmp_path / seed)])
-    points = depth_points(runs)
+    points = validation_by_depth(runs)
     assert list(points) == ["zero start", "monolithic, equal tokens"]
-    assert [(point["depth"], point["runs"]) for point in points["zero start"]] == [(1, 2), (2, 2)]
+    assert [point["depth"] for point in points["zero start"]] == [1, 2]
     assert all(point["low"] == point["bits_per_byte"] == point["high"] for point in points["zero start"])
 
 

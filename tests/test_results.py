@@ -91,7 +91,7 @@ def test_the_table_has_means_and_paired_differences(found, tmp_path):
 
 def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("glyphlm.studies.results.draw_held_out", lambda curves, x: drawn.update(curves) or "<svg/>")
+    monkeypatch.setattr("glyphlm.studies.results.draw_held_out", lambda curves: drawn.update(curves) or "<svg/>")
     assert "curves.svg" not in write(found, tmp_path)
     for seed, values in enumerate(([3.0, 2.0], [4.0, 2.5], [5.0]), 1):
         rows = [{"split": split, "step": step, "tokens": 100 * step, "seconds": 1.0, "loss": 5.0, "bits_per_byte": bits}
@@ -102,7 +102,7 @@ def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkey
     every = read_json_lines(tmp_path / "results.jsonl")
     rows = {row["seed"]: row for row in every if row["measure"] == "tokens to threshold"}
     assert {seed: (row["value"], row["threshold"]) for seed, row in rows.items()} == {1: (150, 2.5), 2: (200, 2.5)}
-    assert drawn == {"frozen": [{"tokens": 100, "bits_per_byte": 4.0}, {"tokens": 200, "bits_per_byte": 2.25}]}
+    assert drawn == {"frozen": [(100, 4.0), (200, 2.25)]}
 
 
 def test_another_arm_can_be_the_reference(found, tmp_path):

@@ -18,9 +18,6 @@ from glyphlm.evaluation.rows import ResultRow
 from glyphlm.pages import results_view
 from glyphlm.pages.results_view import (
     Line,
-    bench_lines,
-    bits_lines,
-    by_depth,
     cell,
     differences,
     fused,
@@ -28,6 +25,8 @@ from glyphlm.pages.results_view import (
     labels,
     names_of,
     published_rows,
+    result_lines,
+    scores_by_depth,
     side_by_side,
     subject_maps,
     surviving,
@@ -69,10 +68,10 @@ def test_only_equal_protocols_share_a_line(tmp_path):
     other = (row().made_from or {}) | {"settings": {"precision": "fp32", "limit": 20, "seed": 2}}
     bf16 = (row().made_from or {}) | {"model": "n", "settings": {"precision": "bf16", "limit": None, "seed": 1}}
     runs = make_runs(tmp_path, {"a": [row(0.4), row(0.5)], "b": [row(0.6, made_from=bf16)], "c": [row(made_from=other)]})
-    first, second = bench_lines(runs).items()
+    first, second = result_lines(runs).items()
     assert list(first[1]) == ["a", "b"] and first[1]["a"].value == 0.5  # the last row of a run counts
     assert list(second[1]) == ["c"] and (first[0].drawn, second[0].drawn) == ("", "drawn by seed 2")
-    assert labels(bench_lines(runs), runs[::-1]) == ["c", "b", "a"]
+    assert labels(result_lines(runs), runs[::-1]) == ["c", "b", "a"]
 
 
 def test_a_row_that_lacks_something_is_named(tmp_path):
@@ -100,7 +99,7 @@ def test_a_cell_is_compared_with_chance_by_its_interval_over_items(shown_row, va
 
 def test_intervals_are_named_once_with_what_has_them(tmp_path):
     rows = [row(), row(scoring="texts"), row(task="squad", metric="f1", interval="bootstrap 95% over items"), sampled(0.3)]
-    lines = bench_lines(make_runs(tmp_path, {"a": rows}))
+    lines = result_lines(make_runs(tmp_path, {"a": rows}))
     assert intervals(table(lines, "likelihood")) == {
         "Wilson 95% over items": ["accuracy"], "bootstrap 95% over items": ["f1"]}  # fmt: skip
     assert list(intervals(table(lines, "sampled"))) == ["bootstrap 95% over items"]
@@ -110,7 +109,7 @@ def test_a_map_of_subjects_marks_what_survives_the_correction(tmp_path):
     shares = {"": 0.4, "astronomy": 0.6, "high_school_biology": 0.35, "law": 0.05, "virology": 0.25}
     rows = [row(value, subject=subject) for subject, value in shares.items()]
     rows += [sampled(0.25, subject=subject) for subject in ("", "law", "virology")]
-    lines = bench_lines(make_runs(tmp_path, {"a": rows, "b": rows[:2]}))
+    lines = result_lines(make_runs(tmp_path, {"a": rows, "b": rows[:2]}))
     published = [row(0.9, run="pub", scoring="first letter", subject="law", items=None, sigma=0.1)]
     assert not [line for line in table(lines, "likelihood") if line.subject]
     first, second = subject_maps(lines, published)
@@ -137,7 +136,7 @@ def test_experts_are_found_and_stand_beside_their_fusion(tmp_path):
     )
     (found,) = fused(runs)
     assert [expert.label for expert in found.experts] == ["en", "ru"] and found.missing == ["runs/zh"]
-    bars = side_by_side(found, bits_lines(runs) | bench_lines(runs))
+    bars = side_by_side(found, result_lines(runs))
     assert bars["bits_per_byte"].values == {"en": {"notes.txt": 2.0}, "ru": {"notes.txt": 3.0}, "both": {"notes.txt": 2.5}}
     assert bars["bits_per_byte"].spans["both"] == {"notes.txt": (2.25, 2.75)}
     assert list(bars["percent"].values["both"].items()) == [("mmlu letters", 40.0)]
@@ -161,8 +160,8 @@ def test_stages_have_their_scores_over_depth(tmp_path):
         "stage_2": {"model": {"n_layer": 2}, "growth": growth | {"base": "stage-1"}},
     }
     runs = make_runs(tmp_path, {"stage-1": [row(0.3), bits(3.0, "x")], "stage-2": [row(0.4)], "other": [row()]}, **summaries)
-    lines = bits_lines(runs) | bench_lines(runs)
-    of_text, of_mmlu = (by_depth(runs, line, rows) for line, rows in lines.items())
+    lines = result_lines(runs)
+    of_text, of_mmlu = (scores_by_depth(runs, line, rows) for line, rows in lines.items())
     assert of_text == {}  # one depth is no curve
     assert of_mmlu == {"zero start": [{"depth": 1, "percent": 30.0, "low": pytest.approx(20), "high": pytest.approx(40)},
                                       {"depth": 2, "percent": 40.0, "low": pytest.approx(30), "high": pytest.approx(50)}]}

@@ -64,8 +64,7 @@ def inspect_folder(
     codes = open_codes(folder)
     chosen = [find_token(codes, name) for name in nearest]
     if out is None:
-        findings = analyse(codes, chosen)[0]
-        return to_lines([findings]).rstrip() if as_json else findings_text(codes, findings)
+        return _printed(codes, analyse(codes, chosen)[0], as_json)
     contents = fingerprint(codes.config, "", {"table_VE": codes.code_VE})
     build = Build("inspection", {"nearest": chosen}, {"codes": contents})
     if not build.is_done(out):
@@ -78,11 +77,14 @@ def inspect_folder(
             if (folder / SHEET).exists():
                 shutil.copyfile(folder / SHEET, partial / SHEET)
     try:
-        findings = read_json(out / FINDINGS)
-        return to_lines([findings]).rstrip() if as_json else findings_text(codes, findings)
+        return _printed(codes, read_json(out / FINDINGS), as_json)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{out / FINDINGS} is damaged ({reason}); remove {out} and inspect again") from None
+
+
+def _printed(codes: Codes, findings: dict[str, Any], as_json: bool) -> str:
+    return to_lines([findings]).rstrip() if as_json else findings_text(codes, findings)
 
 
 def open_codes(folder: Path) -> Codes:

@@ -3,8 +3,8 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -42,52 +42,24 @@ CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
 HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
 
 
-def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
-    """V points coloured by label as PNG: the commonest labels have colours of their own, all others are grey.
-
-    Args:
-        shares: Of the variance, that the two axes show.
-    """
-    common = [label for label, _ in Counter(labels).most_common(len(COLOURS) - 1)]
-    labels_V = np.array([label if label in common else "other" for label in labels])
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(7.2, 5.6), layout="constrained", facecolor="white")
-        names = (f"{name} principal component ({share:.1%} of the variance)"
-                 for name, share in zip(("first", "second"), shares))
-        axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
-        for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # large groups first, small ones on top
-            x_2 = x_V2[labels_V == label].T
-            size = min(5.0, max(2.0, 150 / math.sqrt(len(x_V2))))
-            axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False, markerscale=5)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        return buffer.getvalue()
+def _figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Only finite values: a diverged run still shows the part before."""
-    pairs = [(row[x], row[y]) for row in rows if math.isfinite(row[x]) and math.isfinite(row[y])]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+def _clear(axes: Axes, grid: Literal["both", "x", "y"] | None, *sides: str) -> None:
+    """Axes without the frame on these sides, with a light grid behind what is drawn."""
+    axes.spines[[*sides]].set_visible(False)
+    if grid:
+        axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
 
 
-def _dress(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(y=0.08)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles = [_legend_line(number) for number in range(len(names))]
-    labels = [_drawable(name, number) for number, name in enumerate(names)]
-    _name(figure, handles, labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
-
-
-def _name(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+def _add_legend(figure: Figure, handles: Iterable[Any], names: Sequence[str], columns: int) -> None:
     """The legend above the plot; one of many lines makes the figure higher, not the plot lower."""
     lines = math.ceil(len(names) / columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 2))
-    legend = figure.legend(handles, names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
+    legend = figure.legend(list(handles), names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
 
@@ -116,23 +88,49 @@ def _to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def draw_held_out(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str) -> str:
-    """Held-out bits per byte over tokens or operations so far, as SVG; a dotted line where a stage of growth begins."""
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(5.4, 3.7), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=TITLES[x], ylabel=TITLES["bits_per_byte"])
-        for number, rows in enumerate(curves.values()):
-            across, up = _columns(rows, x, "bits_per_byte")
-            axes.plot(across, up, **look(number), **HOLLOW)
-            starts = [row[x] for before, row in zip(rows, rows[1:]) if before.get("stage") != row.get("stage")]
-            for start in starts:
-                axes.axvline(start, color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=0.8)
-        _dress(figure, axes, list(curves))
-        if (low := axes.get_ylim()[0]) > 0:
-            axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
-        return _to_svg(figure)
+@matplotlib.rc_context(DRAWING)
+def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
+    """V points coloured by label as PNG: the commonest labels have colours of their own, all others are grey.
+
+    Args:
+        shares: Of the variance, that the two axes show.
+    """
+    common = [label for label, _ in Counter(labels).most_common(len(COLOURS) - 1)]
+    labels_V = np.array([label if label in common else "other" for label in labels])
+    figure = _figure(7.2, 5.6)
+    names = (f"{name} principal component ({share:.1%} of the variance)"
+             for name, share in zip(("first", "second"), shares))
+    axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
+    for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # large groups first, small ones on top
+        x_2 = x_V2[labels_V == label].T
+        size = min(5.0, max(2.0, 150 / math.sqrt(len(x_V2))))
+        axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
+    _clear(axes, None, "top", "right")
+    figure.legend(loc="outside right upper", frameon=False, markerscale=5)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
 
 
+@matplotlib.rc_context(DRAWING)
+def draw_held_out(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Held-out bits per byte over training tokens as SVG: arm -> points; of a diverged run the part before is drawn."""
+    figure = _figure(5.4, 3.7)
+    axes = figure.add_subplot(xlabel=TITLES["tokens"], ylabel=TITLES["bits_per_byte"])
+    for number, points in enumerate(curves.values()):
+        finite = [(tokens, bits) for tokens, bits in points if math.isfinite(bits)]
+        axes.plot(*zip(*finite), **look(number), **HOLLOW)
+    _clear(axes, "both", "top", "right")
+    axes.margins(y=0.08)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    labels = [_drawable(name, number) for number, name in enumerate(curves)]
+    _add_legend(figure, map(_legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+    if (low := axes.get_ylim()[0]) > 0:
+        axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
+    return _to_svg(figure)
+
+
+@matplotlib.rc_context(DRAWING)
 def draw_bars(
     series: Mapping[str, Mapping[str, float]],
     label: str,
@@ -150,28 +148,24 @@ def draw_bars(
         numbers: Of the series' colours, so that a run keeps its own.
     """
     groups = list(next(iter(series.values())))
-    with matplotlib.rc_context(DRAWING):
-        names = [_drawable(group, number, "text") for number, group in enumerate(groups)]
-        upright = len(groups) > 8 or sum(map(len, names)) > LEGEND
-        inches = min(14, max(5.4, 0.14 * len(groups) * (len(series) + 1)))
-        height = 3.7 + upright * 0.07 * max(map(len, names))
-        figure = Figure(figsize=(inches, height), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(ylabel=label)
-        bars = [_draw_series(axes, list(values.values()), place, len(series), numbers[place] if numbers else place)
-                for place, values in enumerate(series.values())]
-        for place, of_series in enumerate((spans or {}).values()):
-            _draw_spans(axes, list(of_series.values()), place, len(series))
-        for place, level in ((place, (levels or {}).get(group)) for place, group in enumerate(groups)):
-            if level is not None:
-                axes.plot([place - 0.46, place + 0.46], [level] * 2, **CHANCE)
-        axes.set_xticks(range(len(groups)), names, rotation=90 if upright else 0, parse_math=False)
-        axes.margins(x=0.02)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        names = [_drawable(name, number, "tokenizer") for number, name in enumerate(series)]
-        _name(figure, bars, names, 3)
-        return _to_svg(figure)
+    names = [_drawable(group, number, "text") for number, group in enumerate(groups)]
+    upright = len(groups) > 8 or sum(map(len, names)) > LEGEND
+    inches = min(14, max(5.4, 0.14 * len(groups) * (len(series) + 1)))
+    figure = _figure(inches, 3.7 + upright * 0.07 * max(map(len, names)))
+    axes = figure.add_subplot(ylabel=label)
+    bars = [_draw_series(axes, list(values.values()), place, len(series), numbers[place] if numbers else place)
+            for place, values in enumerate(series.values())]
+    for place, of_series in enumerate((spans or {}).values()):
+        _draw_spans(axes, list(of_series.values()), place, len(series))
+    for place, level in ((place, (levels or {}).get(group)) for place, group in enumerate(groups)):
+        if level is not None:
+            axes.plot([place - 0.46, place + 0.46], [level] * 2, **CHANCE)
+    axes.set_xticks(range(len(groups)), names, rotation=90 if upright else 0, parse_math=False)
+    axes.margins(x=0.02)
+    _clear(axes, "y", "top", "right")
+    names = [_drawable(name, number, "tokenizer") for number, name in enumerate(series)]
+    _add_legend(figure, bars, names, 3)
+    return _to_svg(figure)
 
 
 def _places(groups: int, number: int, count: int) -> list[float]:
@@ -190,31 +184,32 @@ def _draw_spans(axes: Axes, spans: Sequence[tuple[float, float]], place: int, co
     axes.errorbar(_places(len(spans), place, count), middle, half, fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5)
 
 
+@matplotlib.rc_context(DRAWING)
 def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
     """Shares in percent as SVG, darker is more (also in grey print); ▲ or ▼ where the sign is not 0; NaN stays empty."""
     width = max(0.28, min(0.55, 6 / len(columns)))
-    with matplotlib.rc_context(DRAWING):
-        inches = 2.6 + width * len(columns), 1.1 + 0.18 * len(rows)
-        figure = Figure(figsize=inches, layout="constrained", facecolor="white")
-        axes = figure.add_subplot()
-        top = max(0.5, float(np.nanmax(values_SR)))
-        axes.pcolormesh(values_SR, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.5)
-        for (row, column), value in np.ndenumerate(values_SR):
-            if np.isfinite(value) and width >= 0.4:
-                text = f"{100 * value:.0f}{('▼', '', '▲')[int(signs_SR[row, column]) + 1]}"
-                look = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
-                axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **look)
-        names = [_drawable(name, number) for number, name in enumerate(columns)]
-        upright = 90 if max(map(len, names)) * 0.09 > width else 0
-        axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=upright, fontsize=9, parse_math=False)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8, parse_math=False)
-        axes.xaxis.tick_top()
-        axes.invert_yaxis()
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        return _to_svg(figure)
+    inches = 2.6 + width * len(columns), 1.1 + 0.18 * len(rows)
+    figure = _figure(*inches)
+    axes = figure.add_subplot()
+    top = max(0.5, float(np.nanmax(values_SR)))
+    axes.pcolormesh(values_SR, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.5)
+    for (row, column), value in np.ndenumerate(values_SR):
+        if np.isfinite(value) and width >= 0.4:
+            text = f"{100 * value:.0f}{('▼', '', '▲')[int(signs_SR[row, column]) + 1]}"
+            look = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
+            axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **look)
+    names = [_drawable(name, number) for number, name in enumerate(columns)]
+    upright = 90 if max(map(len, names)) * 0.09 > width else 0
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=upright, fontsize=9, parse_math=False)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _to_svg(figure)
 
 
+@matplotlib.rc_context(DRAWING)
 def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[str, int]) -> str:
     """Differences with their intervals around 0, as SVG; grey marks differences below the detectable effect.
 
@@ -226,23 +221,20 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
     names = list(dict.fromkeys(row["name"] for row in rows))
     runs = list(dict.fromkeys(row["run"] for row in rows))
     inches = 0.9 + 0.3 * math.ceil(len(runs) / 2) + len(names) * (0.15 + 0.17 * len(runs))
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(5.4, inches), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else TITLES[unit]})")
-        for row in rows:
-            place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
-            _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])
-        axes.axvline(0, color="#222222", linewidth=1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        shown = [_drawable(name, number, "task") for number, name in enumerate(names)]
-        axes.set_yticks(range(len(names)), shown, parse_math=False)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        handles = [_legend_line(numbers[run]) for run in runs]
-        _name(figure, handles, [_drawable(run, numbers[run]) for run in runs], 2)
-        return _to_svg(figure)
+    figure = _figure(5.4, inches)
+    axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else TITLES[unit]})")
+    for row in rows:
+        place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
+        _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])
+    axes.axvline(0, color="#222222", linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    shown = [_drawable(name, number, "task") for number, name in enumerate(names)]
+    axes.set_yticks(range(len(names)), shown, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    _clear(axes, "x", "top", "right", "left")
+    handles = [_legend_line(numbers[run]) for run in runs]
+    _add_legend(figure, handles, [_drawable(run, numbers[run]) for run in runs], 2)
+    return _to_svg(figure)
 
 
 def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: float, number: int) -> None:
@@ -252,6 +244,7 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: f
     axes.plot([row["difference"]], [place], **look(number), **HOLLOW)
 
 
+@matplotlib.rc_context(DRAWING)
 def draw_claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
     """A forest plot of claims as SVG: difference and interval of each, shaded where it holds, marked by its verdict.
 
@@ -264,14 +257,13 @@ def draw_claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
         if row["low"] is not None:
             panels.setdefault(_unit(row["measure"]), []).append(row)
     heights = [len(rows) + len({_pair(row) for row in rows}) + 1.6 for rows in panels.values()]
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(8.2, 0.25 * sum(heights) + 0.5), layout="constrained", facecolor="white")
-        places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0] if panels else []
-        for axes, (unit, rows) in zip(places, panels.items()):
-            side = "right" if unit == "share of 1" else "left"
-            _draw_verdicts(axes, rows)
-            axes.set_xlabel(f"difference ({unit}); {side} of 0 is better", fontsize=9)
-        return _to_svg(figure)
+    figure = _figure(8.2, 0.25 * sum(heights) + 0.5)
+    places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0] if panels else []
+    for axes, (unit, rows) in zip(places, panels.items()):
+        side = "right" if unit == "share of 1" else "left"
+        _draw_verdicts(axes, rows)
+        axes.set_xlabel(f"difference ({unit}); {side} of 0 is better", fontsize=9)
+    return _to_svg(figure)
 
 
 def _unit(measure: str) -> str:
@@ -308,10 +300,11 @@ def _draw_verdicts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         label.set_fontweight("bold" if name in pairs else "normal")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(left, right)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    _clear(axes, None, "top", "right", "left")
     axes.tick_params(axis="y", length=0)
 
 
+@matplotlib.rc_context(DRAWING)
 def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
     """Probe results by layer, as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
 
@@ -319,21 +312,18 @@ def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -
     """
     runs = list(dict.fromkeys(row["run"] for rows in panels.values() for row in rows))
     columns = min(3, len(panels))
-    with matplotlib.rc_context(DRAWING):
-        figure = Figure(figsize=(3.7 * columns, 0.8 + 2.7 * math.ceil(len(panels) / columns)), layout="constrained",
-                        facecolor="white")
-        for place, ((title, axis), rows) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place, ylabel=axis)
-            axes.set_title(_drawable(title, place - 1, "task"), parse_math=False)
-            axes.set_xlabel("layer" if place > len(panels) - columns else "")
-            for number, run in enumerate(runs):
-                _draw_run(axes, [row for row in rows if row["run"] == run], number)
-            _name_layers(axes, sorted({row["layer"] for row in rows}))
-            axes.set_ylim(bottom=0)
-            axes.grid(color="#dddddd", linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-        _name_lines(figure, runs)
-        return _to_svg(figure)
+    figure = _figure(3.7 * columns, 0.8 + 2.7 * math.ceil(len(panels) / columns))
+    for place, ((title, axis), rows) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place, ylabel=axis)
+        axes.set_title(_drawable(title, place - 1, "task"), parse_math=False)
+        axes.set_xlabel("layer" if place > len(panels) - columns else "")
+        for number, run in enumerate(runs):
+            _draw_run(axes, [row for row in rows if row["run"] == run], number)
+        _name_layers(axes, sorted({row["layer"] for row in rows}))
+        axes.set_ylim(bottom=0)
+        _clear(axes, "both", "top", "right")
+    _name_lines(figure, runs)
+    return _to_svg(figure)
 
 
 def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
@@ -358,4 +348,4 @@ def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
     handles = [Line2D([], [], **look(number) | {"linestyle": "solid"}, **HOLLOW) for number in range(len(runs))]
     handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
     names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
-    _name(figure, handles, names, 5)
+    _add_legend(figure, handles, names, 5)

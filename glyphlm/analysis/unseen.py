@@ -8,7 +8,7 @@ that their vocabularies may differ. Shapes: T tokens of a document.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter
 from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.base.tables import aligned
 from glyphlm.corpus.reading import passages
 from glyphlm.corpus.sources import describe, find_sources
 from glyphlm.evaluation.stats import bootstrap
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.folder import load_run, read_summary, weights_sha256
-from glyphlm.tokenizer.tokenizer import Tokenizer
-from glyphlm.training.loss import target_nats
+from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
+from glyphlm.training.bits_per_byte import document_scores, windows
 
 ROWS = "unseen.jsonl"
 SPAN = 16  # bytes after a character that are scored: what it says of its word, not of the whole text
@@ -37,8 +38,8 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Reading:
-    """Nats of the tokens of a document and where they stand in its text.
+class Scored:
+    """Nats of the tokens of a document, and where they stand in its text.
 
     Args:
         nats_T: Of each token.
@@ -107,13 +108,10 @@ def probe_unseen(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """The rows as aligned columns."""
     names = ("bits", "bits_random", "bits_oracle", "closed", "low", "high", "times_unigram", "top_1", "top_10", "top_100")
-    lines = ["".join([f"{'run':30}", *(f"{name:>14}" for name in names)])]
-    for row in rows:
-        cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in names)
-        lines.append("".join([f"{row['run'][-30:]:30}", *(f"{cell:>14}" for cell in cells)]))
-    return "\n".join(lines)
+    lines = [[row["run"], *("" if row[name] is None else f"{row[name]:.3f}" for name in names)] for row in rows]
+    return aligned([["run", *names], *lines])
 
 
 def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: Any) -> dict[str, Any]:
@@ -133,8 +131,7 @@ def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: 
     found: dict[str, Any] = {"own": [], "random": [] if ids else None, "written": []}
     for document in documents:
         places = [len(document[: at + 1].encode()) for at, one in enumerate(document) if one in characters]
-        reading = read(gpt, tokenizer, document)
-        found["own"].append(reading.after(places))
+        found["own"].append(read(gpt, tokenizer, document).after(places))
         if ids:
             found["random"].append(read(other, tokenizer, document).after(places))
             found["written"] += written(gpt, tokenizer, document, ids)
@@ -143,37 +140,34 @@ def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: 
     return found | {"unigram": 1 / (tokens + tokenizer.vocab_size)}
 
 
-def windows(tokenizer: Tokenizer, document: str, block: int) -> Iterator[tuple[list[int], int]]:
-    """Ids of a document after `</s>` in pieces of at most block + 1, and how many of them earlier pieces hold."""
-    ids = [tokenizer.end_id, *tokenizer.encode(document)]
-    half = max(1, block // 2)
-    for start in range(0, max(1, len(ids) - 1 - (block - half)), half):
-        yield ids[start : start + block + 1], 0 if not start else block - half
-
-
-@torch.no_grad()
-def read(gpt: GPT, tokenizer: Tokenizer, document: str) -> Reading:
-    """The nats of all tokens of a document; those after the first ones see at least half a context."""
+def read(gpt: GPT, tokenizer: Tokenizer, document: str) -> Scored:
+    """The nats of all tokens of a document (see `document_scores`)."""
     nats, ids = [], []
-    for piece, known in windows(tokenizer, document, gpt.config.block_size):
-        x_TD = gpt.hidden(torch.tensor([piece[:-1]]))[0, known:]
-        y_T = torch.tensor(piece[1:])[known:]
-        nats.append(target_nats(gpt, x_TD, y_T).numpy())
-        ids.append(y_T.numpy())
+
+    def keep(_: int, nats_N: Tensor, y_N: Tensor) -> None:
+        nats.append(nats_N.numpy())
+        ids.append(y_N.numpy())
+
+    list(document_scores(gpt, _pieces(tokenizer, document), tokenizer.end_id, tokenizer.bytes_per_id_V, seen=keep))
     ids_T = np.concatenate(ids)
-    return Reading(np.concatenate(nats), np.cumsum(tokenizer.bytes_per_id_V[ids_T].astype(np.int64)), ids_T)
+    return Scored(np.concatenate(nats), np.cumsum(tokenizer.bytes_per_id_V[ids_T].astype(np.int64)), ids_T)
+
+
+def _pieces(tokenizer: Tokenizer, document: str) -> list[Piece]:
+    return [Piece(np.array(tokenizer.encode(document), np.uint32), True)]
 
 
 @torch.no_grad()
 def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -> list[tuple[float, int]]:
     """Nats and rank (0 the likeliest) of each of `ids` where it stands in the document."""
     found, wanted = [], torch.tensor(ids)
-    for piece, known in windows(tokenizer, document, gpt.config.block_size):
-        y_T = torch.tensor(piece[1:])
+    for ids_T, fresh, _ in windows(_pieces(tokenizer, document), tokenizer.end_id, gpt.config.block_size):
+        y_T = torch.from_numpy(ids_T[1:].astype(np.int64))
         places_N = torch.isin(y_T, wanted).nonzero()[:, 0]
-        places_N = places_N[places_N >= known]
+        places_N = places_N[places_N >= len(y_T) - fresh]
         if len(places_N):
-            logp_NV = gpt.logits(gpt.hidden(torch.tensor([piece[:-1]]))[0, places_N]).float().log_softmax(-1)
+            x_TD = gpt.hidden(torch.from_numpy(ids_T[None, :-1].astype(np.int64)))[0]
+            logp_NV = gpt.logits(x_TD[places_N]).float().log_softmax(-1)
             right_N1 = logp_NV.gather(1, y_T[places_N, None])
             found += zip((-right_N1[:, 0]).tolist(), (logp_NV > right_N1).sum(1).tolist())
     return found

@@ -8,6 +8,8 @@ from typing import Any
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.pages.run_data import Run, find_run, finite
 
+Points = dict[str, list[dict[str, float]]]
+
 
 @dataclass(frozen=True)
 class StageRow:
@@ -114,27 +116,37 @@ def manner(chain: Sequence[Run]) -> str:
     return ", ".join(words)
 
 
-def depth_points(runs: Sequence[Run]) -> dict[str, list[dict[str, float]]]:
-    """Manner of growth, or kind of control -> depth, mean bits per byte, low and high over runs of several seeds."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for label, run in labelled(runs):
-        bits = finite(run.get("bits_per_byte", "validation"))
-        if bits is not None:
-            found.setdefault(label, {}).setdefault(run.get("model", "n_layer"), []).append(bits)
-    return {label: [_point(depth, values) for depth, values in sorted(depths.items())] for label, depths in found.items()}
+def validation_by_depth(runs: Sequence[Run]) -> Points:
+    """Bits per byte on held-out text over depth."""
+    bits = {run.label: finite(run.get("bits_per_byte", "validation")) for run in runs}
+    return by_depth(runs, "bits_per_byte", {label: (value,) * 3 for label, value in bits.items() if value is not None})
 
 
-def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+def by_depth(runs: Sequence[Run], y: str, values: Mapping[str, tuple[float, float, float]]) -> Points:
+    """Manner of growth, or kind of control -> a point for each depth: `depth`, the mean under the name `y`, `low`, `high`.
+
+    Args:
+        values: Label of a run -> its value, and the interval that a depth with this run alone has. Several runs of a depth
+            have Student's over training seeds.
+    """
+    found: dict[str, dict[int, list[tuple[float, float, float]]]] = {}
+    for name, run in _named(runs):
+        if run.label in values:
+            found.setdefault(name, {}).setdefault(run.get("model", "n_layer"), []).append(values[run.label])
+    return {name: [_point(depth, y, depths[depth]) for depth in sorted(depths)] for name, depths in found.items()}
+
+
+def _named(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     """Runs that were grown with their manner of growth, their controls with their kind."""
     for chain in chains(runs):
         yield from ((manner(chain), run) for run in chain)
         yield from ((run.get("name").replace("-", ", equal "), run) for run in controls(chain, runs))
 
 
-def _point(depth: int, values: Sequence[float]) -> dict[str, float]:
-    mean = sum(values) / len(values)
-    low, high = (over_seeds(values).low, over_seeds(values).high) if len(values) > 1 else (mean, mean)
-    return {"depth": depth, "bits_per_byte": mean, "low": low, "high": high, "runs": len(values)}
+def _point(depth: int, y: str, given: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+    values = [value for value, *_ in given]
+    low, high = over_seeds(values)[:2] if len(values) > 1 else given[0][1:]
+    return {"depth": depth, y: sum(values) / len(values), "low": low, "high": high}
 
 
 def operations_unit(runs: Sequence[Run]) -> int:

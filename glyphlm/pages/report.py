@@ -15,7 +15,7 @@ from glyphlm.evaluation.rows import ComparisonRow, ResultRow
 from glyphlm.evaluation.text import read_published, shown
 from glyphlm.pages import results_view as bench
 from glyphlm.pages.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
-from glyphlm.pages.growth_view import chains, controls, depth_points, operations_unit, stage_rows, whole
+from glyphlm.pages.growth_view import chains, controls, operations_unit, stage_rows, validation_by_depth, whole
 from glyphlm.pages.render import DASH, GENERATOR, render
 from glyphlm.pages.results_view import Line, differences
 from glyphlm.pages.run_data import Run, finite, read_runs
@@ -164,7 +164,7 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run], numbers: Mapping[st
         return {}
     others = {chain[-1].label: controls(chain, runs) for chain in found}
     every = [*found, *([run] for runs in others.values() for run in runs)]
-    points = depth_points(runs)
+    points = validation_by_depth(runs)
     return {
         "tables": [(chain, stage_rows(chain) + [row for run in others[chain[-1].label] for row in stage_rows([run])])
                    for chain in found],
@@ -232,38 +232,38 @@ def _evaluation(
     runs: Sequence[Run], published: Sequence[ResultRow], logs: Path | None, numbers: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """Tables and plots of the results of glyphlm eval; None where there are none."""
-    bits, lines = bench.bits_lines(runs), bench.bench_lines(runs)
-    both, tables = bits | lines, {protocol: bench.table(lines, protocol) for protocol in ("likelihood", "sampled")}
-    if not both:
+    lines = bench.result_lines(runs)
+    if not lines:
         return None
+    tables = {protocol: bench.table(lines, protocol) for protocol in ("likelihood", "sampled")}
     maps = bench.subject_maps(lines, published)
-    depths = {f"depth-{number}": found for number, found in enumerate(_depths(runs, both).items())}
+    depths = {f"depth-{number}": found for number, found in enumerate(_depths(runs, lines).items())}
     return {
-        "bits": bits,
+        "bits": bench.bits_table(lines),
         "tables": tables,
         "given": published,
         "published": {line: bench.published_rows(line, published) for line in tables["sampled"]},
         "maps": [(found, plots.draw_heat(found.values_SR, found.signs_SR, found.subjects, found.names)) for found in maps],
         "depths": {name: line for name, (line, _) in depths.items()},
         "charts": {name: chart for name, (_, chart) in depths.items()},
-        "fused": [(found, _bars(found, both, numbers)) for found in bench.fused(runs)],
-        "comparable": any(runs[0].label in rows and len(rows) > 1 for rows in both.values()),
+        "fused": [(found, _bars(found, lines, numbers)) for found in bench.fused(runs)],
+        "comparable": any(runs[0].label in rows and len(rows) > 1 for rows in lines.values()),
         "logs": logs,
     } | _differences(differences(runs, logs) if logs else [], numbers)
 
 
-def _depths(runs: Sequence[Run], lines: Mapping[Line, dict[str, ResultRow]]) -> dict[Line, Chart]:
+def _depths(runs: Sequence[Run], lines: bench.Lines) -> dict[Line, Chart]:
     """A chart over depth of each whole task that stages of growth were evaluated on."""
     drawn = {}
     for line, rows in lines.items():
-        if not line.subject and (points := bench.by_depth(runs, line, rows)):
+        if not line.subject and (points := bench.scores_by_depth(runs, line, rows)):
             chance = bench.level(rows, "chance")
             height = None if chance is None else bench.in_unit(line.metric, chance)
             drawn[line] = depth_chart(points, bench.unit(line.metric), height)
     return drawn
 
 
-def _bars(found: bench.Fused, lines: Mapping[Line, dict[str, ResultRow]], numbers: Mapping[str, int]) -> dict[str, str]:
+def _bars(found: bench.Fused, lines: bench.Lines, numbers: Mapping[str, int]) -> dict[str, str]:
     panels = bench.side_by_side(found, lines)
     own = [numbers[run.label] for run in (*found.experts, found.run)]
     return {name: plots.draw_bars(bars.values, plots.TITLES[name], bars.spans, bars.levels, own)

@@ -18,9 +18,9 @@ from glyphlm.base.progress import say
 from glyphlm.base.records import to_json
 from glyphlm.evaluation.item_log import Log, compare_items, gives, log_name, model_logs, read_log
 from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
-from glyphlm.evaluation.stats import against_chance, holm, over_seeds
+from glyphlm.evaluation.stats import against_chance, holm
 from glyphlm.evaluation.text import published_line, shown
-from glyphlm.pages.growth_view import labelled
+from glyphlm.pages.growth_view import Points, by_depth
 from glyphlm.pages.run_data import Run, find_run
 
 LEVEL = 0.05
@@ -68,6 +68,9 @@ class Line:
         return " ".join(filter(None, (self.task, how, metric)))
 
 
+Lines = dict[Line, dict[str, ResultRow]]  # label of a run -> row
+
+
 class Cell(NamedTuple):
     """A formatted value, its interval and notes; `sign` as the function of that name."""
 
@@ -111,28 +114,24 @@ def short(source: str) -> str:
     return str(PurePosixPath(*PurePosixPath(source).parts[-2:])) if "/" in source else source
 
 
-def bits_lines(runs: Sequence[Run]) -> dict[Line, dict[str, ResultRow]]:
-    """Text -> label -> row of bits per byte; the last row of a run counts."""
-    return _lines(runs, True)
-
-
-def bench_lines(runs: Sequence[Run]) -> dict[Line, dict[str, ResultRow]]:
-    """Task, subject and scoring -> label -> row."""
-    return _lines(runs, False)
-
-
-def _lines(runs: Sequence[Run], bits: bool) -> dict[Line, dict[str, ResultRow]]:
-    lines: dict[Line, dict[str, ResultRow]] = {}
-    for label, row in ((run.label, row) for run in runs for row in run.results):
-        if bits == (row.metric == BITS_PER_BYTE):
-            lines.setdefault(Line.of(row), {})[label] = row
+def result_lines(runs: Sequence[Run]) -> Lines:
+    """The results of the runs, bits per byte first; the last row of a run counts."""
+    lines: Lines = {}
+    rows = [(run.label, row) for run in runs for row in run.results]
+    for label, row in sorted(rows, key=lambda found: found[1].metric != BITS_PER_BYTE):
+        lines.setdefault(Line.of(row), {})[label] = row
     return lines
 
 
-def table(lines: Mapping[Line, dict[str, ResultRow]], protocol: str) -> dict[Line, dict[str, ResultRow]]:
-    """The lines of a protocol; the subjects of MMLU have a map of their own."""
-    return {line: rows for line, rows in lines.items()
-            if line.protocol == protocol and not (line.task == "mmlu" and line.subject)}
+def bits_table(lines: Lines) -> Lines:
+    """The lines of bits per byte."""
+    return {line: rows for line, rows in lines.items() if line.metric == BITS_PER_BYTE}
+
+
+def table(lines: Lines, protocol: str) -> Lines:
+    """The lines of questions asked by a protocol; the subjects of MMLU have a map of their own."""
+    return {line: rows for line, rows in lines.items() if line.metric != BITS_PER_BYTE
+            and line.protocol == protocol and not (line.task == "mmlu" and line.subject)}
 
 
 def published_rows(line: Line, published: Sequence[ResultRow]) -> dict[str, ResultRow]:
@@ -164,13 +163,13 @@ def sign(row: ResultRow) -> int | None:
     return int(low > max(row.chance, row.majority or 0)) - int(high < row.chance)
 
 
-def labels(lines: Mapping[Line, dict[str, ResultRow]], runs: Sequence[Run] = ()) -> list[str]:
+def labels(lines: Lines, runs: Sequence[Run] = ()) -> list[str]:
     """The runs, or published models, that have a row, in the order of `runs`."""
     names = dict.fromkeys([run.label for run in runs] + [name for rows in lines.values() for name in rows])
     return [name for name in names if any(name in rows for rows in lines.values())]
 
 
-def intervals(lines: Mapping[Line, dict[str, ResultRow]]) -> dict[str, list[str]]:
+def intervals(lines: Lines) -> dict[str, list[str]]:
     """What the intervals over items are -> the metrics that have them."""
     found: dict[str, list[str]] = {}
     for line, rows in lines.items():
@@ -180,7 +179,7 @@ def intervals(lines: Mapping[Line, dict[str, ResultRow]]) -> dict[str, list[str]
     return {name: list(dict.fromkeys(metrics)) for name, metrics in found.items()}
 
 
-def subject_maps(lines: Mapping[Line, dict[str, ResultRow]], published: Sequence[ResultRow] = ()) -> list[SubjectMap]:
+def subject_maps(lines: Lines, published: Sequence[ResultRow] = ()) -> list[SubjectMap]:
     """A map a way of asking MMLU, all subjects together in its first row; published models beside the sampled protocol."""
     wholes = [line for line in lines if line.task == "mmlu" and not line.subject]
     found = ((line, _subjects(line, lines, published)) for line in wholes)
@@ -188,7 +187,7 @@ def subject_maps(lines: Mapping[Line, dict[str, ResultRow]], published: Sequence
 
 
 def _subjects(
-    whole: Line, lines: Mapping[Line, dict[str, ResultRow]], published: Sequence[ResultRow]
+    whole: Line, lines: Lines, published: Sequence[ResultRow]
 ) -> dict[str, dict[str, ResultRow]]:
     """Subject -> run -> row, of what was asked like the whole; published models after the runs."""
     same = ("task", "protocol", "scoring", "metric", "source", "inputs")
@@ -239,7 +238,7 @@ def fused(runs: Sequence[Run]) -> list[Fused]:
     return found
 
 
-def side_by_side(found: Fused, lines: Mapping[Line, dict[str, ResultRow]]) -> dict[str, Bars]:
+def side_by_side(found: Fused, lines: Lines) -> dict[str, Bars]:
     """Unit -> bars of the experts and the fused run, of the lines that it has in common with an expert."""
     labels = [*(expert.label for expert in found.experts), found.run.label]
     panels: dict[str, dict[Line, dict[str, ResultRow]]] = {}
@@ -249,15 +248,14 @@ def side_by_side(found: Fused, lines: Mapping[Line, dict[str, ResultRow]]) -> di
     return {name: _bars(labels, panel) for name, panel in panels.items()}
 
 
-def _bars(labels: Sequence[str], panel: Mapping[Line, dict[str, ResultRow]]) -> Bars:
+def _bars(labels: Sequence[str], panel: Lines) -> Bars:
     groups = dict(zip(names_of(panel).values(), panel.items()))
     values: dict[str, dict[str, float]] = {label: {} for label in labels}
     spans: dict[str, dict[str, tuple[float, float]]] = {label: {} for label in labels}
     for label in labels:
-        for group, (line, rows) in groups.items():
-            row = rows.get(label)
-            points = [in_unit(line.metric, value) for value in (row.value, *row.items_ends)] if row else [math.nan] * 3
-            values[label][group], spans[label][group] = points[0], (points[1], points[2])
+        for group, (_, rows) in groups.items():
+            value, *span = in_units(rows[label]) if label in rows else [math.nan] * 3
+            values[label][group], spans[label][group] = value, (span[0], span[1])
     levels = {group: in_unit(line.metric, chance) for group, (line, rows) in groups.items()
               if (chance := level(rows, "chance")) is not None}
     return Bars(values, spans, levels)
@@ -278,6 +276,12 @@ def in_unit(metric: str, value: float) -> float:
     return 100 * value if metric in PERCENT else value
 
 
+def in_units(row: ResultRow) -> tuple[float, float, float]:
+    """The value of a row and the ends of its interval over items, in their unit."""
+    low, high = row.items_ends
+    return in_unit(row.metric, row.value), in_unit(row.metric, low), in_unit(row.metric, high)
+
+
 def names_of(lines: Iterable[Line]) -> dict[Line, str]:
     """Each line in a few words; where they are the same, with the source."""
     lines = list(lines)
@@ -285,25 +289,10 @@ def names_of(lines: Iterable[Line]) -> dict[Line, str]:
     return {line: line.name if count[line.name] == 1 else f"{line.name} {short(line.source)}" for line in lines}
 
 
-def by_depth(runs: Sequence[Run], line: Line, rows: Mapping[str, ResultRow]) -> dict[str, list[dict[str, float]]]:
-    """Manner of growth, or kind of control -> depth, value (under the name of its unit), low and high; empty for one depth.
-
-    The interval is over items for one run of a depth, over training seeds for several.
-    """
-    found: dict[str, dict[int, list[ResultRow]]] = {}
-    for name, run in labelled(runs):
-        if run.label in rows:
-            found.setdefault(name, {}).setdefault(run.get("model", "n_layer"), []).append(rows[run.label])
-    several = len({depth for depths in found.values() for depth in depths}) > 1
-    return {name: [_point(depth, depths[depth], line.metric) for depth in sorted(depths)]
-            for name, depths in found.items() if several}
-
-
-def _point(depth: int, rows: Sequence[ResultRow], metric: str) -> dict[str, float]:
-    values = [row.value for row in rows]
-    low, high = over_seeds(values)[:2] if len(rows) > 1 else rows[0].items_ends
-    scaled = (in_unit(metric, value) for value in (float(np.mean(values)), low, high))
-    return {"depth": depth, **dict(zip((unit(metric), "low", "high"), scaled))}
+def scores_by_depth(runs: Sequence[Run], line: Line, rows: Mapping[str, ResultRow]) -> Points:
+    """A line over depth, in its unit; intervals of single runs are over items. Empty if all runs are of one depth."""
+    points = by_depth(runs, unit(line.metric), {label: in_units(row) for label, row in rows.items()})
+    return points if len({point["depth"] for found in points.values() for point in found}) > 1 else {}
 
 
 def differences(runs: Sequence[Run], logs: Path) -> list[ComparisonRow]:

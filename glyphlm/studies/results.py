@@ -245,9 +245,9 @@ def _curves(logged: Logged) -> str | None:
     for (arm, _), curve in logged.items():
         for tokens, bits in curve:
             curves.setdefault(arm, {}).setdefault(tokens, []).append(bits)
-    means = {arm: [{"tokens": tokens, "bits_per_byte": sum(bits) / len(bits)} for tokens, bits in sorted(found.items())]
-             for arm, found in curves.items() if found}
-    return draw_held_out(means, "tokens") if means else None
+    means = {arm: [(tokens, sum(bits) / len(bits)) for tokens, bits in sorted(found.items())]
+             for arm, found in curves.items()}
+    return draw_held_out(means) if means else None
 
 
 def _missing(

@@ -98,7 +98,7 @@ def document_scores(
     computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
     """
     score, number = Score(), -1  # empty
-    for batch in _batched(_windows(pieces, end_id, model.config.block_size), batch_tokens):
+    for batch in _batched(windows(pieces, end_id, model.config.block_size), batch_tokens):
         for window, nats_N, y_N in zip(batch, *_window_nats(model, batch)):
             if window.begins:
                 if score.documents:
@@ -126,9 +126,9 @@ def _window_nats(model: LanguageModel, batch: list[Window]) -> tuple[Sequence[Te
     return nats_N.split(fresh), y_N.split(fresh)
 
 
-def _batched(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
+def _batched(stream: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
     batch: list[Window] = []
-    for window in windows:
+    for window in stream:
         if batch and (len(batch) + 1) * max(len(w.ids_T) for w in (*batch, window)) > tokens:
             yield batch
             batch = []
@@ -137,7 +137,8 @@ def _batched(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def _windows(pieces: Iterable[Piece], end_id: int, block: int) -> Iterator[Window]:
+def windows(pieces: Iterable[Piece], end_id: int, block: int) -> Iterator[Window]:
+    """The documents of `pieces`, each after `</s>`, in windows that overlap by half of the context."""
     start = np.array([end_id], dtype=np.uint32)
     held, fresh, begins = start, 0, True
     for ids, last in pieces:
