@@ -1,4 +1,4 @@
-"""Scores of answers: the rules of SQuAD's official script, sacrebleu's metrics, the first letter."""
+"""Metrics of answers: exact match and F1 as in SQuAD's official script, BLEU and chrF of sacrebleu, the first letter."""
 
 import re
 import string
@@ -22,9 +22,9 @@ class Exactness(NamedTuple):
 
 
 def squad_scores(output: str, answers: Sequence[str]) -> Exactness:
-    """As evaluate-v2.0.py of SQuAD: the maximum over all reference answers, without case, articles, punctuation.
+    """Scores as in SQuAD's evaluate-v2.0.py: the maximum over the references, ignoring case, articles and punctuation.
 
-    Where the passage has no answer, the reference is the empty string; both scores are 1 for it and 0 for any other.
+    The reference of an unanswerable question is the empty string: an empty answer scores 1, any other 0.
     """
     golds = [gold for gold in answers if normalised(gold)] or [""]
     exact = max(float(normalised(output) == normalised(gold)) for gold in golds)
@@ -50,24 +50,24 @@ def first_letter(text: str) -> str:
 
 
 def sentence_bleu(output: str, reference: str) -> float:
-    """Sentence BLEU, 0 to 100, of the published protocol: upper-cased, sacrebleu's defaults in any language."""
+    """Sentence BLEU (0 to 100) of the published protocol: upper-cased, with sacrebleu's defaults for every language."""
     import sacrebleu
 
     return sacrebleu.corpus_bleu([output.upper()], [[reference.upper()]]).score
 
 
 class CorpusMetric(NamedTuple):
-    """A metric of a whole translation: sums of each sentence, and the score (0 to 100) of sums."""
+    """A corpus-level metric (0 to 100), computed from sufficient statistics that are additive over sentences."""
 
     name: str
     metric: "Metric"
 
     def sums(self, outputs_N: Sequence[str], references_N: Sequence[str]) -> NDArray:
-        """Sufficient statistics [N, S], additive over sentences (sacrebleu resamples them for its own intervals)."""
+        """Sufficient statistics of each sentence [N, S]; sacrebleu resamples the same ones for its own intervals."""
         return np.array(self.metric._extract_corpus_statistics(outputs_N, [references_N]), float)
 
     def score(self, sums_RS: NDArray) -> NDArray:
-        """The score of summed statistics: [R, S] -> [R], or [S] -> a number."""
+        """The score of summed statistics: [R, S] -> [R], or [S] -> a scalar."""
         rows_RS = np.atleast_2d(sums_RS).round().astype(int).tolist()
         scores_R = np.array([self.metric._compute_score_from_stats(row_S).score for row_S in rows_RS])
         return scores_R if np.ndim(sums_RS) == 2 else scores_R[0]

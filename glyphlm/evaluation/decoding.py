@@ -1,6 +1,6 @@
-"""Continuations of many prompts. A prompt is read once: all samples continue from its keys and values, in one batch.
+"""Batched decoding. Each prompt is read once; all of its samples continue from the same keys and values, in one batch.
 
-Shapes: B prompts, C copies (draws) of each, R = B * C rows, T steps, V vocabulary, K candidates.
+Shapes: B prompts, C samples of each, R = B * C rows, T steps, V vocabulary, K candidates.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -56,7 +56,7 @@ def uniforms(seed: int, task: str, number: int, copies: int, steps: int) -> np.n
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Numbers of prompts, the longest first, in groups of at most `tokens` with their padding, but never empty ones."""
+    """Indices of prompts in batches of at most `tokens` tokens with padding, longest first; a batch has at least one."""
     group: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         if group and (len(group) + 1) * lengths[group[0]] > tokens:
@@ -75,11 +75,11 @@ def continue_prompts(
     sampling: Sampling = GREEDY,
     uniforms_BCT: np.ndarray | None = None,
 ) -> tuple[list[list[list[int]]], Distribution]:
-    """The new ids of each copy of each prompt, without the stop id that ended it, and the distribution of the first.
+    """The new ids of each sample of each prompt, without the stop id, and the distribution of the first new id.
 
     Args:
         steps: Maximum number of new ids of each prompt.
-        uniforms_BCT: Random numbers for C samples of each; not needed for greedy decoding.
+        uniforms_BCT: Random numbers in [0, 1) for C samples of each prompt; None for greedy decoding.
     """
     drawn_BCT = np.zeros((len(prompts), 1, max(steps)), np.float32) if uniforms_BCT is None else uniforms_BCT
     drawn_BCT = torch.from_numpy(drawn_BCT).to(model.device)
@@ -101,7 +101,7 @@ def _write(
     sampling: Sampling,
     drawn_RT: Tensor,
 ) -> list[list[int]]:
-    """Continue from the first new ids until every row has stopped or reached its limit."""
+    """Continue after the first new ids until each row has drawn a stop id or reached its limit."""
     copies, last_R = ids_BC.shape[1], ids_BC.flatten()
     found: list[list[int]] = [[] for _ in limits]
     rows = [row // copies for row in range(len(limits))]  # rows of `prefix`

@@ -1,4 +1,4 @@
-"""Bits per byte of the documents of a text: nats and bytes of each, and of the parts of a text that is one document."""
+"""Nats and bytes of each document of a text, for bits per byte; a text that is one document is split into blocks."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,21 +12,21 @@ from glyphlm.evaluation.model import EvalModel
 from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
 from glyphlm.training.bits_per_byte import NotFinite, document_scores
 
-# Bytes; a text that is one document has at most so many blocks, none of them shorter than that.
+# In bytes: resolution of the blocks and their smallest size; and their largest number.
 CELL, SHORTEST_BLOCK, MOST_BLOCKS = 64, 256, 64
 
 
 class Blocks:
-    """Nats of the first document by where in it a token begins, for the interval of a text that is a single document.
+    """Nats of document 0 by the byte offset of each token: resampling units for a text that is a single document.
 
-    The parts are equal in bytes, so that models with other tokenizers are compared part by part.
+    Blocks are equal in bytes, so that models with different tokenizers are paired block by block.
     """
 
     def __init__(self, bytes_per_id_V: np.ndarray):
         self._bytes_V, self._at, self._nats = bytes_per_id_V.astype(np.int64), 0, np.zeros(0)
 
     def add(self, number: int, nats_N: Tensor, y_N: Tensor) -> None:
-        """Count the next targets, if they are of document 0."""
+        """Add the next targets of document `number`; only document 0 is kept."""
         if number == 0:
             sizes_N = self._bytes_V[y_N.cpu().numpy()]
             places_N = (self._at + sizes_N.cumsum() - sizes_N) // CELL
@@ -36,20 +36,23 @@ class Blocks:
             self._nats[: len(new)] += new
 
     def of(self, size: int) -> list[tuple[float, int]]:
-        """Nats and bytes of each block of a document of `size` bytes; none where it has not two blocks."""
+        """Nats and bytes of each block of a document of `size` bytes; empty if it is too short for two blocks."""
         count = min(MOST_BLOCKS, size // SHORTEST_BLOCK)
         if count < 2:
             return []
         borders = np.linspace(0, size // CELL, count + 1).astype(int)
         sizes = np.diff([*(borders[:-1] * CELL), size]).tolist()
-        ends = [*borders[1:-1], len(self._nats)]  # <unk> has no bytes in the vocabulary: the last block takes what is left
+        ends = [*borders[1:-1], len(self._nats)]  # <unk> counts no bytes: the last block takes the rest
         return [(float(self._nats[low:high].sum()), many) for low, high, many in zip(borders, ends, sizes)]
 
 
 def score_documents(model: EvalModel, source: str, reading: Reading) -> list[dict[str, Any]]:
-    """`nats`, `tokens` and `bytes` of each document that has tokens, and its `unknown` ones; bytes are those of its text.
+    """A log entry for each document that has tokens: `nats`, `tokens`, `bytes` (of its text), `unknown` if there are any.
 
     A single document also has `blocks`.
+
+    Raises:
+        InputError: the text is bad, or logits are not finite.
     """
     tokenizer = model.tokenizer
     sizes: list[int] = []
@@ -70,7 +73,7 @@ def score_documents(model: EvalModel, source: str, reading: Reading) -> list[dic
 
 
 def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passage]:
-    """Pass passages through; the bytes of each document are appended to `sizes` before its last passage is yielded."""
+    """Yield the passages; append the bytes of each document to `sizes` before its last passage is yielded."""
     size = 0
     for passage in stream:
         size += len(passage.text.encode(errors="surrogatepass"))  # lone surrogates are refused where text is encoded
@@ -83,7 +86,7 @@ def _count_bytes(stream: Iterable[Passage], sizes: list[int]) -> Iterator[Passag
 def _number_documents(
     pieces: Iterable[Piece], tokenizer: Tokenizer, documents: list[tuple[int, dict[str, int]]]
 ) -> Iterator[Piece]:
-    """Pass pieces through; for each document with tokens append its number and its count of `<unk>` to `documents`."""
+    """Yield the pieces; append the index and the count of `<unk>` of each document with tokens to `documents`."""
     number = tokens = unknown = 0
     for piece in pieces:
         tokens, unknown = tokens + len(piece.ids), unknown + int((piece.ids == tokenizer.unknown_id).sum())

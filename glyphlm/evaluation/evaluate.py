@@ -1,7 +1,7 @@
-"""Evaluation of models: tasks and settings in, rows of results out, each with a named interval.
+"""Evaluate models on tasks: result rows with named intervals, and paired comparisons.
 
-Results go into results.jsonl of each run folder and into a file, item logs into a folder. What was made from the same
-model, files and settings is not computed again.
+Results are written to results.jsonl of each run folder and to a file, item logs to a folder. Results of the same model,
+files and settings are reused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from glyphlm.evaluation.settings import BPB, TASK_NAMES, EvalSettings
 
 
 class EvalTask(NamedTuple):
-    """A task: its name, source, items (empty for bits per byte), and the digests of its files."""
+    """A task with its items (none for bits per byte), and the digests of its files by their names."""
 
     name: str
     source: str
@@ -38,7 +38,7 @@ class EvalTask(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Rows of all models, and each later model paired with the first on the same items."""
+    """Results of all models, and comparisons of each later model with the first on the same items."""
 
     rows: list[ResultRow]
     comparisons: list[ComparisonRow]
@@ -53,15 +53,15 @@ def evaluate(
     settings: EvalSettings | None = None,
     log_items: Path | None = None,
 ) -> Evaluation:
-    """Run every task on every model; rows go into each run's results.jsonl, and all of them into `out`.
+    """Evaluate every model on every task; rows are also written to each run's results.jsonl and to the file `out`.
 
-    A stopped evaluation goes on where it stopped when it is started again.
+    The same call resumes an evaluation that was stopped: finished tasks are reused.
 
     Args:
         runs: Run folders, other folders that transformers read without remote code, or hf:NAME.
         tasks: NAME=PATH as `tasks.read_task` has them (`mmlu=FOLDER`), and `bpb=TEXT`, bits per byte of a text.
-        log_items: Folder of the per-item logs, MODEL.DIGEST/TASK.*.jsonl, where models that were evaluated on the same have
-            equal names of files.
+        log_items: Folder of the item logs, MODEL.DIGEST/TASK.*.jsonl. Logs of the same items and settings have the same file
+            name.
 
     Raises:
         InputError: a model, a text, a task file or an output is bad, a task is unknown, or logits are not finite.
@@ -89,7 +89,7 @@ def evaluate(
 def _made_from(
     model: EvalModel, task: EvalTask, settings: EvalSettings, reading: Reading, precision: str
 ) -> dict[str, Any]:
-    """The identity of the results: model, files and settings."""
+    """What identifies results: model, files and settings."""
     kept = settings.of(task.name) | {"precision": precision} | (reading.settings() if task.name == BPB else {})
     return {"model": model.digest, "files": dict(task.digest), "settings": kept}
 
@@ -103,7 +103,7 @@ def _results(
     out: Path | None,
     log_items: Path | None,
 ) -> tuple[list[ResultRow], Log | None]:
-    """The rows of one task, reused or computed, and its log if computed or requested; written to each output."""
+    """The rows of one task, reused or computed, and its log if there is one; rows are written to each output."""
     folder = log_items and model_logs(log_items, model.digest, model.name)
     path = folder / log_name(task.name, made_from) if folder else None
     places = [Place(model.folder / RESULTS, None)] if model.folder else []
@@ -112,7 +112,7 @@ def _results(
     if not rows:
         log = run_task(model, task, reading, settings)
         rows = [replace(row, source=task.source, made_from=made_from) for row in result_rows(log)]
-        if path is not None:  # first, since rows say that the work is done
+        if path is not None:  # before the rows, which mark the task as finished
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, to_lines(log))
     _complete(places, rows)
@@ -120,7 +120,7 @@ def _results(
 
 
 class Place(NamedTuple):
-    """A file of results, and the name that the model has in it (None in the run's own)."""
+    """A results file, and the value of `run` of the model's rows in it (None in the run's own)."""
 
     file: Path
     run: str | None
@@ -138,7 +138,7 @@ def _check_outputs(out: Path | None, log_items: Path | None) -> None:
 def _kept(
     places: Sequence[Place], task: EvalTask, made_from: dict[str, Any], path: Path | None
 ) -> tuple[list[ResultRow], Log | None]:
-    """Earlier rows of the same inputs, and the log if requested; nothing where a matching log is missing."""
+    """Rows of an earlier evaluation of the same, with their log if `path` names one; none if that log is missing."""
     for place in places:
         rows = [replace(row, run=None) for row in read_results(place.file)
                 if (row.run, row.task, row.source, row.made_from) == (place.run, task.name, task.source, made_from)]
@@ -152,13 +152,13 @@ def _kept(
 def _complete(places: Sequence[Place], rows: Sequence[ResultRow]) -> None:
     """Add the rows to each file that lacks one of them."""
     for place in places:
-        named = [replace(row, run=place.run) for row in rows]
-        if not all(row in read_results(place.file) for row in named):
+        named, present = [replace(row, run=place.run) for row in rows], read_results(place.file)
+        if not all(row in present for row in named):
             keep_results(place.file, named)
 
 
 def _report_losses(model: EvalModel, rows: Sequence[ResultRow]) -> None:
-    """Report how much of the texts the model did not see."""
+    """Print how many prompts were truncated, and how many tokens are `<unk>`."""
     row = rows[0]
     if row.cut:
         many = "; with so many cut it is another task, and its results are marked" if row.many_cut else ""
@@ -192,10 +192,10 @@ def parse_task(task: str) -> tuple[str, str]:
 
 
 def read_eval_task(task: str, settings: EvalSettings) -> EvalTask:
-    """Read the items of a task that these settings take.
+    """Read a task, with the items that the settings select.
 
     Raises:
-        InputError: the name is unknown, a file of it is bad, or it holds no question for the protocol.
+        InputError: the task is unknown, a file of it is bad, or it has no item for the protocol.
     """
     name, source = parse_task(task)
     if name == BPB:
@@ -209,7 +209,7 @@ def read_eval_task(task: str, settings: EvalSettings) -> EvalTask:
 
 
 def run_task(model: EvalModel, task: EvalTask, reading: Reading, settings: EvalSettings) -> list[dict[str, Any]]:
-    """The per-item log of one task (see `item_log`).
+    """The item log of one task (see `item_log`).
 
     Raises:
         InputError: the text of bits per byte is bad, or logits are not finite.
@@ -246,7 +246,7 @@ def _subject(item: Item, settings: EvalSettings) -> str:
 
 
 def _count_unknown(model: EvalModel, item: Item) -> dict[str, int]:
-    """How many tokens of an item's texts are `<unk>`, where any is."""
+    """The number of `<unk>` tokens in an item's texts, if there are any."""
     encode, unknown = model.tokenizer.encode, model.tokenizer.unknown_id
     texts = (item.prompt, *item.labels, *item.choices)
     count = 0 if unknown is None else sum(encode(text).count(unknown) for text in texts)

@@ -1,13 +1,14 @@
-"""Per-item logs -> results and paired comparisons. The log alone is sufficient to score again.
+"""Item logs -> results and paired comparisons. The log alone is sufficient to score again.
 
-A log is JSON lines, one an item: `task`, `protocol`, `number`, `prompt`, `subject` (of MMLU; of SQuAD HasAns or NoAns) and
-- options by likelihood: `labels`, `correct` (index), `letters` and `texts` (natural log-probability of each), `choices`;
-- free answers by likelihood: `answers` (all right ones; empty where the passage does not answer) and `output`;
-- sampled: `labels` and `correct`, or `answers`; `outputs` and `scores`, one a decoding run;
-- bits per byte: `nats`, `tokens`, `bytes` of each document, and of a text that is one long document `blocks`, nats and bytes
-  of equal parts of it;
-and, but for bits per byte, `cut` (the prompt lost its left end) and, with options, `letter_mass`; where the vocabulary of
-the model lacks characters of the text also `unknown`, the number of its `<unk>` tokens.
+A log is a file of JSON lines, one line per item: `task`, `protocol`, `number`, `prompt`, `subject` (of MMLU; in SQuAD HasAns
+or NoAns) and
+- multiple choice by likelihood: `labels`, `correct` (index), `letters` and `texts` (log-probabilities), `choices`;
+- free answers by likelihood: `answers` (all references; none if the question is unanswerable) and `output`;
+- sampled: `labels` and `correct`, or `answers`; `outputs` and `scores`, one per decoding run;
+- bits per byte: `nats`, `tokens`, `bytes` of each document; for a single long document also `blocks`, nats and bytes of
+  parts of equal size.
+Entries except those of bits per byte have `cut` (the prompt was truncated on the left) and, with options, `letter_mass`;
+`unknown` is the number of `<unk>` tokens, if there are any.
 """
 
 import hashlib
@@ -35,11 +36,11 @@ DIGITS = 12  # of a model's digest in the name of its folder
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric of a log: what each item adds to its sums, and the value of sums.
+    """A metric of a log: the summands of each item, and the statistic of their sums.
 
     Args:
-        right: An item counts 0 or 1.
-        unit: What is counted: items, documents, or blocks of the only document.
+        right: Whether each item is scored 0 or 1.
+        unit: What the summands belong to: items, documents, or blocks of a document.
     """
 
     scoring: str
@@ -56,7 +57,7 @@ class Metric:
         return float(self.statistic(self.sums_NS.sum(0)))
 
     def interval(self) -> stats.Interval:
-        """The interval over items; for a single item it is the value, since JSON has no infinity."""
+        """The interval over items; of a single item the value itself, since JSON has no infinity."""
         if self.right:
             return stats.wilson(int(self.sums_NS[:, 0].sum()), len(self.sums_NS))
         found = stats.bootstrap(self.sums_NS, self.statistic, self.unit)
@@ -66,7 +67,7 @@ class Metric:
 
 
 def metrics(log: Log) -> Iterator[Metric]:
-    """All metrics of a log of one task and protocol."""
+    """The metrics of a log, which is of one task and protocol."""
     first = log[0]
     if "nats" in first:
         blocks = first.get("blocks", []) if len(log) == 1 else []
@@ -102,12 +103,12 @@ def _corpus(metric: CorpusMetric, log: Log) -> Metric:
 
 
 def result_rows(log: Log) -> list[ResultRow]:
-    """The rows of a log, without the fields that it lacks: source, model, settings."""
+    """The results of a log; source, model and settings are left for the caller to fill in."""
     return [_row(part, subject, metric) for subject, part in _by_subject(log) for metric in metrics(part)]
 
 
 def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
-    """The whole log first, then each subject."""
+    """The whole log (subject ""), then the entries of each subject."""
     yield "", log
     for subject in sorted({row["subject"] for row in log} - {""}):
         yield subject, [row for row in log if row["subject"] == subject]
@@ -127,7 +128,7 @@ def _row(log: Log, subject: str, metric: Metric) -> ResultRow:
 
 
 def _over_runs(log: Log, row: ResultRow) -> ResultRow:
-    """Add the published interval, over decoding runs, as the main one, and keep that over items in items_*."""
+    """Make the interval over decoding runs, as published, the main one; that over items moves to `items_*`."""
     runs_M = np.mean([entry["scores"] for entry in log], axis=0)
     sigma, (low, high, interval) = stats.over_runs(runs_M)
     return replace(row, low=low, high=high, interval=interval, runs=len(runs_M), sigma=sigma, items_low=row.low,
@@ -135,10 +136,10 @@ def _over_runs(log: Log, row: ResultRow) -> ResultRow:
 
 
 def _with_levels(log: Log, row: ResultRow) -> ResultRow:
-    """Add the accuracy of uniform guessing and of the best constant answer, and the letter mass."""
+    """Add reference levels: uniform guessing and the best constant answer; and the mean letter mass."""
     if "labels" not in log[0]:
         empty = [not entry["answers"] for entry in log] if row.task == "squad" else []
-        return replace(row, majority=float(np.mean(empty)) if any(empty) else None)  # always: there is no answer
+        return replace(row, majority=float(np.mean(empty)) if any(empty) else None)  # "unanswerable"
     return replace(
         row,
         chance=float(np.mean([1 / len(entry["labels"]) for entry in log])),
@@ -148,16 +149,16 @@ def _with_levels(log: Log, row: ResultRow) -> ResultRow:
 
 
 def gives(log: Log, rows: Sequence[ResultRow]) -> bool:
-    """Whether a log reproduces the values of these rows."""
+    """Whether the log reproduces the values of the rows."""
     values = {(row.scoring, row.metric): row.value for row in rows if not row.subject}
     return values == {(metric.scoring, metric.name): metric.value for metric in metrics(log)}
 
 
 def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[ComparisonRow]:
-    """Two models on the same items, metric by metric, over all and by subject; b minus a.
+    """Compare two models on the same items: b minus a in each metric, over all items and by subject.
 
     Raises:
-        InputError: a log cannot be read, or the two are not of the same items.
+        InputError: a log cannot be read, or the two are of different items.
     """
     a, b = (read_log(log) if isinstance(log, str | Path) else log for log in (log_a, log_b))
     _check_same(a, b)
@@ -174,7 +175,7 @@ def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[Comp
 
 
 def _compared(subject: str, a: Log, b: Log) -> Iterator[ComparisonRow]:
-    if ("blocks" in a[0]) != ("blocks" in b[0]):  # one log is of an older version
+    if ("blocks" in a[0]) != ("blocks" in b[0]):  # one log was written by an older version
         a, b = ([{name: value for name, value in row.items() if name != "blocks"} for row in log] for log in (a, b))
     cut = sum(bool(of_a.get("cut") or of_b.get("cut")) for of_a, of_b in zip(a, b)) / len(a)
     for of_a, of_b in zip(metrics(a), metrics(b)):
@@ -195,15 +196,15 @@ def _check_same(a: Log, b: Log) -> None:
 
 
 def log_name(task: str, made_from: Mapping[str, Any]) -> str:
-    """Equal for all models evaluated on the same files with the same settings, and only for them."""
+    """The file name of a log: the same for all models that are evaluated on the same files with the same settings."""
     same = to_json([sorted(made_from["files"].values()), made_from["settings"]])
     return f"{task}.{hashlib.sha256(same.encode()).hexdigest()[:8]}.jsonl"
 
 
 def model_logs(logs: Path, digest: str, name: str = "") -> Path | None:
-    """The folder of a model's logs, NAME.DIGEST: found by the digest, whatever the name.
+    """The folder of a model's logs, NAME.DIGEST, which is found by the digest alone.
 
-    `name` is used for a new folder; without it the folder must exist.
+    `name` is for a new folder; without it None is returned if there is no folder.
     """
     ending = f".{digest[:DIGITS]}"
     found = next((folder for folder in sorted(logs.glob(f"*{ending}")) if folder.is_dir()), None)
@@ -212,7 +213,7 @@ def model_logs(logs: Path, digest: str, name: str = "") -> Path | None:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a per-item log.
+    """The entries of an item log.
 
     Raises:
         InputError: the file is missing or empty, or a line is damaged.

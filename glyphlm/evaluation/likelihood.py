@@ -1,6 +1,6 @@
-"""Scoring by likelihood: options by their log-probability, free answers by the likeliest text up to the end of its line.
+"""The likelihood protocol: options are scored by log-probability, free answers are decoded greedily up to the line end.
 
-Shapes: B items, R rows (an option each), T positions, V vocabulary.
+Shapes: B items, R options of all items, T positions, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from glyphlm.evaluation.model import EvalModel
 
 
 class OptionTokens(NamedTuple):
-    """Ids of an item's prompt and of each option, and whether any were truncated to fit the model's context."""
+    """Ids of a prompt and of its options, and whether any were truncated to fit the context of the model."""
 
     context: list[int]
     rests: list[list[int]]
@@ -25,9 +25,9 @@ class OptionTokens(NamedTuple):
 def score_options(
     model: EvalModel, items: Sequence[Item], between: str, advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """The log of each item: natural log-probabilities of the options as letters, and as texts where these differ.
+    """Log entries: log-probabilities (nats) of the options as letters and, if they differ, as texts; and the letter mass.
 
-    Also the letter mass, the probability that the next token begins with a letter of an option.
+    The letter mass is the probability that the next token begins with the letter of an option.
     """
     options = [[between + text for text in (*item.labels, *_texts(item))] for item in items]
     splits = [split_options(model, item.prompt, found) for item, found in zip(items, options)]
@@ -54,10 +54,9 @@ def _texts(item: Item) -> tuple[str, ...]:
 
 
 def split_options(model: EvalModel, prompt: str, options: Sequence[str]) -> OptionTokens:
-    """The ids of a prompt and those of each option after it.
+    """Tokenize a prompt and its options, split as in training and generation (`Tokenizer.encode_pair`).
 
-    The cut is that of training and generation (`Tokenizer.encode_pair`). A context too long for the model loses its left
-    end; an option longer than the model's context its right one.
+    A prompt that does not fit the context is truncated on the left, an option longer than the context on the right.
 
     Raises:
         InputError: an option has no token.
@@ -74,7 +73,7 @@ def split_options(model: EvalModel, prompt: str, options: Sequence[str]) -> Opti
 def _log_probabilities(
     model: EvalModel, splits: Sequence[OptionTokens], labels: Sequence[Sequence[str]]
 ) -> list[tuple[list[float], float]]:
-    """For each item the log-probability of each continuation, and the letter mass. Contexts are read once."""
+    """The log-probability of each option of each item, and the letter mass. Each prompt is read once."""
     logits_BV, prefix = model.read_prompts([parts.context for parts in splits])
     logp_BV = logits_BV.log_softmax(-1)
     found = [logp_BV[b, [rest[0] for rest in parts.rests]].tolist() for b, parts in enumerate(splits)]
@@ -96,9 +95,9 @@ def _log_probabilities(
 def generate_answers(
     model: EvalModel, items: Sequence[Item], new_tokens: int, advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """The log of each item: the likeliest answer, token by token, up to the end of its line or of the text."""
+    """Log entries: the greedy answer up to the end of its line or document."""
     stops = {model.tokenizer.end_id, *model.line_ends}
-    steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is for the prompt
+    steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is left to the prompt
     prompts = [model.prompt(item.prompt, model.block_size + 1 - steps) for item in items]
     logs: list[dict[str, Any]] = [{} for _ in items]
     for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(model.device.type, 0)):

@@ -1,6 +1,6 @@
-"""Load a model for evaluation: a run folder, any other folder that transformers read, or the Hub. No remote code runs.
+"""Models for evaluation: run folders, and folders or Hub models that transformers open without remote code.
 
-Shapes: B rows, T new positions, S positions seen (cache + new), V vocabulary.
+Shapes: B rows, T new positions, S all positions (cached and new), V vocabulary.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Prefix(NamedTuple):
-    """Cached keys and values of a batch of texts, and which positions are text (1) or padding (0)."""
+    """Cached keys and values of a batch of texts, and which positions are text (1) and which padding (0)."""
 
     cache: Any
     attended_BS: Tensor
 
     def select(self, rows: Sequence[int]) -> "Prefix":
-        """The prefix of the selected rows, repeats allowed. The old prefix must not be used afterwards."""
+        """The prefix of the selected rows, which may repeat. The cache is changed in place: do not use the old prefix."""
         index = torch.tensor(rows, device=self.attended_BS.device)
         self.cache.batch_select_indices(index)
         return Prefix(self.cache, self.attended_BS[index])
@@ -51,12 +51,12 @@ class EvalModel:
     """A model with its tokenizer.
 
     Args:
-        name: Name as given by the user.
+        name: As given by the user.
         block_size: Longest context in tokens.
-        start: Ids that its tokenizer prepends to every text; empty in ours.
-        first_id: Id before the first token of a document in bits per byte; in ours the end-of-text id.
-        digest: sha256 of weights, configuration and tokenizer, or the commit of the Hub.
-        folder: Run folder in which results are stored; None for foreign models.
+        start: Ids that the tokenizer prepends to every text; none in our tokenizers.
+        first_id: Id that precedes a document in bits per byte; the end-of-text id in our models.
+        digest: sha256 of weights, configuration and tokenizer; of a Hub model its commit.
+        folder: Run folder that results are written to; None for models of other libraries.
     """
 
     name: str
@@ -78,17 +78,17 @@ class EvalModel:
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     def prompt(self, text: str, room: int) -> tuple[list[int], bool]:
-        """At most `room` ids of a prompt, and whether its left end was cut off for that."""
+        """At most `room` ids of a prompt, and whether it was truncated (on the left)."""
         return self.last_ids(self.tokenizer.encode(text), room)
 
     def last_ids(self, ids: Sequence[int], room: int) -> tuple[list[int], bool]:
-        """`start` and the last of `ids`, `room` in all, at least one of each; and whether something was cut."""
+        """`start` and as many of the last `ids` as fit into `room`, at least one; and whether some were cut."""
         room = max(room - len(self.start), 1)
         return [*self.start, *ids[-room:]] or [self.first_id], len(ids) > room
 
     @torch.no_grad()
     def read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Prefix]:
-        """logits_BV after each prompt, and their prefix. Shorter prompts are padded on the left."""
+        """logits_BV after each prompt, and the prefix of all. Shorter prompts are padded on the left."""
         longest = max(map(len, prompts))
         pads = [longest - len(ids) for ids in prompts]
         ids_BT = torch.tensor([[self.first_id] * pad + list(ids) for pad, ids in zip(pads, prompts)], device=self.device)
@@ -100,7 +100,7 @@ class EvalModel:
 
     @torch.no_grad()
     def extend(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Prefix]:
-        """logits_BTV of the last `keep` new positions (0: all), and the longer prefix; `text_BT` is 0 at padding."""
+        """logits_BTV of the last `keep` new positions (0: all), and the extended prefix; `text_BT` is 0 at padding."""
         new_BT = torch.ones_like(ids_BT) if text_BT is None else text_BT
         attended_BS = torch.cat([prefix.attended_BS, new_BT], dim=1)
         out = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=keep)
@@ -108,9 +108,9 @@ class EvalModel:
 
     @torch.no_grad()
     def score(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor, y_BT: Tensor) -> Tensor:
-        """Nats of the target after each new position, float32 [B, T]; `text_BT` is 0 at padding, where they mean nothing.
+        """Nats of the target of each new position, float32 [B, T]; undefined at padding, where `text_BT` is 0.
 
-        A head of kind code gives them without computing logits of all ids.
+        A head of kind code computes them without logits of the whole vocabulary.
         """
         attended_BS = torch.cat([prefix.attended_BS, text_BT], dim=1)
         if isinstance(self.model, GlyphLMForCausalLM) and isinstance(self.model.gpt.head, CodeHead):
@@ -121,10 +121,10 @@ class EvalModel:
         return torch.stack([cross_entropy(logits_TV, y_T) for logits_TV, y_T in zip(logits_BTV, y_BT)])
 
     def check_numbers(self, values_B: Tensor, texts: Sequence[Sequence[int]]) -> None:
-        """Refuse logits that are NaN or infinite: they would be scored as an answer.
+        """Refuse logits that are NaN or infinite.
 
         Raises:
-            InputError: a value is not finite; the model and the text of its row are named.
+            InputError: a value is not finite; the message has the model and the text of that row.
         """
         bad_N = torch.nonzero(~values_B.isfinite())
         if len(bad_N):
@@ -133,7 +133,7 @@ class EvalModel:
             raise self.not_finite(f"after {shown!r}")
 
     def not_finite(self, where: str) -> InputError:
-        """The InputError for NaN or infinite logits, to be raised by the caller."""
+        """The error for NaN or infinite logits, for the caller to raise."""
         return InputError(f"{self.name} gives no probabilities (NaN or infinite logits) {where}; its training has diverged "
                           "or a weight is damaged: give another checkpoint")
 
@@ -148,11 +148,11 @@ class EvalModel:
         return self.model.gpt if isinstance(self.model, GlyphLMForCausalLM) else _Foreign(self.model, self.block_size)
 
     def letter_mass(self, p_V: Tensor, labels: Sequence[str]) -> float:
-        """The probability of a token that begins with the first letter of a label, as the published protocol reads it."""
+        """The probability that the next token begins with the first letter of a label, as in the published protocol."""
         return float(p_V[self.begin_with(labels)].sum())
 
     def begin_with(self, labels: Sequence[str]) -> Tensor:
-        """The ids whose text begins, white space apart and upper-cased, with the first letter of a label."""
+        """The ids whose text, stripped and upper-cased, begins with the first letter of a label."""
         none = torch.empty(0, dtype=torch.int64, device=self.device)
         return torch.cat([self._ids_by_letter.get(letter, none) for letter in {first_letter(label) for label in labels}])
 
@@ -165,7 +165,7 @@ class EvalModel:
 
     @cached_property
     def line_ends(self) -> frozenset[int]:
-        """The ids that hold a newline."""
+        """The ids whose text contains a newline."""
         return frozenset(number for number, text in enumerate(self._texts) if "\n" in text)
 
     @cached_property
@@ -201,18 +201,17 @@ class _Foreign:
 
 
 def load_eval_model(name: str, device: str = "cpu", precision: str = "fp32") -> EvalModel:
-    """The model called `name`: a run folder, another folder, or hf:NAME; in eval mode.
+    """Load a run folder, another folder, or hf:NAME, in eval mode.
 
-    A text is scored after the token that preceded texts in the training of its model: after `</s>` in ours, whatever an old
-    config.json says about `<s>`; after the bos token of another model's tokenizer, or its eos token where it has no bos, as
-    lm-eval does.
+    A text is scored after the token that precedes documents in training: `</s>` in our models, whatever an old config.json
+    says of `<s>`; in others the bos token or, if the tokenizer has none, the eos token, as in lm-eval.
 
     Raises:
         InputError: it cannot be loaded, lacks tensors or has others, needs code of its own, or has no usable tokenizer.
     """
     ours = is_run(name)
     if ours or not (name.startswith(HUB) or (Path(name) / CONFIG).is_file()):
-        model, tokenizer = load_run(name)  # also reports what a folder lacks
+        model, tokenizer = load_run(name)  # its errors name what a folder lacks
         start, first = (), tokenizer.end_id
     else:
         model, tokenizer, start = load_foreign(name.removeprefix(HUB))
@@ -233,10 +232,10 @@ def is_run(name: str | Path) -> bool:
 
 
 def _digest(name: str, model: transformers.PreTrainedModel, ours: bool) -> str:
-    """sha256 of all files that decide what a folder's model computes; the commit of a model of the Hub."""
+    """sha256 of all files that determine what the model computes; of a Hub model its commit."""
     if name.startswith(HUB):
         return str(model.config._commit_hash)
-    described = DESCRIBED if ours else (*DESCRIBED, TOKENIZER_CONFIG)  # where foreign tokenizers name their bos token
+    described = DESCRIBED if ours else (*DESCRIBED, TOKENIZER_CONFIG)  # it names the bos token
     found = [path for folder in (Path(name), Path(name) / ADAPTER) if folder.is_dir() for path in sorted(folder.iterdir())
              if path.suffix in WEIGHT_SUFFIXES or path.name in described]
     return hashlib.sha256("".join(map(sha256_file, found)).encode()).hexdigest()

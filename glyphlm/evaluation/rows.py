@@ -1,4 +1,4 @@
-"""The rows of results.jsonl and of comparisons, from the item log to the page: the only place that names their keys."""
+"""Result rows (results.jsonl) and comparison rows, used from the item log to the report; their JSON keys."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import Interval
 
 BITS_PER_BYTE = "bits_per_byte"
-PERCENT = ("accuracy", "exact_match", "f1", "contains")  # metrics that are shares
+PERCENT = ("accuracy", "exact_match", "f1", "contains")  # metrics that are shares of 1
 REQUIRED = ("task", "protocol", "scoring", "subject", "metric", "value")
 MANY_CUT = 0.05  # share of truncated prompts above which a score is not comparable
 CURE = "delete that line and run glyphlm eval again"
@@ -22,7 +22,7 @@ CURE = "delete that line and run glyphlm eval again"
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One value of one model, with its interval. Fields that are None are left out of the JSON.
+    """One metric of one model, with its interval. Fields that are None are left out of the JSON.
 
     Args:
         run: The model as the user named it, in files of several models.
@@ -30,18 +30,18 @@ class ResultRow:
         scoring: letters, texts, greedy, first letter, or "".
         subject: Of MMLU; of SQuAD HasAns or NoAns; "" is the whole task.
         value: Accuracies, exact match, F1 and shares are 0 to 1, BLEU and chrF 0 to 100.
-        low: Lower end of the 95% interval that `interval` names. None in bits per byte of old versions.
+        low: Lower end of the 95% interval, `interval` its method. None in bits per byte written by old versions.
         signature: sacrebleu's signature.
-        runs: Decoding runs of the sampled protocol, `sigma` their standard deviation; the interval over items is then
-            in `items_low`, `items_high` and `items_interval`.
+        runs: Decoding runs (sampled protocol), `sigma` their standard deviation; then the interval over items is in
+            `items_low`, `items_high` and `items_interval`.
         chance: Accuracy of uniform guessing.
-        majority: Accuracy of the constant answer that is right most often.
+        majority: Accuracy of always giving the most frequent answer.
         letter_mass: Mean probability that the first token begins with the letter of an option.
         cut: Number of prompts truncated on the left to fit the context.
         unknown: `<unk>` tokens in the texts, where the vocabulary lacks characters.
         parameters: As a published file writes it, such as 0.5B.
         made_from: Digest of the model, digests of the task files, settings. Results with the same inputs are reused.
-        others: Unknown keys, written by other versions; they are preserved.
+        others: Unknown keys, written by other versions, which are preserved.
     """
 
     task: str
@@ -83,19 +83,19 @@ class ResultRow:
 
     @property
     def items_ends(self) -> tuple[float, float]:
-        """The interval over items or documents; the value itself where no interval is known."""
+        """The interval over items or documents; the value twice if no interval is known."""
         ends = (self.items_low, self.low), (self.items_high, self.high)
         low, high = (next((end for end in pair if end is not None), self.value) for pair in ends)
         return low, high
 
     @property
     def many_cut(self) -> bool:
-        """Whether so many prompts were truncated that the score is not comparable."""
+        """Whether too many prompts were truncated for the score to be comparable."""
         return bool(self.cut and self.items and self.cut > MANY_CUT * self.items)
 
     @property
     def made_of(self) -> tuple[str | None, str, str, str]:
-        """Run, task, protocol and source: rows that agree in all of them replace each other in a file."""
+        """Run, task, protocol and source: new rows replace those of a file that agree in all four."""
         return self.run, self.task, self.protocol, self.source
 
     def to_json(self) -> dict[str, Any]:
@@ -105,12 +105,12 @@ class ResultRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], where: object) -> "ResultRow":
-        """A row of a file; `where` is its file and line.
+        """Parse a row of a file; `where` is its file and line.
 
         Raises:
             InputError: a value is missing or of another type.
         """
-        if "value" not in row and BITS_PER_BYTE in row:  # all that the first versions wrote of bits per byte
+        if "value" not in row and BITS_PER_BYTE in row:  # as the first versions wrote bits per byte
             row = {"protocol": "likelihood", "scoring": "", "subject": "", "metric": BITS_PER_BYTE, "interval": "",
                    "value": row[BITS_PER_BYTE], "source": "", **row}
         elif missing := [name for name in ("low", "high", "interval") if row.get(name) is None]:
@@ -126,7 +126,7 @@ class ResultRow:
 
 @cache
 def _types() -> dict[str, tuple[type, ...]]:
-    """The types of each key in JSON, in the order of a file."""
+    """The JSON types of each key, in the order in which keys are written."""
     hints = get_type_hints(ResultRow)
     names = ["run", *(name for name in hints if name not in ("run", "others"))]
     return {name: _kinds(hints[name]) for name in names}
@@ -148,7 +148,7 @@ def read_results(path: Path) -> list[ResultRow]:
 
 
 def keep_results(path: Path, rows: Sequence[ResultRow]) -> None:
-    """Add rows to a results file; all rows of the same run, task, protocol and source are replaced."""
+    """Add rows to a results file, replacing all rows of the same run, task, protocol and source."""
     new = {row.made_of for row in rows}
     kept = [row for row in read_results(path) if row.made_of not in new]
     write_atomic(path, to_lines(row.to_json() for row in [*kept, *rows]))
@@ -159,11 +159,11 @@ class ComparisonRow:
     """Two models on the same items: b minus a in one metric.
 
     Args:
-        mde: The smallest difference that would be found with probability 0.8; None where it is unknown.
-        p_holm: `p` corrected over the subjects of a metric; the whole task stands alone. NaN where `cut` is above MANY_CUT:
-            such a row is no test of the family.
-        cut: Share of the prompts that lost their left end with either model.
-        a: The first model as the user named it, `b` the second; in reports the label of the second.
+        mde: Minimum detectable effect at power 0.8; None if unknown.
+        p_holm: `p` after Holm's correction over the subjects of the metric; the whole task is a family of its own. NaN if
+            `cut` is above MANY_CUT: such a row is excluded from the family.
+        cut: Share of prompts that were truncated for either model.
+        a: The first model as the user named it, `b` the second; in reports their labels.
     """
 
     task: str
@@ -186,7 +186,7 @@ class ComparisonRow:
     cut: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The row with its interval as low, high and interval; what is unknown is left out."""
+        """The row with its interval as low, high and interval; unknown values are left out."""
         low, high, name = self.interval[:3]
         known = vars(self) | {"low": low, "high": high, "interval": name}
         return {key: value for key, value in known.items()

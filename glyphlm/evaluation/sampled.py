@@ -1,19 +1,19 @@
 """The exact protocol of the published benchmark lines, to reproduce them. Not recommended for conclusions.
 
-A prompt is continued by tokens drawn at random, n times; MMLU by 1 token, ARC and CommonsenseQA by 2; correct if the first
-letter, upper-cased, is the key. SQuAD: 256 answerable questions whose first answer has at most 8 characters, as many tokens
-as it has characters; correct if contained. BLEU: 128 pairs a direction, min(characters of the reference, 100) tokens, the
-mean of upper-cased sentences' BLEU. The result is the mean of n runs, ± 1.96 σ/√n.
+Each prompt is continued n times by sampled tokens. MMLU: 1 token, ARC and CommonsenseQA: 2; correct if the first letter,
+upper-cased, is the key. SQuAD: 256 answerable questions whose first reference has at most 8 characters, as many tokens as
+it has characters; correct if it is contained. BLEU: 128 pairs per direction, min(characters of the reference, 100) tokens,
+the mean of upper-cased sentence BLEU. The result is the mean of n runs, ± 1.96 σ/√n.
 
 Its known defects:
-- The ± is decoding noise of one model on the same questions: it does not cover other questions or another training run.
+- The ± is the decoding noise of one model on the same questions, not the variation over questions or training runs.
 - A model that puts little probability on option letters scores below chance whatever it knows: see the letter mass.
-- The length of the output leaks from the reference; a substring counts (the answer "no" in "cannot").
-- BLEU of single sentences, upper-cased, and with Chinese cut at spaces, is not comparable with corpus BLEU.
+- The length of the reference leaks into the output; any substring counts (the answer "no" in "cannot").
+- BLEU of single sentences, upper-cased, with Chinese split at spaces, is not comparable with corpus BLEU.
 
-Not published, and therefore our choice: temperature 0.8, top_k 50, top_p 0.95 (of the model cards); which questions are
-taken where not all are (drawn by the seed); that case counts in SQuAD; BoolQ, which is asked as ARC is. Our text of an
-answer is that of its tokens alone, while the published code cut as many characters as the prompt has from the whole text.
+Not published, and therefore chosen here: temperature 0.8, top_k 50, top_p 0.95 (of the model cards); which questions a
+subset has (drawn by the seed); case-sensitive matching in SQuAD; BoolQ in the format of ARC. An answer is decoded from its
+own tokens; the published code removed as many characters as the prompt has from the decoded whole.
 """
 
 import random
@@ -33,7 +33,7 @@ PAIRS, PAIR_TOKENS = 128, 100
 
 
 def subsample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
-    """`count` items drawn by the seed, in their order; all items where there are fewer or `count` is None."""
+    """`count` items drawn by the seed, in their order; all items if there are fewer or `count` is None."""
     if count is None or len(items) <= count:
         return list(items)
     return [items[number] for number in sorted(random.Random(seed).sample(range(len(items)), count))]
@@ -70,11 +70,11 @@ def sample_answers(
     seed: int,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The log of each item: n answers, the score of each, and the letter mass where there are options."""
+    """Log entries: n answers and their scores; with options also the letter mass."""
     prompts = [model.prompt(item.prompt, model.block_size + 1 - answer_tokens(item)) for item in items]
     logs: list[dict[str, Any]] = [{} for _ in items]
     sizes = [len(ids) * runs for ids, _ in prompts]
-    budget = READ_TOKENS if items[0].labels else WRITE_TOKENS  # a letter or two: the work is to read
+    budget = READ_TOKENS if items[0].labels else WRITE_TOKENS  # 1 or 2 new tokens: reading dominates
     for group in batches(sizes, budget.get(model.device.type, 0)):
         steps = [answer_tokens(items[number]) for number in group]
         drawn = [uniforms(seed, items[number].task, number, runs, max(steps)) for number in group]

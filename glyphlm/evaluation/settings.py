@@ -1,4 +1,4 @@
-"""What an evaluation asks and how: typed settings."""
+"""Settings of an evaluation."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

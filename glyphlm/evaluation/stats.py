@@ -1,10 +1,10 @@
-"""Intervals, paired tests and detectable effects. Every interval names what it is over; kinds are never mixed.
+"""Confidence intervals, paired tests and detectable effects.
 
-Over items: would other questions give another score? Over decoding runs: would other draws? Over training seeds: would
-another training? The published ± is of the second kind only.
+An interval names what it is over, and the kinds are never mixed: over items (other questions), over decoding runs (other
+samples; the published ±), over training seeds (other trainings).
 
-A statistic is a function of sums over items (accuracy of (right, 1), bits per byte of (nats, bytes), BLEU of its n-gram
-counts), so that one bootstrap serves all. Shapes: N items, S sums, R resamples, M decoding runs.
+A statistic is a function of sums over items (accuracy of (right, 1), bits per byte of (nats, bytes), BLEU of n-gram counts),
+so that one bootstrap serves all. Shapes: N items, S sums, R resamples, M decoding runs.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 1000
-EXCHANGES, CHUNK = 9999, 500  # permutations of the test, and how many are computed at once
+EXCHANGES, CHUNK = 9999, 500  # permutations of a test, and how many are computed at once
 SEED = 1  # of resampling: the same items give the same interval
 Z_95, Z_POWER_80 = 1.959964, 0.841621
 FEWEST_DISCORDANT = 6  # with fewer items on which two models differ McNemar's p cannot be below 0.05 (2 / 2^6 = 0.03)
@@ -24,7 +24,7 @@ Statistic = Callable[[NDArray], NDArray]  # sums [..., S] -> values [...]
 
 
 class Interval(NamedTuple):
-    """Ends of a 95% interval, and the name of its method and of what it is over."""
+    """A 95% interval; `name` is its method and what it is over."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Two models on the same items: b minus a, its interval, the test, and the smallest difference it would find."""
+    """Two models on the same items: b minus a, its interval, the test, and the minimum detectable effect."""
 
     difference: float
     interval: Interval
@@ -42,18 +42,18 @@ class Paired(NamedTuple):
 
 
 def ratio(sums_RS: NDArray) -> NDArray:
-    """The first sum over the second: the mean of the items."""
+    """The first sum divided by the second: the mean over items."""
     return sums_RS[..., 0] / sums_RS[..., 1]
 
 
 def wilson(right: int, items: int) -> Interval:
-    """Wilson's interval of a share (Wilson 1927), which stays within 0 and 1 and holds for few items."""
+    """Wilson's score interval of a proportion (Wilson 1927), which is within 0 and 1 and valid for few items."""
     low, high = stats.binomtest(right, items).proportion_ci(0.95, "wilson")
     return Interval(float(low), float(high), "Wilson 95% over items")
 
 
 def bootstrap(sums_NS: ArrayLike, statistic: Statistic = ratio, over: str = "items") -> Interval:
-    """The percentile interval of a statistic over items drawn again with replacement; of one item it is unbounded."""
+    """The percentile bootstrap interval of a statistic over items; unbounded for a single item."""
     name, sums_NS = f"bootstrap 95% over {over}", np.asarray(sums_NS, float)
     if len(sums_NS) < 2:
         return Interval(-math.inf, math.inf, name)
@@ -62,10 +62,10 @@ def bootstrap(sums_NS: ArrayLike, statistic: Statistic = ratio, over: str = "ite
 
 
 def over_runs(values_M: Sequence[float]) -> tuple[float, Interval]:
-    """σ and the published interval, mean ± 1.96 σ/√M, of one model decoded M times on the same items.
+    """σ and the published interval, mean ± 1.96 σ/√M, of M decoding runs on the same items.
 
-    σ divides by M, not M - 1: only so do the published σ fit the published means (all of the 189 lines of MMLU subjects
-    with 100 questions; 55 fit the other).
+    σ divides by M: with it all of the 189 published lines of MMLU subjects with 100 questions are consistent with whole
+    numbers of right answers, with M - 1 only 55.
     """
     mean, sigma = float(np.mean(values_M)), float(np.std(values_M))
     half = 1.96 * sigma / math.sqrt(len(values_M))
@@ -73,9 +73,9 @@ def over_runs(values_M: Sequence[float]) -> tuple[float, Interval]:
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Student's interval of the mean over models trained from different seeds; of one seed it is unbounded.
+    """Student's interval of the mean over training seeds; unbounded for a single seed.
 
-    Differences of arms that share a seed, given as `values`, make it a paired one.
+    With differences of two arms, seed by seed, as `values` it is the paired interval.
     """
     mean, name = float(np.mean(values)), "Student 95% over training seeds"
     if len(values) < 2:
@@ -85,7 +85,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def student_p(values: Sequence[float], against: float = 0.0) -> float:
-    """Two-sided p-value of Student's test that the mean is `against`; 1 for a single value, 0 or 1 where all are equal."""
+    """Two-sided p-value of Student's test that the mean is `against`; 1 for a single value, 0 or 1 if all are equal."""
     if len(values) < 2:
         return 1.0
     apart, error = float(np.mean(values)) - against, float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -95,11 +95,11 @@ def student_p(values: Sequence[float], against: float = 0.0) -> float:
 
 
 def pooled_over_seeds(values_AS: ArrayLike, a: int, b: int) -> Interval:
-    """Interval of the mean of arm `a` minus that of arm `b`, with the variance of all A arms over the same S seeds.
+    """Interval of the mean of arm `a` minus that of arm `b`, with the residual variance of all A arms over the same S seeds.
 
-    The balanced equivalent of a mixed model with a fixed effect of the arm and a random one of the seed: the residual
-    variance has (A - 1)(S - 1) degrees of freedom, where the paired interval of two arms alone has S - 1. It assumes that
-    all arms vary alike. Of two arms it is the paired interval.
+    Equivalent to a balanced mixed model with a fixed effect of the arm and a random effect of the seed: the residual
+    variance has (A - 1)(S - 1) degrees of freedom, where the paired interval of two arms has S - 1. It assumes that the
+    variances of all arms are equal. With two arms it is the paired interval.
     """
     values_AS, name = np.asarray(values_AS, float), "pooled 95% over arms and training seeds"
     arms, seeds = values_AS.shape
@@ -114,9 +114,9 @@ def pooled_over_seeds(values_AS: ArrayLike, a: int, b: int) -> Interval:
 
 
 def power(seeds: int, spread: float, effect: float) -> float:
-    """Probability that Student's two-sided test at level 0.05 finds a true mean difference `effect`.
+    """Power of Student's two-sided paired test at level 0.05 for a true mean difference `effect`.
 
-    `spread` is the standard deviation over seeds of the paired difference.
+    `spread` is the standard deviation of the paired difference over seeds.
     """
     if seeds < 2 or not effect:
         return 0.0
@@ -125,7 +125,7 @@ def power(seeds: int, spread: float, effect: float) -> float:
 
 
 def seeds_for(spread: float, effect: float, wanted: float = 0.8, most: int = 1000) -> int | None:
-    """The fewest seeds at which `power` reaches `wanted`; None where `most` are too few."""
+    """The smallest number of seeds with power `wanted`; None if it is above `most`."""
     return next((seeds for seeds in range(2, most + 1) if power(seeds, spread, effect) >= wanted), None)
 
 
@@ -141,18 +141,17 @@ def paired(
 ) -> Paired:
     """Compare two models on the same N items, in the same order.
 
-    The interval is the bootstrap's (Koehn 2004). `right` says that the first sum is 1 or 0 an item: then McNemar tests,
-    otherwise random exchanges of the two models' sums item by item do (Fisher's permutation test; all exchanges where
-    there are few). The minimum detectable effect is 2.80 standard errors: found with probability 0.8 at level 0.05. It is
-    not known (None) where the models never differ, except for right and wrong, where 6 items at least must differ. A
-    single item shows no difference.
+    The interval is the paired bootstrap's (Koehn 2004). The test is McNemar's if each item is scored 0 or 1 (`right`), else
+    the permutation test that exchanges the two models' sums item by item. The minimum detectable effect is 2.80 standard
+    errors (power 0.8 at level 0.05), with `right` at least 6 discordant items; None if the models never differ. A single
+    item shows no difference.
     """
     a_NS, b_NS = np.asarray(sums_a_NS, float), np.asarray(sums_b_NS, float)
     difference = float(statistic(b_NS.sum(0)) - statistic(a_NS.sum(0)))
     if len(a_NS) < 2:
         unbounded = Interval(-math.inf, math.inf, f"paired bootstrap 95% over {over}")
         return Paired(difference, unbounded, 1.0, "none, a single item", None)
-    drawn_R = statistic(_resampled(b_NS)) - statistic(_resampled(a_NS))  # the same items in both: SEED is one
+    drawn_R = statistic(_resampled(b_NS)) - statistic(_resampled(a_NS))  # the same resamples: SEED is fixed
     low, high = np.nanpercentile(drawn_R, [2.5, 97.5])
     interval = Interval(float(low), float(high), f"paired bootstrap 95% over {over}")
     mde = (Z_95 + Z_POWER_80) * float(np.nanstd(drawn_R))
@@ -165,8 +164,8 @@ def paired(
 def permutation(a_NS: NDArray, b_NS: NDArray, statistic: Statistic = ratio) -> float:
     """Two-sided p-value of the permutation test that exchanges the two models' sums of each item.
 
-    Exact where the items have at most EXCHANGES exchanges (13 items), else from so many drawn ones, which go down to
-    0.0001: Holm's correction over the 57 subjects of MMLU can reject.
+    Exact for up to 13 items (at most EXCHANGES permutations), else from EXCHANGES random ones, whose smallest p-value of
+    0.0001 is low enough for Holm's correction over the 57 subjects of MMLU.
     """
     change_NS, count = b_NS - a_NS, len(a_NS)
     exact = 2**count <= EXCHANGES
@@ -180,12 +179,12 @@ def permutation(a_NS: NDArray, b_NS: NDArray, statistic: Statistic = ratio) -> f
             exchanged_RN = random.integers(0, 2, (min(CHUNK, EXCHANGES - start), count), dtype=np.int8)
         moved_RS = exchanged_RN @ change_NS
         difference_R = statistic(b_NS.sum(0) - moved_RS) - statistic(a_NS.sum(0) + moved_RS)
-        found += int((np.abs(difference_R) >= abs(given) * (1 - 1e-9)).sum())  # equal but for rounding counts
+        found += int((np.abs(difference_R) >= abs(given) * (1 - 1e-9)).sum())  # equal up to rounding counts
     return found / 2**count if exact else (1 + found) / (1 + EXCHANGES)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values of several tests, adjusted to control the family-wise error rate (Holm 1979)."""
+    """p-values adjusted to control the family-wise error rate (Holm 1979)."""
     raised, highest = [0.0] * len(ps), 0.0
     for rank, number in enumerate(sorted(range(len(ps)), key=lambda number: ps[number])):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[number]))
@@ -194,12 +193,12 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def against_chance(right: int, items: int, chance: float) -> float:
-    """Exact two-sided p-value of this number of correct answers under uniform guessing."""
+    """Exact two-sided binomial p-value of a number of correct answers under uniform guessing."""
     return float(stats.binomtest(right, items, chance).pvalue)
 
 
 def _resampled(sums_NS: NDArray) -> NDArray:
-    """The sums of RESAMPLES bootstrap resamples of N items [R, S]; the draws depend only on N."""
+    """Sums of RESAMPLES bootstrap resamples [R, S]; the draws depend on N alone."""
     random, count = np.random.default_rng(SEED), len(sums_NS)
     drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
     return np.stack([times_N @ sums_NS for times_N in drawn])
