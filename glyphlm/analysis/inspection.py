@@ -1,6 +1,6 @@
-"""Properties of codes: tokens that share one, blank ones, norms, rank, variance, neighbours; as numbers, text and a map.
+"""Inspection of the codes of a substrate or run: duplicates, blanks, norms, rank, variance, nearest neighbours, a map.
 
-It reads a substrate folder or a run folder. Shapes: V tokens, E n_embed, U rows worked on at once.
+Shapes: V tokens, E n_embed, U rows of a chunk.
 """
 
 import shutil
@@ -31,14 +31,17 @@ FINDINGS, MAP = "inspect.json", "map.png"
 SHARES = (50, 90, 95, 99, 99.9)  # percent of the variance
 NEIGHBOURS, SHOWN_GROUPS, SHOWN_TOKENS = 10, 5, 4
 SIGNS = {"N": "numbers", "P": "punctuation", "S": "symbols", "Z": "spaces", "M": "marks"}
-TINY = 1e-300  # keeps 0 / 0 away where all codes are equal
+TINY = 1e-300  # avoids 0 / 0 if all codes are equal
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of a folder with what is drawn for each id, and the ids whose pictures were blank.
+    """The codes of a folder.
 
-    `side` is that of the pictures in pixels; None where the codes are not made from pictures.
+    Args:
+        tokens: The text that is drawn for each id.
+        blank: Ids with a blank picture.
+        side: Of the pictures, in pixels; None if the codes are not made from pictures.
     """
 
     folder: Path
@@ -52,10 +55,10 @@ class Codes:
 def inspect_folder(
     folder: Path, nearest: Sequence[str] = (), out: Path | None = None, as_json: bool = False
 ) -> str:
-    """Inspect a substrate or run folder; the findings as text, into `out` also as JSON and pictures.
+    """Inspect a substrate or run folder: the findings as text; as JSON and pictures in the folder `out`.
 
     Args:
-        nearest: Tokens, or #ID, whose nearest codes are listed.
+        nearest: Tokens, or #ID, whose nearest neighbours are listed.
         as_json: Return the findings as one line of JSON.
 
     Raises:
@@ -88,7 +91,7 @@ def _printed(codes: Codes, findings: dict[str, Any], as_json: bool) -> str:
 
 
 def open_codes(folder: Path) -> Codes:
-    """The codes of a substrate folder, or those that a run trained on or ended with.
+    """The codes of a substrate folder, or those of a run after training.
 
     Raises:
         InputError: the folder is neither, or damaged.
@@ -114,14 +117,14 @@ def _open_run(folder: Path) -> Codes:
 
 
 def _check_size(folder: Path, config: SubstrateConfig, tokens: Sequence[str]) -> None:
-    """Compare the sizes of a rule, which has no tensors, with the vocabulary before memory is taken for them."""
+    """Check the size of the codes against the vocabulary before memory is allocated: a rule has no tensors to check."""
     if config.vocab_size != len(tokens) or config.n_embed > MAX_EMBED:
         raise InputError(f"{folder} describes {config.vocab_size:,} codes of width {config.n_embed:,} for {len(tokens):,} "
                          f"tokens (at most {MAX_EMBED:,} wide); put the right file back")
 
 
 def find_token(codes: Codes, name: str) -> int:
-    """The id of a token as it is spelled, or of #ID.
+    """The id of a token given by its text, or as #ID.
 
     Raises:
         InputError: there is no such token.
@@ -135,7 +138,7 @@ def find_token(codes: Codes, name: str) -> int:
 
 
 def analyse(codes: Codes, nearest: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
-    """All findings, and the codes on their first two principal axes, float32 [V, 2].
+    """All findings, and the codes projected on their first two principal axes, float32 [V, 2].
 
     Raises:
         InputError: a code is not finite.
@@ -157,14 +160,14 @@ def analyse(codes: Codes, nearest: Sequence[int]) -> tuple[dict[str, Any], Tenso
 
 
 def squeezed(tokens: Sequence[str], side: int) -> list[int]:
-    """Ids whose characters share so few pixels that their picture cannot be read; reserved ids do not count."""
+    """Ids with fewer than LEGIBLE pixels per character in their picture, without reserved ids."""
     return [number for number, token in enumerate(tokens)
             if pixels_a_character(token, side) < LEGIBLE and not is_reserved(number, token)]
 
 
 def find_sharing(codes: Codes) -> dict[str, Any]:
     """How many codes are distinct, and the groups of tokens that share one, the largest first."""
-    first_V = first_equal(row + 0.0 for row in codes.code_VE.numpy())  # 0.0 and -0.0 are one value
+    first_V = first_equal(row + 0.0 for row in codes.code_VE.numpy())  # 0.0 and -0.0 are equal
     members: dict[int, list[int]] = {}
     for number, first in enumerate(first_V.tolist()):
         members.setdefault(first, []).append(number)
@@ -177,7 +180,7 @@ def find_sharing(codes: Codes) -> dict[str, Any]:
 
 
 def measure_spectrum(code_VE: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Rank, components for shares of the variance, participation ratio; and the codes on the first two axes, [V, 2]."""
+    """Rank, components for shares of the variance, participation ratio; and the projection on the first two axes [V, 2]."""
     together_EE, mean_E = _moments(code_VE)
     rank = count_rank(torch.linalg.eigvalsh(together_EE))
     variance_E, axes_EE = torch.linalg.eigh(together_EE.sub_(torch.outer(mean_E, mean_E)))
@@ -194,28 +197,28 @@ def measure_spectrum(code_VE: Tensor) -> tuple[dict[str, Any], Tensor]:
 
 
 def _moments(code_VE: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of all products of two columns [E, E] and of the columns [E], float64: rank asks for more than float32 has."""
+    """Second moments [E, E] and means [E] of the columns, in float64: float32 is too coarse for the rank."""
     together_EE, sum_E = np.zeros((code_VE.shape[1],) * 2), np.zeros(code_VE.shape[1])
     for rows in shown_chunks(code_VE, "comparing columns"):
         x_UE = rows.double().numpy()
-        together_EE += x_UE.T @ x_UE  # numpy computes half of the square
+        together_EE += x_UE.T @ x_UE  # numpy computes one triangle
         sum_E += x_UE.sum(0)
     return torch.from_numpy(together_EE / len(code_VE)), torch.from_numpy(sum_E / len(code_VE))
 
 
 def count_rank(squares_E: Tensor) -> int:
-    """Singular values, given squared, that stand out from the rounding of float32."""
+    """The number of singular values (given squared) above the rounding error of float32."""
     limit = torch.finfo(torch.float32).eps * len(squares_E) ** 0.5
     return int((squares_E > squares_E.max() * limit**2).sum())
 
 
 def _project(code_VE: Tensor, mean_E: Tensor, axes_E2: Tensor) -> Tensor:
     x_V2 = torch.cat([(rows - mean_E.float()) @ axes_E2.float() for rows in chunks(code_VE)])
-    return F.pad(x_V2, (0, 2 - x_V2.shape[1]))  # codes of width 1 lie on a line
+    return F.pad(x_V2, (0, 2 - x_V2.shape[1]))  # codes of width 1 have one axis
 
 
 def find_nearest(codes: Codes, number: int) -> list[dict[str, Any]]:
-    """The nearest other codes by cosine."""
+    """The nearest other tokens by the cosine of their codes."""
     code_E = F.normalize(codes.code_VE[number], dim=0)
     cosine_V = torch.cat([F.normalize(rows, dim=1) @ code_E for rows in chunks(codes.code_VE)])
     cosine_V[number] = -2  # below every cosine
@@ -224,7 +227,7 @@ def find_nearest(codes: Codes, number: int) -> list[dict[str, Any]]:
 
 
 def script(token: str) -> str:
-    """The script of the token's first letter, Latin or Han; of a token without letters the kind of its first sign."""
+    """The script of the first letter, such as Latin or Han; without letters the kind of the first character."""
     letter = next((character for character in token if character.isalpha()), None)
     if letter is None:
         return SIGNS.get(unicodedata.category(token[0])[0], "other signs")
@@ -260,7 +263,7 @@ def findings_text(codes: Codes, findings: dict[str, Any]) -> str:
 
 
 def _worst(groups: Sequence[list[dict[str, Any]]]) -> list[str]:
-    """The largest groups, and the largest with a character of ASCII: those that every text meets."""
+    """The largest groups, and the largest with an ASCII character, which every text contains."""
     met = [group for group in groups if any(len(each["token"]) == 1 and each["token"].isascii() for each in group)]
     parts = (("largest", groups), (f"with a character of ASCII: {len(met):,}", met))
     return [line for title, chosen in parts if chosen
@@ -273,6 +276,6 @@ def _names(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _name(entry: dict[str, Any]) -> str:
-    """The token in quotes, with its code point where it is one: many look alike."""
+    """The token in quotes, with its code point if it is a single character (many look alike), else its id."""
     token = entry["token"]
     return f"{token!r} U+{ord(token):04X}" if len(token) == 1 else f"{token!r} #{entry['id']}"

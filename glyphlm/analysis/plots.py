@@ -1,4 +1,4 @@
-"""Curves, bars and intervals as SVG text, maps of codes as PNG; the only file that imports matplotlib."""
+"""All plots, as SVG text or PNG bytes; the only file that imports matplotlib."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-# Column -> title of its axis.
+# Column -> axis title.
 TITLES = {
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
@@ -25,21 +25,21 @@ TITLES = {
     "percent": "percent",
     "points": "points of BLEU, chrF",
 }
-# Okabe and Ito's colours without the pale yellow. Seven colours against four line styles and seven markers, each in
-# matplotlib's name and as a character for the page: arms stay apart in grey print and for colour-blind readers.
+# Okabe and Ito's colours without the pale yellow. With four line styles and seven markers (matplotlib's name, and a
+# character for the page) arms can be distinguished in grey print and by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
 LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 HATCHES = ("", "///", "...")
-LEGEND = 60  # characters that fit beside each other over a plot, five of them for each line and marker
+LEGEND = 60  # characters in a line of a legend, of which each handle takes five
 LEGEND_LINE = 0.2  # inches
-# Text as outlines: the picture needs no font of the reader's. The salt makes the ids, and so the bytes, repeatable.
+# Text as outlines, so that no font is needed to view it; a fixed salt makes the ids, and so the bytes, reproducible.
 DRAWING: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
 VERDICTS = {"supported": ("#00704a", "D"), "equivalent": ("#00704a", "s"), "not supported": ("#b3260e", "x"),
             "not decidable": ("#5a626b", "o"), "reference failed": ("#5a626b", "x")}
-SHARES = ("accuracy", "exact match", "f1", "contains", "letter mass")  # of which more is better; of all else less is
+SHARES = ("accuracy", "exact match", "f1", "contains", "letter mass")  # higher is better; of all other measures lower is
 CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
-HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # arms that coincide show through
+HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # so that coinciding arms are visible
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -56,16 +56,16 @@ def _clear(axes: Axes, grid: Literal["both", "x", "y"] | None, *sides: str) -> N
 
 
 def _add_legend(figure: Figure, handles: Iterable[Any], names: Sequence[str], columns: int) -> None:
-    """The legend above the plot; one of many lines makes the figure higher, not the plot lower."""
+    """A legend above the plot; the figure grows with its lines, so that the plot keeps its size."""
     lines = math.ceil(len(names) / columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 2))
     legend = figure.legend(list(handles), names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
+        text.set_parse_math(False)  # a dollar sign begins no formula
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, line and marker of arm `number`; of 49 arms no two agree in colour and marker."""
+    """Colour, line style and marker of arm `number`; 49 arms differ in colour or marker."""
     of_seven = number // len(COLOURS)
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[of_seven % len(LINES)],
             "marker": MARKERS[(number + of_seven) % len(MARKERS)][0]}
@@ -76,7 +76,7 @@ def _legend_line(number: int) -> Line2D:
 
 
 def _drawable(label: str, number: int, kind: str = "run") -> str:
-    """matplotlib's own font ends after Cyrillic; a name beyond it goes by its number."""
+    """The label, shortened; `kind` and number if matplotlib's font lacks its characters (it ends after Cyrillic)."""
     if label.isprintable() and all(ord(character) < 0x500 for character in label):
         return label if len(label) <= 36 else label[:35] + "…"
     return f"{kind} {number + 1}"
@@ -90,10 +90,10 @@ def _to_svg(figure: Figure) -> str:
 
 @matplotlib.rc_context(DRAWING)
 def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
-    """V points coloured by label as PNG: the commonest labels have colours of their own, all others are grey.
+    """A scatter plot of V points as PNG, coloured by label: the most frequent labels have colours, the others are grey.
 
     Args:
-        shares: Of the variance, that the two axes show.
+        shares: Of the variance, explained by the two axes.
     """
     common = [label for label, _ in Counter(labels).most_common(len(COLOURS) - 1)]
     labels_V = np.array([label if label in common else "other" for label in labels])
@@ -101,7 +101,7 @@ def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -
     names = (f"{name} principal component ({share:.1%} of the variance)"
              for name, share in zip(("first", "second"), shares))
     axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
-    for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # large groups first, small ones on top
+    for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # small groups on top
         x_2 = x_V2[labels_V == label].T
         size = min(5.0, max(2.0, 150 / math.sqrt(len(x_V2))))
         axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
@@ -138,14 +138,14 @@ def draw_bars(
     levels: Mapping[str, float] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> str:
-    """Bars of each group side by side as SVG: series -> {group: value}, a colour a series, hatched from the eighth on.
+    """A grouped bar chart as SVG; a colour per series, hatched from the eighth on.
 
     Args:
-        series: The same groups in each; NaN for a bar that is missing.
-        label: Of the axis.
-        spans: Intervals, as `series`.
-        levels: Chance, of groups that have one.
-        numbers: Of the series' colours, so that a run keeps its own.
+        series: Series -> group -> value, the same groups in each; NaN for a missing bar.
+        label: Of the value axis.
+        spans: Intervals, shaped as `series`.
+        levels: Chance level of each group that has one.
+        numbers: Colour numbers of the series, so that a run has the same colour in all plots.
     """
     groups = list(next(iter(series.values())))
     names = [_drawable(group, number, "text") for number, group in enumerate(groups)]
@@ -169,7 +169,7 @@ def draw_bars(
 
 
 def _places(groups: int, number: int, count: int) -> list[float]:
-    """Middles of the bars of one of `count` series."""
+    """Centres of the bars of series `number` of `count`."""
     return [group - 0.4 + 0.8 / count * (number + 0.5) for group in range(groups)]
 
 
@@ -186,7 +186,7 @@ def _draw_spans(axes: Axes, spans: Sequence[tuple[float, float]], place: int, co
 
 @matplotlib.rc_context(DRAWING)
 def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Shares in percent as SVG, darker is more (also in grey print); ▲ or ▼ where the sign is not 0; NaN stays empty."""
+    """A heat map of shares in percent as SVG; ▲ or ▼ where the sign is not 0, empty where the share is NaN."""
     width = max(0.28, min(0.55, 6 / len(columns)))
     inches = 2.6 + width * len(columns), 1.1 + 0.18 * len(rows)
     figure = _figure(*inches)
@@ -211,11 +211,11 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
 
 @matplotlib.rc_context(DRAWING)
 def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[str, int]) -> str:
-    """Differences with their intervals around 0, as SVG; grey marks differences below the detectable effect.
+    """A forest plot of differences as SVG; grey marks differences below the minimum detectable effect.
 
     Args:
-        rows: `name` of the metric, `run`, `difference`, `low`, `high`, `mde` (None: not known), in `unit`, a key of
-            TITLES.
+        rows: `name` of the metric, `run`, `difference`, `low`, `high`, `mde` (None: unknown).
+        unit: Of the values, a key of TITLES.
         numbers: Run -> number of its colour and marker.
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
@@ -246,11 +246,10 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: f
 
 @matplotlib.rc_context(DRAWING)
 def draw_claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """A forest plot of claims as SVG: difference and interval of each, shaded where it holds, marked by its verdict.
+    """A forest plot of claims as SVG, shaded where a claim holds, with a marker per verdict and a panel per unit.
 
     Args:
-        verdicts: Rows of claims.jsonl. Those without an interval (a single seed) are left out; measures of other units
-            stand in panels of their own.
+        verdicts: Rows of claims.jsonl; those without an interval (a single seed) are left out.
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for row in verdicts:
@@ -277,7 +276,7 @@ def _pair(row: Mapping[str, Any]) -> str:
 
 
 def _draw_verdicts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line a verdict, below the pair of models that it is about."""
+    """A line per verdict, below the pair of models that it compares."""
     sign = 1 if _unit(rows[0]["measure"]) == "share of 1" else -1
     ends = [row[end] for row in rows for end in ("low", "high")] + [-sign * row["margin"] for row in rows] + [0.0]
     air = 0.05 * (max(ends) - min(ends) or 1)
@@ -306,9 +305,9 @@ def _draw_verdicts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @matplotlib.rc_context(DRAWING)
 def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
-    """Probe results by layer, as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
+    """Probe results by layer as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
 
-    A line a run in a band from low to high, dashed its control, dotted chance.
+    Each run has a solid line with its interval as a band, and a dashed line for its control; chance is dotted.
     """
     runs = list(dict.fromkeys(row["run"] for rows in panels.values() for row in rows))
     columns = min(3, len(panels))
@@ -327,7 +326,7 @@ def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -
 
 
 def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
-    """The first is the codes, the last the final norm; of many layers in between only some are named."""
+    """Name the first layer (codes), the last (final norm), and about six of those between."""
     inner = layers[1:-1]
     shown = [*layers[:1], *inner[:: max(1, len(inner) // 6)], *layers[-1:]]
     names = ["codes", *map(str, shown[1:-1]), "final\nnorm"]

@@ -1,4 +1,4 @@
-"""Inputs of probes: classes of tokens, translations, words to list neighbours of."""
+"""Texts of probes: tokens by class, pairs of translations, words whose neighbours are listed."""
 
 import random
 import unicodedata
@@ -16,29 +16,29 @@ from glyphlm.corpus.cldr import subjects
 from glyphlm.corpus.reading import STRICT, passages
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-NAMED = ("territory", "language", "currency")  # what CLDR names in three languages
-CATEGORIES = {"L": "letter", "N": "number", "P": "punctuation", "S": "symbol"}  # first letters of Unicode's
-MOST_CLASSES = 6  # the largest ones
+NAMED = ("territory", "language", "currency")  # subjects that CLDR names in three languages
+CATEGORIES = {"L": "letter", "N": "number", "P": "punctuation", "S": "symbol"}  # Unicode's general categories
+MOST_CLASSES = 6
 WORDS = 5
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Task -> class -> tokens; languages -> pairs of translations; words to list neighbours of."""
+    """Task -> class -> tokens; languages -> pairs of translations; words whose neighbours are listed."""
 
     classes: dict[str, dict[str, list[str]]]
     translations: dict[str, list[tuple[str, str]]]
     words: list[str]
 
     def all(self) -> list[str]:
-        """Each text once, in a fixed order."""
+        """All distinct texts, in a fixed order."""
         groups = [group for classes in self.classes.values() for group in classes.values()]
         pairs = [pair for found in self.translations.values() for pair in found]
         return list(dict.fromkeys(text for part in (self.words, *groups, *pairs) for text in part))
 
 
 def find_names(settings: ProbeSettings) -> dict[str, list[str]]:
-    """Language -> names of the same things in the same order: of the file of pairs, or CLDR's.
+    """Language -> names of the same subjects in the same order, from the file of pairs or CLDR.
 
     Raises:
         InputError: the file is missing or no text, or a line has more or fewer columns than the first.
@@ -65,7 +65,7 @@ def _read_pairs(path: Path) -> dict[str, list[str]]:
 
 
 def find_texts(tokenizer: Tokenizer, names: Mapping[str, Sequence[str]], settings: ProbeSettings) -> Texts:
-    """The classes that are in a vocabulary, and the translations that have one meaning each."""
+    """The classes that a vocabulary has tokens of, and the unambiguous translations."""
     tokens = whole_tokens(tokenizer, settings.text)
     classes = {task: _chosen(found, settings) for task, found in token_classes(tokens).items()}
     translations = {f"{a}-{b}": _unambiguous(names[a], names[b]) for a, b in combinations(names, 2)}
@@ -79,7 +79,7 @@ def find_texts(tokenizer: Tokenizer, names: Mapping[str, Sequence[str]], setting
 
 
 def whole_tokens(tokenizer: Tokenizer, source: str | None = None) -> list[str]:
-    """The texts that are one token each; with `source` only those that occur in this text."""
+    """The texts that are encoded as a single token; with `source` only those that occur in this text."""
     pictured, numbers = tokenizer.pictured(), range(tokenizer.vocab_size)
     if source is not None:
         pieces = tokenizer.encode_passages(passages([source], STRICT, source))
@@ -89,7 +89,7 @@ def whole_tokens(tokenizer: Tokenizer, source: str | None = None) -> list[str]:
 
 
 def token_classes(tokens: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Task -> class -> tokens: script, case (pairs that differ in their first letter), general category."""
+    """Task -> class -> tokens: script, case (pairs that differ in the first letter), general category."""
     scripts = _sorted(tokens, lambda token: {script(character) for character in token if character.isalpha()})
     majors = _sorted(tokens, lambda token: {unicodedata.category(character)[0] for character in token})
     categories = {CATEGORIES[major]: found for major, found in majors.items() if major in CATEGORIES}
@@ -100,7 +100,7 @@ def token_classes(tokens: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def _sorted(tokens: Sequence[str], classes_of: Callable[[str], set[str]]) -> dict[str, list[str]]:
-    """Class -> tokens, of the tokens whose characters are all of one class."""
+    """Class -> the tokens all of whose characters are of that class."""
     sorted_: dict[str, list[str]] = {}
     for token in tokens:
         found = classes_of(token)
@@ -110,14 +110,14 @@ def _sorted(tokens: Sequence[str], classes_of: Callable[[str], set[str]]) -> dic
 
 
 def _chosen(classes: Mapping[str, Sequence[str]], settings: ProbeSettings) -> dict[str, list[str]]:
-    """The largest classes, of each some tokens; from lists of equal length the same places, so that pairs stay pairs."""
+    """Samples of the largest classes; lists of equal length are sampled at the same indices, so that pairs stay pairs."""
     large = sorted((name for name in classes if len(classes[name]) >= FEWEST), key=lambda name: -len(classes[name]))
     return {name: random.Random(settings.seed).sample(classes[name], min(settings.per_class, len(classes[name])))
             for name in large[:MOST_CLASSES]}
 
 
 def _unambiguous(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs that are unambiguous: each side has exactly one translation, and the two differ."""
+    """The pairs of which each side has exactly one translation, which differs from it."""
     pairs = list(dict.fromkeys(zip(ours, theirs)))
     left, right = ([pair[side] for pair in pairs] for side in (0, 1))
     return [(a, b) for a, b in pairs if left.count(a) == right.count(b) == 1 and a != b]

@@ -1,10 +1,8 @@
-"""Probes of the representations of tokens, layer by layer: neighbours, and how well classes and translations separate.
+"""Layer-wise probes of token representations: nearest neighbours, classification, retrieval of translations.
 
-Each run stands next to a control: a model of its shape that was never trained. What the control reaches comes from the
-codes and from chance directions; only what lies above it was learned.
-Layers: 0 the lifted input codes, then after each block, last after the final norm.
-Scores are kept an item, so that intervals can be drawn over items. Shapes: L layers, N texts, D d_model or channels, C
-classes, K neighbours.
+The control of a run is an untrained model of the same shape: what it reaches comes from the codes and from random
+projections, and only the gain over it was learned. Layers: the lifted codes, after each block, after the final norm.
+Intervals are over items. Shapes: L layers, N texts, D d_model, C classes, K neighbours.
 """
 
 import copy
@@ -38,22 +36,22 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 
 ROWS, PLOT, NEIGHBOURS = "probes.jsonl", "probes.svg", "neighbours.txt"
 MEASURES = {"knn": "accuracy of 5 nearest", "linear": "accuracy of linear probe", "mrr": "mean reciprocal rank"}
-NEAREST = "nearest"  # the task of rows that list neighbours and have no score
-CONTROL_SEED = 7919  # no training begins from it
+NEAREST = "nearest"  # task of rows that list neighbours and have no score
+CONTROL_SEED = 7919  # of no training
 BATCH, SHOWN = 256, 5
 VOTERS, FOLDS = 5, 5
-RIDGE = 0.01  # of the mean squared length of a state: the linear probe needs no tuning for the scale of a layer
-TINY = 1e-12  # keeps 0 / 0 away where states are zero or equal
+RIDGE = 0.01  # relative to the mean squared norm of the states, so that the scale of a layer does not matter
+TINY = 1e-12  # avoids 0 / 0 if states are zero or equal
 Row = dict[str, Any]
 
 
 def probe(
     runs: Sequence[str | Path], out: Path, settings: ProbeSettings | None = None, device: str = "cpu"
 ) -> list[Row]:
-    """Probe each run and its control; rows also go into the folder `out`, with a plot and the neighbours as text.
+    """Probe each run and its control; rows are also written to the folder `out`, with a plot and the neighbours as text.
 
     A row has run, layer, task, measure, value, its 95% interval over items (low, high), chance, the control's value, the
-    gain over it with its paired interval (gain_low, gain_high), and items; or, of task nearest, a word and its neighbours.
+    gain over it with its paired interval (gain_low, gain_high), and items; rows of task nearest have a word and neighbours.
 
     Raises:
         InputError: a run or the file of pairs is bad, a word is empty or too long, or `out` holds something else.
@@ -78,7 +76,7 @@ def probe(
 
 
 def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run: str | None = None) -> Iterator[Row]:
-    """The rows of one model next to its control; `run` names it in the progress.
+    """The rows of one model beside its control; `run` is its name in the progress bar.
 
     Raises:
         InputError: a text is empty or longer than the context.
@@ -107,7 +105,7 @@ def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
 
 @torch.no_grad()
 def layer_states(gpt: GPT, ids: Sequence[Sequence[int]], end_id: int) -> Tensor:
-    """float32 [L, N, D]: the state of each text at each layer, as the mean over its ids; it stands after `</s>`."""
+    """float32 [L, N, D]: the state of each text (after `</s>`) at each layer, averaged over its ids."""
     states_LND = torch.empty(gpt.config.n_layer + 2, len(ids), gpt.config.d_model)
     for length in sorted({len(each) for each in ids}):
         alike = [number for number, each in enumerate(ids) if len(each) == length]
@@ -133,7 +131,7 @@ def layer_outputs(gpt: GPT, ids_BT: Tensor) -> list[Tensor]:
 
 
 def untrained(gpt: GPT) -> GPT:
-    """A model of the same shape before any training: over the same codes if these are frozen, else over random ones."""
+    """The control: a model of the same shape at initialization, with the same codes if they are frozen, else random ones."""
     control = GPT(gpt.config, copy.deepcopy(gpt.substrate)).to(gpt.device).eval()
     control.init_weights(CONTROL_SEED)
     if gpt.substrate.config.trainable:
@@ -145,7 +143,7 @@ def untrained(gpt: GPT) -> GPT:
 def score_layer(
     x_ND: NDArray, places: Mapping[str, int], texts: Texts, seed: int
 ) -> Iterator[tuple[str, str, NDArray, float]]:
-    """(task, measure, `class_sums`, chance level) of the states of one layer; places: text -> row of `x_ND`."""
+    """(task, measure, `class_sums`, chance) for the states of one layer; places: text -> row of `x_ND`."""
     for name, right_of in (("knn", knn_right), ("linear", partial(linear_right, seed=seed))):
         for task, classes in texts.classes.items():
             rows = [places[text] for group in classes.values() for text in group]
@@ -176,7 +174,7 @@ def _write(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _scored(rows: Sequence[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
-    """The rows with a score, by the values of `keys`."""
+    """The rows with a score, grouped by the values of `keys`."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["task"] != NEAREST:
@@ -185,7 +183,7 @@ def _scored(rows: Sequence[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]
 
 
 def neighbours_text(rows: Sequence[Row]) -> str:
-    """Word by word and layer by layer the nearest texts of each run, one run below the other."""
+    """The nearest texts of each word, by layer and run."""
     found = sorted((row for row in rows if row["task"] == NEAREST), key=lambda row: row["layer"])
     width, lines = max(len(row["run"]) for row in rows), []
     for word in dict.fromkeys(row["word"] for row in found):
@@ -197,7 +195,7 @@ def neighbours_text(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Scores of each run at its codes and at its last layer, and the gain of the latter over the untrained model."""
+    """Scores of each run at the codes and at the final norm, and the gain over the untrained model there."""
     lines = [("task", "measure", "run", "chance", "codes", "final norm", "untrained", "gained by training")]
     for (task, measure, run), layers in _scored(rows, "task", "measure", "run").items():
         last = layers[-1]
@@ -207,23 +205,23 @@ def table(rows: Sequence[Row]) -> str:
     return aligned(lines)
 
 
-# How well classes and translations separate in the states of one layer
+# Scores of the states of one layer
 
 
 def knn_right(x_ND: NDArray, label_N: NDArray) -> NDArray:
-    """Whether the VOTERS nearest others by cosine vote for a text's class, bool [N]; the nearer decide a tie."""
+    """Leave-one-out k-nearest-neighbours by cosine: whether each text is classified correctly, bool [N]."""
     cosine_NN = _unit(x_ND) @ _unit(x_ND).T
     np.fill_diagonal(cosine_NN, -np.inf)
     near_NK = np.argsort(-cosine_NN, axis=1, kind="stable")[:, :VOTERS]
-    weight_NK = 1 + 1e-3 * np.take_along_axis(cosine_NN, near_NK, 1)
+    weight_NK = 1 + 1e-3 * np.take_along_axis(cosine_NN, near_NK, 1)  # the nearer decide a tie
     vote_NC = (np.eye(label_N.max() + 1)[label_N[near_NK]] * weight_NK[..., None]).sum(1)
     return vote_NC.argmax(1) == label_N
 
 
 def linear_right(x_ND: NDArray, label_N: NDArray, seed: int = 1) -> NDArray:
-    """Whether a ridge regression onto the classes, fitted without a text's fold, names its class; bool [N].
+    """Cross-validated ridge regression onto the classes: whether each text is classified correctly, bool [N].
 
-    It is solved over texts, of which there are fewer than channels in a large model.
+    Solved in the dual form: large models have more channels than there are texts.
     """
     fold_N = np.random.default_rng(seed).permutation(len(label_N)) % FOLDS
     class_NC, right_N = np.eye(label_N.max() + 1)[label_N], np.zeros(len(label_N), bool)
@@ -239,9 +237,9 @@ def linear_right(x_ND: NDArray, label_N: NDArray, seed: int = 1) -> NDArray:
 
 
 def reciprocal_ranks(ours_ND: NDArray, theirs_ND: NDArray) -> NDArray:
-    """1 / rank of each text's partner among the other language's texts by cosine, the mean of both directions, [N].
+    """Reciprocal rank of each text's translation by cosine, averaged over both directions, [N]; ties count half.
 
-    The mean state of each language is taken off, since it only says which language it is. A tie counts half.
+    The mean state of each language is subtracted, since it encodes only which language it is.
     """
     cosine_NN = _unit(ours_ND - ours_ND.mean(0)) @ _unit(theirs_ND - theirs_ND.mean(0)).T
     own_N1 = np.diag(cosine_NN)[:, None]
@@ -250,19 +248,19 @@ def reciprocal_ranks(ours_ND: NDArray, theirs_ND: NDArray) -> NDArray:
 
 
 def class_sums(score_N: NDArray, label_N: NDArray) -> NDArray:
-    """The per-item sums of `class_mean` [N, 2 C]: the score in the column of its class, then 1 in that column."""
+    """The summands of `class_mean` [N, 2 C]: the score and the count of each item, in the columns of its class."""
     one_NC = np.eye(label_N.max() + 1)[label_N]
     return np.concatenate([score_N[:, None] * one_NC, one_NC], axis=1)
 
 
 def class_mean(sums: NDArray) -> NDArray:
-    """The mean score of each class, and their mean: a class counts the same however many items it has."""
+    """The macro average: the mean over classes of their mean scores."""
     score, count = np.split(sums, 2, axis=-1)
     return (score / np.maximum(count, 1)).mean(-1)
 
 
 def gain(sums: NDArray) -> NDArray:
-    """`class_mean` of the first half of the columns less that of the second: two models on the same items."""
+    """`class_mean` of the first half of the columns minus that of the second: two models on the same items."""
     own, other = np.split(sums, 2, axis=-1)
     return class_mean(own) - class_mean(other)
 

@@ -1,10 +1,10 @@
-"""What is probed: typed settings."""
+"""Settings of probes."""
 
 from dataclasses import dataclass, field
 
 from glyphlm.base.ranges import Range, check_values
 
-FEWEST = 10  # tokens of a class
+FEWEST = 10  # tokens per class
 RANGES = {"per_class": Range(FEWEST, 2**20, whole=True), "seed": Range(0, 2**63 - 1, whole=True)}
 
 

@@ -1,4 +1,4 @@
-"""Several tokenizers on the same texts: compression, losses, speed."""
+"""Comparison of tokenizers on the same texts: compression, unknown tokens, lossless decoding, speed."""
 
 import hashlib
 import time
@@ -35,10 +35,10 @@ COLUMNS = {  # of the table: key of a row -> head, format
 
 
 def split_inputs(given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Folders that hold tokenizer.json, and all else as texts by language: LANGUAGE=TEXT, or the stem of the file's name.
+    """Split arguments into tokenizer folders, and texts by language: LANGUAGE=TEXT, else the stem of the file name.
 
     Raises:
-        InputError: one of the two is missing.
+        InputError: there is no tokenizer, or no text.
     """
     folders = [name for name in given if (Path(name) / "tokenizer.json").is_file()]
     texts: dict[str, list[str]] = {}
@@ -70,12 +70,12 @@ def compare(
     out: Path | None = None,
     reading: Reading = STRICT,
 ) -> list[dict[str, Any]]:
-    """A row for each language and tokenizer, also written with a plot into the folder `out`; finished results are read.
+    """A row per language and tokenizer, also written with a plot to the folder `out`; finished results are reused.
 
     Args:
         folders: Tokenizers, ours or any with a tokenizer.json.
-        texts: Language -> files, folders or data sets, together one text.
-        limit_mb: Megabytes of each language; by default all.
+        texts: Language -> files, folders or data sets, which are read as one text.
+        limit_mb: Megabytes read per language; by default all.
 
     Raises:
         InputError: a tokenizer or a text is bad or empty, the limit is not positive, or `out` holds something else.
@@ -96,7 +96,7 @@ def compare(
 
 
 def named(folders: Sequence[str]) -> dict[str, str]:
-    """Name -> folder: the last part of its path, the whole path where two would be named alike."""
+    """Name -> folder: the last part of the path, or the whole path if it is not unique."""
     short = {folder: Path(folder).resolve().name for folder in folders}
     alone = {folder for folder, name in short.items() if list(short.values()).count(name) == 1}
     return {short[folder] if folder in alone else folder: folder for folder in short}
@@ -105,7 +105,7 @@ def named(folders: Sequence[str]) -> dict[str, str]:
 def _rows(
     tokenizers: Mapping[str, str], sources: Mapping[str, Sequence[str]], limit_mb: float | None, reading: Reading
 ) -> list[dict[str, Any]]:
-    """All rows, by language; tokenizers are loaded one at a time, since a large one with its cache takes 300 MB."""
+    """All rows, ordered by language; tokenizers are loaded one at a time: a large one takes 300 MB with its cache."""
     rows = []
     for name, folder in tokenizers.items():
         tokenizer = Tokenizer.load(folder)
@@ -120,7 +120,7 @@ def _rows(
 
 
 def limited(stream: Iterable[Passage], limit_mb: float | None) -> Iterator[Passage]:
-    """The passages until `limit_mb` megabytes are full; the document that fills them ends there."""
+    """The passages up to `limit_mb` megabytes; the last document ends with the passage that reaches them."""
     left = float("inf") if limit_mb is None else limit_mb * MB
     for text, last in stream:
         left -= len(text.encode())
@@ -130,11 +130,11 @@ def limited(stream: Iterable[Passage], limit_mb: float | None) -> Iterator[Passa
 
 
 def count_tokens(tokenizer: Tokenizer, stream: Iterable[Passage]) -> dict[str, Any]:
-    """Counts of a text and of its tokens, documents that decoding does not give back (`changed`), speed of encoding.
+    """Counts of a text and its tokens, the documents that decoding does not restore (`changed`), and the encoding speed.
 
-    Memory stays bounded as in `Tokenizer.encode_passages`. The speed is of encoding alone, without reading and checking.
+    Memory is bounded as in `Tokenizer.encode_passages`. The speed excludes reading and decoding.
     """
-    list(tokenizer.encode_passages([Passage("\n", True)]))  # what is made once for a tokenizer is no part of its speed
+    list(tokenizer.encode_passages([Passage("\n", True)]))  # warm-up
     given, restored, unknown_id = Documents(), Documents(), tokenizer.unknown_id
     source = Timed(given.passing(stream))
     pieces = Timed(tokenizer.encode_passages(source))
@@ -151,7 +151,7 @@ def count_tokens(tokenizer: Tokenizer, stream: Iterable[Passage]) -> dict[str, A
 
 
 class Timed(Iterator[Any]):
-    """A stream, and the seconds that were spent in it."""
+    """An iterator that measures the seconds spent in the stream it wraps."""
 
     def __init__(self, stream: Iterable[Any], clock: Callable[[], float] = time.perf_counter):
         self._stream, self._clock, self.seconds = iter(stream), clock, 0.0
@@ -165,7 +165,7 @@ class Timed(Iterator[Any]):
 
 
 class Documents:
-    """Counts of documents that come in parts, and a digest of each: so two streams are compared and neither is held."""
+    """Counts and a digest of each document of a stream of passages: two streams are compared without being stored."""
 
     def __init__(self):
         self.count = self.characters = self.bytes = 0
@@ -173,13 +173,13 @@ class Documents:
         self._open = hashlib.blake2b()
 
     def passing(self, stream: Iterable[Passage]) -> Iterator[Passage]:
-        """The same stream, counted as it goes by."""
+        """Yield the passages of a stream while counting them."""
         for passage in stream:
             self.add(*passage)
             yield passage
 
     def add(self, text: str, last: bool) -> None:
-        """Count one part; `last` ends the document."""
+        """Count a passage; `last` marks the end of its document."""
         data = text.encode()
         self.characters += len(text)
         self.bytes += len(data)

@@ -1,9 +1,9 @@
-"""What a model knows of characters that its training never showed: read in a text, and written.
+"""Probe of characters that were absent from training: how well a model reads them, and how well it predicts them.
 
-Reading: the text after such a character is scored with the codes that it has, and with random codes in their place. An
-oracle, a run that saw these characters in training, says how much there is to gain. Writing: the probability of the right
-character where it stands, against a smoothed unigram. Runs are compared in bits per byte of the same spans of text, so
-that their vocabularies may differ. Shapes: T tokens of a document.
+Reading: the text after such a character is scored with the codes of the run and with random codes in their place; an oracle,
+a run that was trained on these characters, shows how much could be gained. Writing: the probability of the characters where
+they occur, relative to a smoothed unigram. Runs are compared in bits per byte of the same spans, so their vocabularies may
+differ. Shapes: T tokens of a document.
 """
 
 import copy
@@ -32,19 +32,17 @@ from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
 from glyphlm.training.bits_per_byte import document_scores, windows
 
 ROWS = "unseen.jsonl"
-SPAN = 16  # bytes after a character that are scored: what it says of its word, not of the whole text
+SPAN = 16  # bytes after a character that are scored: about the rest of its word
 TOP = (1, 10, 100)
 Row = dict[str, Any]
 
 
 @dataclass
 class Scored:
-    """Nats of the tokens of a document, and where they stand in its text.
+    """The tokens of a document, scored.
 
     Args:
-        nats_T: Of each token.
-        ends_T: Bytes of the text up to the end of each token.
-        ids_T: The tokens.
+        ends_T: Byte offset of the end of each token.
     """
 
     nats_T: np.ndarray
@@ -52,7 +50,7 @@ class Scored:
     ids_T: np.ndarray
 
     def after(self, places: Sequence[int]) -> tuple[float, int]:
-        """Nats and bytes of the tokens that begin within SPAN bytes after one of these places (bytes)."""
+        """Nats and bytes of the tokens that begin within SPAN bytes after one of these byte offsets."""
         starts_T = np.concatenate([[0], self.ends_T[:-1]])
         inside_T = np.zeros(len(starts_T), bool)
         for place in places:
@@ -61,7 +59,7 @@ class Scored:
 
 
 class RandomRows(nn.Module):
-    """A substrate in which some ids have random vectors, as long as those that they had."""
+    """A substrate in which the vectors of some ids are replaced by random ones of the same norm."""
 
     def __init__(self, substrate: Substrate, ids: Sequence[int], seed: int):
         super().__init__()
@@ -81,16 +79,16 @@ class RandomRows(nn.Module):
 def probe_unseen(
     runs: Sequence[str | Path], characters: str, text: str, out: Path, oracle: str | None = None, seed: int = 1
 ) -> list[Row]:
-    """One row a run, also written to `out`.
+    """One row per run, also written to the folder `out`.
 
-    A row has, of reading: bits per byte of the spans after the characters (`bits`), with random codes in their place
-    (`bits_random`), of the oracle (`bits_oracle`), and the share of the distance from random to oracle that the codes close
-    (`closed`, with its 95% interval over documents); of writing: how many times as likely as by the smoothed unigram the
-    right character is in the geometric and in the arithmetic mean (`times_unigram`, `times_unigram_mean`), and how often it
-    is among the 1, 10 and 100 likeliest tokens. What a run cannot do (it has no ids for the characters) is null.
+    Reading: bits per byte of the spans after the characters (`bits`), with random codes (`bits_random`), of the oracle
+    (`bits_oracle`), and the share of the gap from random to oracle that the codes close (`closed`, its 95% interval over
+    documents `low`, `high`). Writing: probability relative to the smoothed unigram, as geometric and arithmetic mean
+    (`times_unigram`, `times_unigram_mean`), and the share of occurrences ranked in the top 1, 10 and 100. Values are null if
+    the run has no ids for the characters.
 
     Raises:
-        InputError: a run is bad or fused, no document of the text holds one of the characters, or `out` holds other work.
+        InputError: a run is bad or fused, no document of the text has one of the characters, or `out` holds other work.
     """
     settings = {"characters": characters, "oracle": oracle, "seed": seed}
     inputs = {str(run): weights_sha256(run) for run in [*runs, *([oracle] if oracle else [])]}
@@ -115,7 +113,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: Any) -> dict[str, Any]:
-    """Nats and bytes of each document after the characters, as they are (`own`) and with random codes; and what is written.
+    """Nats and bytes after the characters by document, with `own` and `random` codes; `written`; the `unigram` probability.
 
     Raises:
         InputError: the run is fused.
@@ -141,7 +139,7 @@ def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: 
 
 
 def read(gpt: GPT, tokenizer: Tokenizer, document: str) -> Scored:
-    """The nats of all tokens of a document (see `document_scores`)."""
+    """Score all tokens of a document (see `document_scores`)."""
     nats, ids = [], []
 
     def keep(_: int, nats_N: Tensor, y_N: Tensor) -> None:
@@ -159,7 +157,7 @@ def _pieces(tokenizer: Tokenizer, document: str) -> list[Piece]:
 
 @torch.no_grad()
 def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -> list[tuple[float, int]]:
-    """Nats and rank (0 the likeliest) of each of `ids` where it stands in the document."""
+    """Nats and rank (from 0) of each occurrence of `ids` in the document."""
     found, wanted = [], torch.tensor(ids)
     for ids_T, fresh, _ in windows(_pieces(tokenizer, document), tokenizer.end_id, gpt.config.block_size):
         y_T = torch.from_numpy(ids_T[1:].astype(np.int64))
