@@ -7,6 +7,7 @@ import pytest
 
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.evaluation.rows import ResultRow
 from glyphlm.evaluation.stats import over_seeds, power, seeds_for, student_p
 from glyphlm.studies.claims import Claim, detectable
 from glyphlm.studies.commands import Model, Study
@@ -36,10 +37,10 @@ def add_run(place, arm, seed, bits):
         "unigram_bits_per_byte": {"validation": 3.0},
     }
     write_atomic(run / "summary.json", json.dumps(summary))
-    scored = {"task": "boolq", "cut": 2, "scoring": "letters", "metric": "accuracy", "subject": "", "source": "boolq.jsonl",
-              "value": 0.5, "low": 0.4, "high": 0.6, "items": 90, "chance": 0.5, "majority": 0.625, "letter_mass": 0.25}
-    subject = scored | {"task": "mmlu", "subject": "anatomy"}
-    write_atomic(rows, to_lines([scored, scored | {"scoring": "texts"}, subject]))
+    scored = ResultRow("boolq", "likelihood", "letters", "", "accuracy", 0.5, 0.4, 0.6, "Wilson 95% over items", items=90,
+                       cut=2, chance=0.5, majority=0.625, letter_mass=0.25, source="boolq.jsonl")
+    others = replace(scored, scoring="texts"), replace(scored, task="mmlu", subject="anatomy")
+    write_atomic(rows, to_lines(row.to_json() for row in (scored, *others)))
     model = Model(arm, seed, run, f"train_{arm}_{seed}", rows=rows, evaluated_by=f"eval_{arm}_{seed}")
     return model, [Command(name, ("glyphlm", name), rows, needs)
                    for name, needs in ((model.made_by, ()), (model.evaluated_by, (model.made_by,)))]

@@ -39,11 +39,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Scored:
-    """The tokens of a document, scored.
-
-    Args:
-        ends_T: Byte offset of the end of each token.
-    """
+    """The ids of a document with the nats of each, and the byte offsets where they end."""
 
     nats_T: np.ndarray
     ends_T: np.ndarray

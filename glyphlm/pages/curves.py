@@ -1,7 +1,7 @@
-"""Logged rows of runs -> the data of the charts that the report page draws: thinned, smoothed, seeds together.
+"""Data of the charts of the report, which report.js draws: logged rows, thinned, smoothed, averaged over seeds.
 
-A chart is a dictionary: `x` and `y` (names of columns that can be chosen -> titles), `series` (see `Series`), `levels`
-(column -> value -> what it is). report.js draws it.
+A chart is a dictionary: `x` and `y` (columns to choose from -> titles), `levels` (column -> value -> label), and `series`,
+each with the name (`arm`) and `number` of an arm and columns of points: `line`, `dots`, `marks`.
 """
 
 import math
@@ -16,14 +16,14 @@ from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import parse_yaml, to_json
 from glyphlm.pages.run_data import Run, finite
 
-POINTS, FEW_POINTS, MANY_ARMS = 200, 60, 16  # of a curve; of more arms fewer points, so that the page stays light
+POINTS, FEW_POINTS, MANY_ARMS = 200, 60, 16  # points of a curve; with more than MANY_ARMS arms FEW_POINTS
 COLUMNS = ("tokens", "seconds", "flops", "loss", "bits_per_byte")
 Chart = dict[str, Any]
 Columns = dict[str, list[float | None]]
 
 
 def learning_chart(arms: Mapping[str, Sequence[Run]], numbers: Mapping[str, int]) -> Chart | None:
-    """Training and held-out values of each arm, the runs of which differ by their seed; None where nothing was logged."""
+    """Training and held-out loss of each arm over its seeds; None if nothing was logged."""
     points = POINTS if len(arms) <= MANY_ARMS else FEW_POINTS
     series = []
     for label, runs in arms.items():
@@ -41,7 +41,7 @@ def learning_chart(arms: Mapping[str, Sequence[Run]], numbers: Mapping[str, int]
 
 
 def stage_chart(chains: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Mapping[str, int]) -> Chart | None:
-    """Held-out values over all that was spent so far, of grown models and their controls; with the places of stages."""
+    """Held-out loss of grown models and their controls over the whole cost so far, with the starts of stages."""
     series = []
     for label, rows in chains.items():
         found = _finite_rows(rows)
@@ -55,7 +55,7 @@ def stage_chart(chains: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Mapp
 def depth_chart(
     points: Mapping[str, Sequence[Mapping[str, float]]], y: str = "bits_per_byte", level: float | None = None
 ) -> Chart:
-    """Column `y` over depth with intervals: label -> rows of depth, y, low and high; `level` is chance."""
+    """Column `y` over depth with intervals; `points` as `growth_view.by_depth` gives them, `level` is chance."""
     series = [{"arm": label, "number": number, "joined": True, "bars": True, "marks": {
         "depth": [row["depth"] for row in rows], y: [_brief(row[y]) for row in rows],
         f"{y}.low": [_brief(row["low"]) for row in rows], f"{y}.high": [_brief(row["high"]) for row in rows],
@@ -73,27 +73,27 @@ def _chart(x: Iterable[str], y: Iterable[str], series: list[dict[str, Any]], lev
 
 
 def _with_operations(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The operations so far, which grow with the tokens."""
+    """Rows with the operations so far, which are proportional to the tokens."""
     tokens, flops = run.get("tokens"), run.get("cost", "flops_total")
     each = flops / tokens if tokens and flops else None
     return [{"flops": row["tokens"] * each, **row} if each else row for row in rows]
 
 
 def _finite_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Only rows of numbers: a diverged run still shows the part before."""
+    """The rows without NaN and infinity: of a diverged run the part before is drawn."""
     needed = ("tokens", "seconds", "loss", "bits_per_byte")
     return [row for row in rows if all(finite(row[name]) is not None for name in needed)]
 
 
 def _thin(rows: Sequence[Any], points: int) -> list[Any]:
-    """Evenly spread rows, the first and the last among them."""
+    """At most `points` evenly spaced rows, including the first and the last."""
     if len(rows) <= points:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (points - 1))] for place in range(points)]
 
 
 def _smoothed(rows: Sequence[Mapping[str, Any]], points: int) -> list[Mapping[str, Any]]:
-    """Means of centred windows, narrower at the ends: unlike a running average they do not lag behind a steep fall."""
+    """Centred moving averages, with narrower windows at the ends; unlike a running average they have no lag."""
     found = []
     for place in _thin(range(len(rows)), points):
         half = min(len(rows) // 20, place, len(rows) - 1 - place)
@@ -104,12 +104,12 @@ def _smoothed(rows: Sequence[Mapping[str, Any]], points: int) -> list[Mapping[st
 
 
 def _over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Columns | None:
-    """Means at the tokens that all runs have logged, with the lowest and the highest where there are several."""
+    """Means over runs at the token counts that all of them logged, with minimum and maximum if there are several."""
     by_tokens = [{row["tokens"]: row for row in rows} for rows in runs]
     common = [tokens for tokens in by_tokens[0] if all(tokens in rows for rows in by_tokens)]
     if not common:
         return None
-    if len(runs) == 1:  # not by tokens: a stage of growth begins at those at which the one below ended
+    if len(runs) == 1:  # tokens may repeat: a stage of growth starts where the one below ended
         return _columns(runs[0])
     columns: Columns = {}
     for name in COLUMNS:
@@ -129,15 +129,15 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns | None:
 
 
 def _brief(value: float) -> float:
-    """Five digits, more than a pixel shows."""
+    """Five significant digits, finer than a pixel."""
     return float(f"{value:.5g}") if math.isfinite(value) and not float(value).is_integer() else value
 
 
 def arms_of(runs: Sequence[Run], names: Mapping[str, str] | None = None) -> dict[str, list[Run]]:
-    """Arm -> its runs, which differ by nothing but their seed.
+    """Arm -> its runs, which differ only by their seed.
 
     Args:
-        names: Label of a run -> its arm, where a study knows it; otherwise the recipes of the runs are compared.
+        names: Label of a run -> its arm, if known from a study; otherwise the recipes of the runs are compared.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -156,7 +156,7 @@ def _are_seeds(runs: Sequence[Run]) -> bool:
 
 
 def _without_seed(run: Run) -> str:
-    """All settings that are not seeds or paths to what a seed draws; the run itself where they were not recorded."""
+    """All settings except seeds and paths of inputs that depend on a seed; the label if settings were not recorded."""
     try:
         settings = parse_yaml(run.settings or "", run.folder / SETTINGS)
     except InputError:
@@ -169,7 +169,7 @@ def _without_seed(run: Run) -> str:
 
 
 def _common_name(runs: Sequence[Run]) -> str:
-    """What the labels of an arm's runs begin with, without the number of the seed."""
+    """The common beginning of the labels of an arm's runs, without the seed."""
     if len(runs) == 1:
         return runs[0].label
     return re.sub(r"[-_ .#,]*(seed)?[-_ .#,]*$", "", commonprefix([run.label for run in runs])) or runs[0].label

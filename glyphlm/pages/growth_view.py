@@ -1,4 +1,4 @@
-"""Grown runs for the report: cost and result of each stage, the loss at every stage border, results by depth."""
+"""Growth in the report: cost and result of each stage, the change of loss between stages, results by depth."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,27 +13,27 @@ Points = dict[str, list[dict[str, float]]]
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage, or a control; bits per byte are on held-out text."""
+    """A stage, or a control; bits per byte are on held-out text, costs in operations."""
 
     run: Run
     layers: int
     added: int
     start: str | None
-    before: float | None  # of the stage below at its end
-    after: float | None  # of this one before its first step
+    before: float | None  # bits per byte of the stage below at its end
+    after: float | None  # of this stage before its first step
     end: float | None
-    frozen: float | None  # operations of the frozen blocks, the blocks that are trained through, the head
-    blocks: float | None
+    frozen: float | None  # operations of the frozen blocks
+    blocks: float | None  # of the other blocks
     head: float | None
 
     @property
     def border(self) -> float | None:
-        """Change of bits per byte caused by adding the blocks: a positive value is a loss spike."""
+        """The change of bits per byte by adding the blocks; a loss spike if positive."""
         return None if self.before is None or self.after is None else self.after - self.before
 
 
 def chains(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that were grown out of one another, the lowest first; each chain that ends in a run nothing was grown out of."""
+    """The chains of runs grown from one another, from the first stage to a run that nothing was grown from."""
     below = {run.label: _base(run, runs) for run in runs}
     bases = {base.label for base in below.values() if base}
     ends = [run for run in runs if below[run.label] and run.label not in bases]
@@ -41,7 +41,7 @@ def chains(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _base(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run that this one was grown out of, if it is here."""
+    """The run among `runs` that this one was grown from."""
     base = run.get("growth", "base")
     return find_run(base, run, runs) if base else None
 
@@ -54,7 +54,7 @@ def _down(run: Run, below: dict[str, Run | None]) -> list[Run]:
 
 
 def stage_rows(chain: Sequence[Run]) -> list[StageRow]:
-    """The table of one chain."""
+    """The rows of the table of a chain."""
     return [_row(run, below) for run, below in zip(chain, [None, *chain])]
 
 
@@ -76,14 +76,14 @@ def _row(run: Run, below: Run | None) -> StageRow:
 
 
 def controls(chain: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
-    """Runs of the chain's final shape beside it that were not grown."""
+    """The controls of a chain: runs in the same folder, of its final shape, that were not grown."""
     last = chain[-1]
     return [run for run in runs if run.get("growth") is None and run not in chain
             and run.get("model") == last.get("model") and run.folder.resolve().parent == last.folder.resolve().parent]
 
 
 def whole(chain: Sequence[Run]) -> Run:
-    """The last run of a chain, with the costs and logs of the whole chain as if it had been one training."""
+    """The last run of a chain, with costs and logs summed over the chain as if it were one training."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     so_far = {"tokens": 0, "seconds": 0.0, "flops": 0.0}
     for run in chain:
@@ -104,7 +104,7 @@ def _since(row: dict[str, Any], so_far: Mapping[str, float], spent: Mapping[str,
 
 
 def manner(chain: Sequence[Run]) -> str:
-    """Description of how a chain was grown."""
+    """How a chain was grown, in words."""
     growth = chain[-1].get("growth")
     words = [f"{growth['start']} start"]
     if growth["blocks"] == "all":
@@ -117,17 +117,17 @@ def manner(chain: Sequence[Run]) -> str:
 
 
 def validation_by_depth(runs: Sequence[Run]) -> Points:
-    """Bits per byte on held-out text over depth."""
+    """Bits per byte on held-out text by depth (see `by_depth`)."""
     bits = {run.label: finite(run.get("bits_per_byte", "validation")) for run in runs}
     return by_depth(runs, "bits_per_byte", {label: (value,) * 3 for label, value in bits.items() if value is not None})
 
 
 def by_depth(runs: Sequence[Run], y: str, values: Mapping[str, tuple[float, float, float]]) -> Points:
-    """Manner of growth, or kind of control -> a point for each depth: `depth`, the mean under the name `y`, `low`, `high`.
+    """Manner of growth, or kind of control -> a point per depth: `depth`, the mean (under the name `y`), `low`, `high`.
 
     Args:
-        values: Label of a run -> its value, and the interval that a depth with this run alone has. Several runs of a depth
-            have Student's over training seeds.
+        values: Label of a run -> its value and interval, which is shown if the depth has a single run; otherwise
+            Student's interval over training seeds is.
     """
     found: dict[str, dict[int, list[tuple[float, float, float]]]] = {}
     for name, run in _named(runs):
@@ -137,7 +137,7 @@ def by_depth(runs: Sequence[Run], y: str, values: Mapping[str, tuple[float, floa
 
 
 def _named(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
-    """Runs that were grown with their manner of growth, their controls with their kind."""
+    """Grown runs with their manner of growth, and controls with their kind."""
     for chain in chains(runs):
         yield from ((manner(chain), run) for run in chain)
         yield from ((run.get("name").replace("-", ", equal "), run) for run in controls(chain, runs))
@@ -150,6 +150,6 @@ def _point(depth: int, y: str, given: Sequence[tuple[float, float, float]]) -> d
 
 
 def operations_unit(runs: Sequence[Run]) -> int:
-    """The power of 1,000, as an exponent of 10, in which the operations of these runs are small numbers."""
+    """The exponent of 10, a multiple of 3, that the operations of these runs are shown in."""
     largest = max((run.get("cost", "flops_total") or 0 for run in runs), default=0)
     return 3 * int(math.log10(max(1, largest)) // 3)

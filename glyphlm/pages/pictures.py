@@ -1,4 +1,4 @@
-"""The pictures that the codes of a run were computed from, found by drawing them and making the codes again.
+"""The pictures that the codes of a run were computed from: drawn again, and verified by recomputing the codes.
 
 Shapes: V vocabulary, P pixels of a picture, E n_embed, S side of a picture.
 """
@@ -27,7 +27,7 @@ GREYS = 15
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of all tokens with what is known of them; `axes` are those of the codes, where codes are projections."""
+    """Pictures of all tokens; `axes` (mean and axes) if the codes are projections, `note` is empty if unverified."""
 
     bits_VP: np.ndarray
     texts: list[str]
@@ -36,15 +36,15 @@ class Pictures:
 
     @property
     def side(self) -> int:
-        """S."""
+        """Side S of a picture, in pixels."""
         return math.isqrt(self.bits_VP.shape[1])
 
     def packed(self, number: int) -> str:
-        """The picture of a token, 8 pixels a byte, as base64."""
+        """The picture of a token as base64, 8 pixels per byte."""
         return as_base64(np.packbits(self.bits_VP[number]))
 
     def kept(self, number: int) -> str | None:
-        """What the code keeps of the picture: its projection on the axes of the codes, two grey pixels a byte."""
+        """The part of the picture that the code retains, as base64: its projection on the axes, two grey pixels per byte."""
         if self.axes is None:
             return None
         mean_P, axes_PE = self.axes
@@ -53,15 +53,15 @@ class Pictures:
         return as_base64(level_P[::2] << 4 | level_P[1::2])
 
     def squeezed(self, number: int) -> bool:
-        """Whether the characters are too narrow to be read."""
+        """Whether the characters are too narrow to be legible."""
         return pixels_a_character(self.texts[number], self.side) < LEGIBLE
 
 
 def find_pictures(readers: Sequence[Reader]) -> tuple[Pictures | None, str]:
-    """Pictures of all tokens, and a sentence on where they come from.
+    """Pictures of all tokens, and a sentence on their origin.
 
-    The first run of kind glyph decides how they are drawn: as its recipe says, else as the defaults or the published
-    tables. Whether the codes were made from these very pictures is found out by making them again.
+    They are drawn as the recipe of the first run of kind glyph says, else by the defaults, else as for the published tables:
+    the first of these that gives the codes of the run.
     """
     tried = []
     for reader in [reader for reader in readers if reader.config.kind == "glyph"][:1]:
@@ -91,18 +91,18 @@ def _plain_pictures(reader: Reader) -> tuple[Pictures | None, str]:
 
 
 def _drawings(reader: Reader) -> Iterable[SubstrateSettings]:
-    """Ways in which the pictures of a run may have been drawn, the recorded one first."""
+    """Settings that the pictures of a run may have been drawn with, the recorded ones first."""
     config, path = reader.config, reader.folder / SETTINGS
     recorded = (read_yaml(path).get("substrate") or {}) if path.is_file() else {}
     known = {field.name for field in fields(SubstrateSettings)} - {"path", "strict"}
     same = {name: getattr(config, name) for name in ("kind", "n_embed", "scale", "lift", "lift_seed")}
-    told = SubstrateSettings(**{key: value for key, value in recorded.items() if key in known} | same)
-    ways = [told, SubstrateSettings(**same), SubstrateSettings(**same, augment="published")]
-    return [way for number, way in enumerate(ways) if way not in ways[:number]]
+    own = SubstrateSettings(**{key: value for key, value in recorded.items() if key in known} | same)
+    candidates = [own, SubstrateSettings(**same), SubstrateSettings(**same, augment="published")]
+    return [one for number, one in enumerate(candidates) if one not in candidates[:number]]
 
 
 def _draw(reader: Reader, settings: SubstrateSettings) -> Pictures:
-    """The pictures; with axes and a note only if the codes of the run are made from them."""
+    """The pictures, with axes and a note only if they give the codes of the run."""
     texts = reader.tokenizer.pictured(settings.spelling)
     fonts = load_fonts(settings.font or None, settings.side)
     bits_VP = draw_vocabulary(texts, fonts, settings).bits_VP

@@ -1,6 +1,6 @@
-"""An open run, and what is looked up in it: codes, nearest tokens, predictions after each layer.
+"""An open run for the page of `glyphlm show`: codes, nearest tokens, predictions after each layer.
 
-Shapes: T positions of a text, V vocabulary, E n_embed, D d_model, C tokens that are compared, L rows of predictions.
+Shapes: T positions of a text, V vocabulary, E n_embed, D d_model, C candidate tokens, L rows of predictions.
 """
 
 import base64
@@ -27,15 +27,15 @@ from glyphlm.substrate.build import TENSORS
 from glyphlm.substrate.codes import all_codes
 from glyphlm.tokenizer.layouts import BYTES
 
-SHOWN_CODE = 256  # values of a code
+SHOWN_CODE = 256  # values of a code that are drawn
 SHOWN_LAYERS = 12
 NEIGHBOURS = 5
-COMPARED = 1 << 14  # tokens of a large vocabulary whose states are computed
+COMPARED = 1 << 14  # most tokens whose states are computed
 BATCH = 512
 
 
 class Reader:
-    """An open run, and what is looked up in it.
+    """An open run with lookups in its codes, states and predictions.
 
     Raises:
         InputError: the model is of another library.
@@ -58,7 +58,7 @@ class Reader:
         return "learned codes" if kind == "learned" else f"{'trained' if self.config.trainable else 'frozen'} {kind} codes"
 
     def facts(self) -> dict[str, Any]:
-        """What the head of the page says of the run, and which parts of the page do not apply to it."""
+        """The run as described at the head of the page, and `missing`: parts of the page that do not apply to it."""
         config, path = self.gpt.config, self.folder / SUMMARY
         summary = read_json(path) if path.is_file() else {}
         return {
@@ -90,7 +90,7 @@ class Reader:
 
     @property
     def layer_names(self) -> list[str]:
-        """Of the rows of predictions: codes, after block 1 .. L; or the experts of a fused run, and the whole."""
+        """Names of the rows of predictions: the codes, after each layer; of a fused run its experts and the whole."""
         if isinstance(self.gpt, Fusion):
             return [*(f"expert {number + 1}" for number in range(len(self.gpt.experts))), "fused"]
         names = ["codes alone", *(f"after layer {number + 1}" for number in range(self.gpt.config.n_layer))]
@@ -115,16 +115,16 @@ class Reader:
 
     @cached_property
     def comparable(self) -> list[int]:
-        """Ids of tokens that are text."""
+        """Ids of tokens that are text, neither special nor a byte."""
         special, tokens = self.tokenizer.special_ids, self.tokenizer.tokens
         return [number for number, token in enumerate(tokens) if number not in special and token not in BYTES]
 
     def near_codes(self, number: int) -> list[list[float]]:
-        """The nearest other tokens by the cosine of their codes: [id, cosine]."""
+        """The nearest other tokens by the cosine of codes: [id, cosine]."""
         return self._nearest(self._unit_code_CE, F.normalize(self.code_VE[number], dim=0), self.comparable, number)
 
     def near_states(self, number: int) -> list[list[float]] | None:
-        """The nearest by the state after the first layer, each token alone after the end of a text; None if fused."""
+        """The nearest by the state after the first layer, each token alone after `</s>`; None for a fused run."""
         if isinstance(self.gpt, Fusion):
             return None
         return self._nearest(self._unit_state_CD, self._first_states([number])[0], self._compared, number)
@@ -171,7 +171,7 @@ class Reader:
         return [[ids[place], round(cosine_C[place].item(), 4)] for place in others]
 
     def strip(self, number: int) -> str:
-        """The first values of a code as base64, one signed byte each, the largest of all values shown being 127."""
+        """The first values of a code as base64, a signed byte each, scaled to a maximum of 127."""
         value_E = self.code_VE[number, :SHOWN_CODE]
         return as_base64((value_E / value_E.abs().max().clamp(min=1e-30) * 127).round().to(torch.int8).numpy())
 

@@ -1,4 +1,4 @@
-"""Pages of one file: templates filled in, scripts and styles inlined, a policy that lets the browser run nothing else."""
+"""Self-contained HTML pages: templates with inlined scripts and styles, and a content security policy for these alone."""
 
 import base64
 import hashlib
@@ -12,22 +12,22 @@ from typing import Any
 import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
-GENERATOR = '<meta name="generator" content="GlyphLM">'  # of every page since the first: these may be written over
+GENERATOR = '<meta name="generator" content="GlyphLM">'  # marks files that may be overwritten
 DASH = "–"
-# Neither half a character pair nor a control character may stand in HTML.
+# Not allowed in HTML: control characters and lone surrogates.
 UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @cache
 def inlined(name: str) -> str:
-    """The text of a script or style sheet of the templates."""
+    """The text of a script or style sheet."""
     return (TEMPLATES / name).read_text(encoding="utf-8").strip()
 
 
 def policy(script: str, live: bool = False) -> str:
-    """The content security policy of a page: its own script by its hash, pictures inside the page, no address at all.
+    """The content security policy: the page's own script (by its hash), inline styles and pictures, no network.
 
-    Styles are the page's own, so they need no hash; `live` also allows requests to the server that sent the page.
+    `live` allows requests to the server of the page.
     """
     digest = base64.b64encode(hashlib.sha256(inlined(script).encode()).digest()).decode()
     asks = "; connect-src 'self'" if live else ""
@@ -35,7 +35,7 @@ def policy(script: str, live: bool = False) -> str:
 
 
 def render(template: str, values: Mapping[str, Any], script: str, live: bool = False, **filters: Any) -> str:
-    """The page: a template with its values; in it `script`, `policy`, and the filters `data` and `image`."""
+    """Render a template, which also has `script`, `policy`, `generator` and the filters `data`, `image` and `inline`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, finalize=_writable, trim_blocks=True, lstrip_blocks=True,
     )
@@ -45,26 +45,26 @@ def render(template: str, values: Mapping[str, Any], script: str, live: bool = F
 
 
 def image(data: bytes | str, kind: str) -> str:
-    """A picture as the address of an <img>, so that the page stays one file."""
+    """A picture as a data URL."""
     payload = data.encode() if isinstance(data, str) else data
     return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"
 
 
 def _data(value: Any) -> str:
-    """JSON for a <script type="application/json">; without the sign that could end that element."""
+    """JSON for a <script type="application/json">, with `<` escaped, which could end that element."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _writable(value: Any) -> Any:
-    """Every value passes here on its way into the page, before it is escaped."""
+    """Replace missing values by a dash, and characters that HTML does not allow; applied to every value before escaping."""
     if value is None or isinstance(value, jinja2.Undefined):
         return DASH
-    if isinstance(value, str) and not hasattr(value, "__html__"):  # what a macro gives was made of writable values
+    if isinstance(value, str) and not hasattr(value, "__html__"):  # output of a macro is safe already
         return UNWRITABLE.sub(_stand_in, value)
     return value
 
 
 def _stand_in(match: re.Match[str]) -> str:
-    """The picture Unicode has of an ASCII control character, else the replacement character."""
+    """Unicode's symbol for an ASCII control character, else the replacement character."""
     code = ord(match[0])
     return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"

@@ -1,4 +1,4 @@
-"""The report: run folders in, one HTML file out that needs no network; its charts are drawn by its own small script."""
+"""The report: run folders -> one self-contained HTML file, whose charts are drawn by report.js."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,9 +24,9 @@ from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
 SCRIPT = "report.js"
-MANY_ARMS = 8  # more are not named one by one in the lead, and not all drawn in colour
+MANY_ARMS = 8  # above it the lead names only the best, the reference and the worst
 HELD_OUT = "held-out text"
-# What must agree before two arms may be compared, and where a summary holds it.
+# What must agree for arms to be comparable, and its key in summary.json.
 CHECKS = (
     ("tokenizer", ("tokenizer", "fingerprint")),
     ("order of the training batches", ("data_order",)),
@@ -35,8 +35,8 @@ CHECKS = (
     ("shape of the model", ("model",)),
     (HELD_OUT, ()),
 )
-ALIKE = 0.1  # shares of clipped steps that differ by more make arms train at different effective learning rates
-# What a model that was grown and its controls do not share: they are given equal tokens, or equal operations.
+ALIKE = 0.1  # shares of clipped steps that differ by more mean different effective learning rates
+# Grown models and their controls differ in these: they share the number of tokens, or of operations.
 BY_DESIGN = {name for name, _ in CHECKS[1:5]}
 
 
@@ -51,13 +51,16 @@ def write_report(
     arms: Mapping[Path, str] | None = None,
     forest: str | None = None,
 ) -> Path:
-    """Write the report of the run folders `runs` to the file `out` and return `out`.
+    """Write the report of the run folders `runs` to the file `out`, which is returned.
 
-    The first run is the one the others are measured against; a path without a finished run is skipped.
-    `commands` are what came before the trainings; each run records its own. `published` are files of published benchmark
-    lines, `logs` is the folder that glyphlm eval --log-items has filled. Of a study `claims` are verdicts, column -> text,
-    `forest` their picture as SVG, and `arms` the arm of each run; without it runs whose recipes differ by the seed alone are
-    taken together.
+    Args:
+        runs: The first is the reference; paths without a finished run are skipped.
+        commands: Those that preceded the trainings; each run records its own.
+        published: Files of published benchmark lines.
+        logs: The folder of glyphlm eval --log-items.
+        claims: Verdicts of a study, column -> text.
+        arms: Run folder -> its arm in a study; by default runs whose recipes differ only by the seed are an arm.
+        forest: The picture of the claims as SVG.
 
     Raises:
         InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
@@ -99,7 +102,8 @@ def _page(
     commanded = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
     views = {
         "title": title, "runs": shown, "all_runs": runs, **study, "arms": arms, "mark": mark, "numbers": numbers,
-        "commands": [*commands, *dict.fromkeys(commanded)], "checks": checks, "same_text": _same_text(shown),
+        "commands": [*commands, *dict.fromkeys(commanded)], "checks": checks,
+        "same_text": {run.label: run.held_out is not None and run.held_out == shown[0].held_out for run in shown},
         "sheets": _sheets(shown), "samples": _samples(shown), "growth": growth, "evaluation": evaluation,
         "signs": bench.SIGNS, "legible": LEGIBLE, "grown": {chain[-1].label: chain for chain in found},
         "charts": {name: chart for name, chart in charts.items() if chart}, "ranked": _ranked(arms),
@@ -107,17 +111,17 @@ def _page(
         "clipped": {run.label: run.get("clipped") for run in shown if finite(run.get("clipped")) is not None},
     }
     filters = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
-    filters |= {"number": _format, "change": _change, "scaled": _scaled, "share": _share, "shown": _shown}
+    filters |= {"number": _format, "change": _change, "scaled": _scaled, "shown": _shown}
     return render("report.html.jinja", views, SCRIPT, **filters)
 
 
 def mark(number: int) -> tuple[str, str]:
-    """Class of the colour, and the character that stand for arm `number`, as report.js draws them."""
+    """CSS class of the colour, and character of the marker of arm `number`, as in report.js."""
     return f"c{number % len(COLOURS)}", MARKERS[(number + number // len(COLOURS)) % len(MARKERS)][1]
 
 
 def _ranked(arms: Mapping[str, Sequence[Run]]) -> list[tuple[str, str, Sequence[Run], float]]:
-    """Of more arms than a paragraph can name: the best, the worst and the first, with the mean of their best values."""
+    """The best arm, the first and the worst, with the means of their best values; empty if there are few arms."""
     reached = {label: [run.best["bits_per_byte"] for run in runs] for label, runs in arms.items()}
     means = {label: sum(bits) / len(bits) for label, bits in reached.items() if None not in bits}
     if len(arms) <= MANY_ARMS or not means:
@@ -128,7 +132,7 @@ def _ranked(arms: Mapping[str, Sequence[Run]]) -> list[tuple[str, str, Sequence[
 
 
 def _references(arms: Mapping[str, Sequence[Run]]) -> dict[str, float | None]:
-    """Label -> what the first arm reached, with the same seed where arms have several; None where the texts may differ."""
+    """Label -> best value of the first arm, of the same seed if arms have several; None unless the held-out text agrees."""
     first, *others = arms.values()
     several = any(len(runs) > 1 for runs in arms.values())
     found: dict[str, float | None] = {run.label: None for run in first}
@@ -140,7 +144,7 @@ def _references(arms: Mapping[str, Sequence[Run]]) -> dict[str, float | None]:
 
 
 def _fonts(run: Run) -> list[str]:
-    """Names of the font files that the glyphs of a run were drawn with, where the record of its substrate is at hand."""
+    """Names of the font files of a run's glyphs, if the folder of its substrate still exists."""
     recorded = parse_yaml(run.settings or "{}", run.folder / SETTINGS).get("substrate") or {}
     places = [run.folder / MADE_INPUTS / "substrate", *([Path(recorded["path"])] if recorded.get("path") else [])]
     for folder in places:
@@ -151,7 +155,7 @@ def _fonts(run: Run) -> list[str]:
 
 
 def _squeezed(run: Run) -> float | None:
-    """Share of the tokens whose letters are squeezed too narrow in their pictures."""
+    """Share of tokens whose characters are too narrow to be legible."""
     if not run.sheet or not (run.folder / TOKENIZER).is_file() or run.get("substrate", "kind") != "glyph":
         return None
     tokens = Tokenizer.load(run.folder).pictured()
@@ -159,7 +163,7 @@ def _squeezed(run: Run) -> float | None:
 
 
 def _growth(found: Sequence[list[Run]], runs: Sequence[Run], numbers: Mapping[str, int]) -> dict[str, Any]:
-    """Tables and charts of the chains that were `found`; empty where nothing was grown."""
+    """Tables and charts of the chains `found`; empty if there are none."""
     if not found:
         return {}
     others = {chain[-1].label: controls(chain, runs) for chain in found}
@@ -175,9 +179,9 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run], numbers: Mapping[st
 
 
 def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
-    """For each of CHECKS: the values of the runs, and whether they agree (None: not recorded by every run).
+    """For each of CHECKS and the clipped steps: the values, and whether they agree (None: not recorded by every run).
 
-    Where models were `grown`, BY_DESIGN differs between a model and its controls, which is no fault of the comparison.
+    If models were `grown`, differences in BY_DESIGN are marked as intended.
     """
     checks = []
     for name, keys in CHECKS:
@@ -194,21 +198,16 @@ def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
                       "values": [None if share is None else f"{share:.0%}" for share in shares]}]
 
 
-def _same_text(runs: Sequence[Run]) -> dict[str, bool]:
-    """Label -> whether its held-out text is known to be that of the first run: only then is a difference shown."""
-    return {run.label: run.held_out is not None and run.held_out == runs[0].held_out for run in runs}
-
-
 def _brief(value: Any) -> str | None:
     if isinstance(value, dict):
         return ", ".join(f"{key} {value[key]}" for key in sorted(value))
     if isinstance(value, str):
-        return value[:16]  # of a digest; enough to see which is which
+        return value[:16]  # of a digest
     return None if value is None else _format(value)
 
 
 def _sheets(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each picture once, with the labels of the runs that see it, its fonts and the share of illegible tokens."""
+    """Each distinct glyph sheet, with the labels of its runs, its fonts and the share of illegible tokens."""
     sheets: dict[bytes, list[Run]] = {}
     for run in runs:
         if run.sheet:
@@ -218,7 +217,7 @@ def _sheets(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """language -> prompt -> one card per sample, in the order of the runs."""
+    """Language -> prompt -> a card per sample, in the order of the runs."""
     languages: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         for row in run.samples:
@@ -231,7 +230,7 @@ def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def _evaluation(
     runs: Sequence[Run], published: Sequence[ResultRow], logs: Path | None, numbers: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """Tables and plots of the results of glyphlm eval; None where there are none."""
+    """Tables and plots of the results of glyphlm eval; None if there are none."""
     lines = bench.result_lines(runs)
     if not lines:
         return None
@@ -253,7 +252,7 @@ def _evaluation(
 
 
 def _depths(runs: Sequence[Run], lines: bench.Lines) -> dict[Line, Chart]:
-    """A chart over depth of each whole task that stages of growth were evaluated on."""
+    """A chart by depth for each task (not its subjects) that stages of growth were evaluated on."""
     drawn = {}
     for line, rows in lines.items():
         if not line.subject and (points := bench.scores_by_depth(runs, line, rows)):
@@ -271,7 +270,7 @@ def _bars(found: bench.Fused, lines: bench.Lines, numbers: Mapping[str, int]) ->
 
 
 def _differences(rows: Sequence[ComparisonRow], numbers: Mapping[str, int]) -> dict[str, Any]:
-    """Of the whole tasks a table and a picture a unit; of MMLU the subjects that survive the correction."""
+    """Tables of whole tasks, a forest plot per unit, and the significant subjects of MMLU."""
     wholes: dict[Line, list[ComparisonRow]] = {}
     for row in (row for row in rows if not row.subject):
         wholes.setdefault(Line.compared(row), []).append(row)
@@ -294,10 +293,6 @@ def _format(value: Any, form: str = ",.0f") -> str:
     return DASH if finite(value) is None else format(value, form)
 
 
-def _share(value: Any) -> str:
-    return DASH if finite(value) is None else f"{value:.1%}"
-
-
 def _shown(value: float | None, metric: str, sign: str = "+") -> str:
     return DASH if value is None else shown(metric, value, sign).replace("-", "−")
 
@@ -307,7 +302,7 @@ def _scaled(value: Any, unit: float) -> float | None:
 
 
 def _change(value: Any, reference: Any) -> str:
-    """Signed difference, with a minus sign as wide as the plus."""
+    """A signed difference with a typographic minus."""
     if finite(value) is None or finite(reference) is None:
         return DASH
     return f"{value - reference:+.3f}".replace("-", "−")

@@ -1,6 +1,6 @@
-"""Results of several runs as the report shows them: tables, MMLU by subject, experts and fusion, depths, paired differences.
+"""Evaluation results in the report: tables, MMLU by subject, fusions beside their experts, depths, paired differences.
 
-Rows stand in one line of a table only if they are of the same items, scored in the same way.
+Results are in the same line of a table only if they are of the same items, scored in the same way.
 """
 
 import math
@@ -25,12 +25,12 @@ from glyphlm.pages.run_data import Run, find_run
 
 LEVEL = 0.05
 WHOLE = "all subjects"
-SIGNS = {1: "▲", -1: "▼", 0: "≈"}  # as the function `sign`
+SIGNS = {1: "▲", -1: "▼", 0: "≈"}  # of the values of `sign`
 
 
 @dataclass(frozen=True)
 class Line:
-    """The items and how they are scored; `inputs` keeps files of other content and other settings apart."""
+    """A line of a table: the items and their scoring; `inputs` distinguishes contents of files and settings."""
 
     task: str
     protocol: str
@@ -45,7 +45,7 @@ class Line:
 
     @classmethod
     def of(cls, row: ResultRow) -> "Line":
-        """The line that a row stands in."""
+        """The line of a result."""
         made_from = row.made_from or {}
         settings = {key: value for key, value in made_from.get("settings", {}).items() if key != "precision"}
         inputs = to_json([sorted(made_from.get("files", {}).values()), settings])
@@ -72,7 +72,7 @@ Lines = dict[Line, dict[str, ResultRow]]  # label of a run -> row
 
 
 class Cell(NamedTuple):
-    """A formatted value, its interval and notes; `sign` as the function of that name."""
+    """A formatted value with its `sign`, interval and notes."""
 
     value: str
     sign: int | None
@@ -80,9 +80,9 @@ class Cell(NamedTuple):
 
 
 class SubjectMap(NamedTuple):
-    """Accuracy by subject [S] and run [R], NaN where it was not measured; `signs_SR` is 0 where chance may explain it.
+    """Accuracy by subject [S] and run [R], NaN if missing; `signs_SR` is 0 if it does not differ from chance.
 
-    `tested` are the names whose number of items is known, which of published ones it is not.
+    `tested` are the runs whose number of items is known; it is not for published results.
     """
 
     line: Line
@@ -94,7 +94,7 @@ class SubjectMap(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """A fused run, its experts that are here, and those that are not."""
+    """A fused run, the experts among the runs, and the paths of the others."""
 
     run: Run
     experts: list[Run]
@@ -102,7 +102,7 @@ class Fused(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Run -> group -> value, and interval; group -> chance; in one unit."""
+    """Values and intervals (run -> group), and chance levels (group), in one unit."""
 
     values: dict[str, dict[str, float]]
     spans: dict[str, dict[str, tuple[float, float]]]
@@ -110,7 +110,7 @@ class Bars(NamedTuple):
 
 
 def short(source: str) -> str:
-    """The end of a path, enough to know it by."""
+    """The last two parts of a path."""
     return str(PurePosixPath(*PurePosixPath(source).parts[-2:])) if "/" in source else source
 
 
@@ -135,13 +135,13 @@ def table(lines: Lines, protocol: str) -> Lines:
 
 
 def published_rows(line: Line, published: Sequence[ResultRow]) -> dict[str, ResultRow]:
-    """Published model -> its row of the same task and scoring."""
+    """Published model -> its result in this line."""
     names = ("task", "scoring", "subject", "metric")
     return {row.run or "": row for row in published if all(getattr(row, name) == getattr(line, name) for name in names)}
 
 
 def cell(row: ResultRow) -> Cell:
-    """One value; of the sampled protocol in the published form, with its interval over items beside it."""
+    """The cell of a result; in the sampled protocol in the published form, with the interval over items as a note."""
     low, high = (shown(row.metric, end).rstrip("%") for end in row.items_ends)
     value, notes = shown(row.metric, row.value), [f"[{low}, {high}]"]
     if row.sigma is not None:
@@ -154,8 +154,8 @@ def cell(row: ResultRow) -> Cell:
 
 
 def sign(row: ResultRow) -> int | None:
-    """1: the interval over items lies above chance and above what always giving the commonest answer scores; -1: below
-    chance; 0: neither; None: chance or the interval is unknown, or many prompts were cut.
+    """1 if the interval over items is above chance and the majority level, -1 if it is below chance, else 0; None if chance
+    or the interval is unknown, or too many prompts were truncated.
     """
     if row.chance is None or (row.sigma is not None and row.items_low is None) or row.many_cut:
         return None
@@ -164,13 +164,13 @@ def sign(row: ResultRow) -> int | None:
 
 
 def labels(lines: Lines, runs: Sequence[Run] = ()) -> list[str]:
-    """The runs, or published models, that have a row, in the order of `runs`."""
+    """The runs and published models with a result in these lines, in the order of `runs`."""
     names = dict.fromkeys([run.label for run in runs] + [name for rows in lines.values() for name in rows])
     return [name for name in names if any(name in rows for rows in lines.values())]
 
 
 def intervals(lines: Lines) -> dict[str, list[str]]:
-    """What the intervals over items are -> the metrics that have them."""
+    """Method of the interval over items -> the metrics with it."""
     found: dict[str, list[str]] = {}
     for line, rows in lines.items():
         for row in rows.values():
@@ -180,7 +180,7 @@ def intervals(lines: Lines) -> dict[str, list[str]]:
 
 
 def subject_maps(lines: Lines, published: Sequence[ResultRow] = ()) -> list[SubjectMap]:
-    """A map a way of asking MMLU, all subjects together in its first row; published models beside the sampled protocol."""
+    """A map per scoring of MMLU, its first row all subjects together; published models join the sampled protocol."""
     wholes = [line for line in lines if line.task == "mmlu" and not line.subject]
     found = ((line, _subjects(line, lines, published)) for line in wholes)
     return [_subject_map(line, subjects) for line, subjects in found if len(subjects) > 1]
@@ -189,12 +189,12 @@ def subject_maps(lines: Lines, published: Sequence[ResultRow] = ()) -> list[Subj
 def _subjects(
     whole: Line, lines: Lines, published: Sequence[ResultRow]
 ) -> dict[str, dict[str, ResultRow]]:
-    """Subject -> run -> row, of what was asked like the whole; published models after the runs."""
+    """Subject -> run -> result, scored like the whole; published models follow the runs."""
     same = ("task", "protocol", "scoring", "metric", "source", "inputs")
     published = published if whole.protocol == "sampled" else ()
     found = {line.subject: rows | published_rows(line, published) for line, rows in lines.items()
              if all(getattr(line, name) == getattr(whole, name) for name in same)}
-    return {subject: found[subject] for subject in sorted(found)}  # "", the whole, is the first
+    return {subject: found[subject] for subject in sorted(found)}  # "", the whole, comes first
 
 
 def _subject_map(line: Line, subjects: Mapping[str, dict[str, ResultRow]]) -> SubjectMap:
@@ -208,16 +208,16 @@ def _subject_map(line: Line, subjects: Mapping[str, dict[str, ResultRow]]) -> Su
 
 
 def surviving(found: SubjectMap) -> list[tuple[str, list[str], list[str]]]:
-    """Name, subjects above chance, subjects below, of the tested."""
+    """(name, subjects above chance, subjects below) of the tested runs."""
     signs = {name: list(zip(found.subjects[1:], found.signs_SR[1:, column])) for column, name in enumerate(found.names)}
     return [(name, [subject for subject, sign in signs[name] if sign == 1],
              [subject for subject, sign in signs[name] if sign == -1]) for name in signs if name in found.tested]
 
 
 def _surviving(rows: Mapping[str, ResultRow]) -> dict[str, int]:
-    """Subject -> 1 above chance, -1 below, 0 where Holm's correction over the subjects leaves that open.
+    """Subject -> 1 if above chance, -1 if below, 0 if not significant after Holm's correction over the subjects.
 
-    The mean of an item over decoding runs varies less than one answer: for the sampled protocol this errs to the safe side.
+    For the sampled protocol this is conservative: means over decoding runs vary less than single answers.
     """
     parts = {subject: (row.value, row.items, row.chance) for subject, row in rows.items()
              if subject and row.items and row.chance is not None}
@@ -228,7 +228,7 @@ def _surviving(rows: Mapping[str, ResultRow]) -> dict[str, int]:
 
 
 def fused(runs: Sequence[Run]) -> list[Fused]:
-    """The fused runs, each with its experts."""
+    """The fused runs with their experts."""
     found = []
     for run in runs:
         if paths := run.get("fusion", "experts"):
@@ -239,7 +239,7 @@ def fused(runs: Sequence[Run]) -> list[Fused]:
 
 
 def side_by_side(found: Fused, lines: Lines) -> dict[str, Bars]:
-    """Unit -> bars of the experts and the fused run, of the lines that it has in common with an expert."""
+    """Unit -> bars of the experts and the fused run, for the lines that it shares with an expert."""
     labels = [*(expert.label for expert in found.experts), found.run.label]
     panels: dict[str, dict[Line, dict[str, ResultRow]]] = {}
     for line, rows in lines.items():
@@ -262,12 +262,12 @@ def _bars(labels: Sequence[str], panel: Lines) -> Bars:
 
 
 def level(rows: Mapping[str, ResultRow], name: str) -> float | None:
-    """Chance or majority level, which are the items' and so the same for all runs."""
+    """The chance or majority level, which depends only on the items."""
     return next((value for row in rows.values() if (value := getattr(row, name)) is not None), None)
 
 
 def unit(metric: str) -> str:
-    """percent, points or bits_per_byte."""
+    """The unit of a metric: percent, points or bits_per_byte."""
     return "percent" if metric in PERCENT else BITS_PER_BYTE if metric == BITS_PER_BYTE else "points"
 
 
@@ -283,26 +283,26 @@ def in_units(row: ResultRow) -> tuple[float, float, float]:
 
 
 def names_of(lines: Iterable[Line]) -> dict[Line, str]:
-    """Each line in a few words; where they are the same, with the source."""
+    """A short name for each line, with the source if it is not unique."""
     lines = list(lines)
     count = Counter(line.name for line in lines)
     return {line: line.name if count[line.name] == 1 else f"{line.name} {short(line.source)}" for line in lines}
 
 
 def scores_by_depth(runs: Sequence[Run], line: Line, rows: Mapping[str, ResultRow]) -> Points:
-    """A line over depth, in its unit; intervals of single runs are over items. Empty if all runs are of one depth."""
+    """A line by depth, in its unit; intervals of single runs are over items. Empty if all runs have the same depth."""
     points = by_depth(runs, unit(line.metric), {label: in_units(row) for label, row in rows.items()})
     return points if len({point["depth"] for found in points.values() for point in found}) > 1 else {}
 
 
 def differences(runs: Sequence[Run], logs: Path) -> list[ComparisonRow]:
-    """Each run minus the first on the same items, `b` the label of the run; none of a single item.
+    """Comparisons of each run with the first on the same items, if there are several items; `a` and `b` are labels.
 
     Args:
-        logs: The folder that glyphlm eval --log-items was given.
+        logs: The folder of glyphlm eval --log-items.
 
     Raises:
-        InputError: there is no such folder, or a log is damaged.
+        InputError: the folder does not exist, or a log is damaged.
     """
     if not logs.is_dir():
         raise InputError(f"{logs} is not a folder; give the one that glyphlm eval --log-items has filled")
@@ -319,7 +319,7 @@ def differences(runs: Sequence[Run], logs: Path) -> list[ComparisonRow]:
 
 
 def _logs(run: Run, logs: Path) -> dict[str, tuple[Path, str]]:
-    """Names of logs, equal for all that are of the same items and settings -> the run's log and the source of its items."""
+    """File name of a log (the same for the same items and settings) -> the run's log, and the source of the items."""
     found = {}
     for row in run.results:
         folder = model_logs(logs, row.made_from["model"]) if row.made_from else None
@@ -330,7 +330,7 @@ def _logs(run: Run, logs: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _belongs(log: Log, run: Run, path: Path) -> bool:
-    """Whether a log gives the results of its run."""
+    """Whether a log reproduces the results of its run."""
     rows = [row for row in run.results if row.made_from and log_name(row.task, row.made_from) == path.name]
     if not gives(log, rows):
         say(f"{run.label} is not compared by {path}: the log gives other results than its results.jsonl; run glyphlm eval "

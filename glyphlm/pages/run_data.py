@@ -1,4 +1,4 @@
-"""Finished run folders as their readers see them: summary, logged rows, results, samples."""
+"""Finished run folders, read for the report: summary, logged rows, results, samples."""
 
 import hashlib
 import math
@@ -33,7 +33,7 @@ SUMMARY_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read; `label` is unique also among runs of the same name."""
+    """The contents of a run folder; `label` is unique among the runs that are read together."""
 
     label: str
     folder: Path
@@ -47,24 +47,24 @@ class Run:
     held_out: str | None = None  # identifies the held-out text as it was tokenized
 
     def get(self, *keys: str) -> Any:
-        """The summary's value at the nested `keys`, or None."""
+        """The value at nested keys of the summary, or None."""
         return _at(self.summary, keys)
 
     @property
     def floor(self) -> float | None:
-        """Bits per byte a unigram model needs on the held-out text."""
+        """Bits per byte of a unigram model on the held-out text."""
         return finite(self.get("unigram_bits_per_byte", "validation"))
 
     @property
     def best(self) -> dict[str, Any]:
-        """The validation row with the lowest bits per byte; the summary's value where no row was logged."""
+        """The validation row with the lowest bits per byte; the value of the summary if no row was logged."""
         rows = [row for row in self.validation if finite(row["bits_per_byte"]) is not None]
         final = {"bits_per_byte": finite(self.get("bits_per_byte", "validation")), "step": self.get("steps")}
         return min(rows, key=lambda row: row["bits_per_byte"], default=final)
 
     @property
     def substrate(self) -> str:
-        """In words, such as "frozen glyph"."""
+        """The substrate in words, such as "frozen glyph"."""
         kind, trainable = str(self.get("substrate", "kind")).replace("_", " "), self.get("substrate", "trainable")
         if kind == "learned" and trainable:
             return kind
@@ -89,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The names of folders; with the folder above them where these are equal, with a number where this is equal, too."""
+    """Unique labels: the name of a folder, if needed with the name of its parent, if needed with a number."""
     names = [folder.name for folder in folders]
     longer = [f"{folder.parent.name}/{name}" if names.count(name) > 1 else name for folder, name in zip(folders, names)]
     return [f"{name} #{longer[:place].count(name) + 1}" if name in longer[:place] else name
@@ -115,13 +115,13 @@ def _read_run(folder: Path) -> Run:
 
 
 def _held_out(path: Path) -> str | None:
-    """A digest of the shards of held-out text; None where there were none, or nothing was recorded."""
+    """A digest of the shards of held-out text; None if there were none or they were not recorded."""
     shards = read_json(path).get("validation") if path.is_file() else None
     return hashlib.sha256(to_json(shards).encode()).hexdigest() if shards else None
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary, whose values have the types that the report computes with; what an old run lacks is None."""
+    """The summary, with its values checked for their types; keys that an old run lacks are None or absent."""
     cure = f"leave {path.parent} out or train it again"
     summary = read_json(path, cure=cure)
     for place, kinds in SUMMARY_KINDS.items():
@@ -142,7 +142,7 @@ def _at(value: Any, keys: Sequence[str]) -> Any:
 
 
 def find_run(path: str, made: Run, runs: Sequence[Run]) -> Run | None:
-    """The run among `runs` that `made` was made from and names as `path`; folders may have been moved together since."""
+    """The run among `runs` that `made` recorded as `path`; folders may have been moved together since."""
 
     def fit(run: Run) -> tuple[bool, bool]:
         place, made_place = run.folder.resolve(), made.folder.resolve()

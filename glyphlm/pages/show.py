@@ -1,7 +1,6 @@
-"""What a run reads and predicts, token by token: picture, code, neighbours, prediction after each layer, next token.
+"""The page of `glyphlm show`: for each token of a text its picture, code, neighbours, and predictions after each layer.
 
-Shapes: T positions of a text (the first is the end-of-text token, after which documents begin), V vocabulary, L rows of
-predictions.
+Shapes: T positions of a text (the first is `</s>`, which precedes documents), V vocabulary, L rows of predictions.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from glyphlm.substrate.glyphs import LEGIBLE
 from glyphlm.tokenizer.layouts import BYTES
 
 PAGE, SCRIPT = "show.html", "show.js"
-TEXTS = {  # what is shown where no texts are given
+TEXTS = {  # shown if no texts are given
     "Three scripts": "In Russian, Germany is Германия. In Chinese, Germany is 德国.",
     "English": "The currency of Japan is the Japanese yen.",
     "Русский": "Официальный язык Бразилии — португальский.",
@@ -40,7 +39,7 @@ PREDICTIONS = 8
 
 
 class Explorer:
-    """One run, or a run beside its twin, and the data of a page about them.
+    """The data of a page about a run, or a run beside its twin.
 
     Raises:
         InputError: the two have different tokenizers, or one is a model of another library.
@@ -56,7 +55,7 @@ class Explorer:
         self.pictures, self.picture_note = find_pictures(self.readers)
 
     def page(self, texts: Sequence[tuple[str, str]] | None = None, live: bool = False) -> str:
-        """The page; the last of the texts are left out where it would be too large."""
+        """The page; the last texts are left out if it would be too large."""
         chosen = list(self.readable(texts) if texts is None else texts)
         while True:
             page = self._page(chosen, live)
@@ -66,11 +65,11 @@ class Explorer:
 
     @cached_property
     def live_page(self) -> str:
-        """The page with a field for typed text, which it sends to /look of its server."""
+        """The page with an input field, whose text it sends to /look of its server."""
         return self.page(live=True)
 
     def look_at(self, text: str) -> dict[str, Any]:
-        """What the page says of a typed text."""
+        """The data of a typed text."""
         return self.look([(_title(text), text)])
 
     def _page(self, texts: Sequence[tuple[str, str]], live: bool) -> str:
@@ -81,12 +80,12 @@ class Explorer:
         return render("show.html.jinja", about | notes | {"data": data}, SCRIPT, live)
 
     def _squeezed(self) -> float | None:
-        """Share of the tokens whose characters are too narrow in their pictures."""
+        """Share of tokens whose characters are too narrow to be legible."""
         pictures = self.pictures
         return pictures and len(squeezed(pictures.texts, pictures.side)) / len(pictures.texts)
 
     def readable(self, texts: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
-        """The prepared texts that this vocabulary can spell, then samples of the run.
+        """The prepared texts, then samples of the run, that this vocabulary can encode.
 
         Raises:
             InputError: there are none.
@@ -106,7 +105,7 @@ class Explorer:
         return 2 * sum(number in known for number in ids) > len(ids)
 
     def look(self, texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """All that the page says of (title, text): `texts` one by one, and the `tokens` that are named, by id."""
+        """The data of (title, text) pairs: `texts`, and by id all `tokens` that they refer to."""
         found = [self._text(title, text) for title, text in texts]
         own = sorted({number for each in found for number in each["ids"]})
         tokens = {number: self._token(number) for number in own}
@@ -143,7 +142,7 @@ class Explorer:
 
 
 def _likely(runs: Sequence[Tensor], ids: Sequence[int]) -> list[list[list[float]]]:
-    """At each position the likeliest next tokens of all runs, with the one that came: [id, probability in each run]."""
+    """The likeliest next tokens at each position, and the actual one: [id, probability in each run]."""
     most = PREDICTIONS if len(runs) == 1 else PREDICTIONS * 3 // 4
     tops = [p_TV.topk(min(most, p_TV.shape[1])).indices.tolist() for p_TV in runs]
     rows = []
@@ -155,7 +154,7 @@ def _likely(runs: Sequence[Tensor], ids: Sequence[int]) -> list[list[list[float]
 
 
 def _by_layer(p_LTV: Tensor, ids: Sequence[int]) -> dict[str, Any]:
-    """Of each position: the likeliest token at each layer; and how likely the one that came was, and its rank."""
+    """At each position: the likeliest token of each layer (`lens`); probability and rank of the actual one (`came`)."""
     final_TV, came_T = p_LTV[-1], torch.tensor(ids[1:], dtype=torch.long)
     first = p_LTV.max(-1)
     own_t = final_TV[:-1].gather(1, came_T[:, None])[:, 0]
@@ -177,10 +176,10 @@ def _round(p: float) -> float:
 def write_show(
     run: str | Path, out: Path, twin: str | Path | None = None, texts: Sequence[str] = ()
 ) -> Path:
-    """Write the page about `run`, beside its `twin`, to the file `out` and return `out`.
+    """Write the page about `run`, beside its `twin`, to the file `out`, which is returned.
 
     Args:
-        texts: What is shown; by default prepared texts in several scripts, and samples of the run.
+        texts: Texts to show; by default prepared ones in several scripts, and samples of the run.
 
     Raises:
         InputError: a run cannot be loaded, the tokenizers differ, a text is empty, or `out` is something else.

@@ -1,7 +1,6 @@
-"""Claims about the models of a study, and the verdict that its seeds give on each.
+"""Claims about the models of a study, and verdicts on them from differences of two models that are paired by seed.
 
-A verdict is computed from the differences of two models, paired by seed, and never written by hand. Claims are registered:
-their digest is kept before the first result, and printed with the verdicts.
+Claims are registered: their digest is recorded before the first result, and printed with the verdicts.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ NOT_DECIDABLE, REFERENCE_FAILED = "not decidable", "reference failed"
 BITS_PER_BYTE, LETTER_MASS = "bits per byte", "letter mass"
 CLIPPED, TO_THRESHOLD = "clipped steps", "tokens to threshold"
 COSTS = ("tokens", "values trained", "petaFLOP", "seconds", CLIPPED, TO_THRESHOLD)  # of training
-# What guessing scores, always giving the commonest answer, and a unigram model (bits per byte).
+# Scores of uniform guessing, of the most frequent answer, of a unigram model (bits per byte).
 LEVELS = ("chance", "majority", "unigram")
 LEVEL = 0.05
 Row = dict[str, Any]
@@ -32,7 +31,7 @@ Seeds = dict[int, float]  # seed -> value
 
 @dataclass
 class Measure:
-    """The values of one measure: model -> seed -> value; its LEVELS, and the largest share of prompts that were cut."""
+    """The values of a measure (model -> seed -> value), its LEVELS, and the largest share of truncated prompts."""
 
     values: dict[str, Seeds] = field(default_factory=dict)
     levels: dict[str, float] = field(default_factory=dict)
@@ -40,10 +39,10 @@ class Measure:
 
 
 def check_claims(claims: Sequence[Claim], models: Sequence[str]) -> None:
-    """Refuse claims about models that are not among `models`, and margins without a meaning.
+    """Check claims against the names of the models.
 
     Raises:
-        InputError: with the value and what is allowed.
+        InputError: a model is unknown or named twice, or a margin is negative or given to a claim of kind better.
     """
     for claim in claims:
         named = filter(None, (claim.arm, claim.against, claim.reference_beats))
@@ -57,12 +56,12 @@ def check_claims(claims: Sequence[Claim], models: Sequence[str]) -> None:
 
 
 def claims_digest(claims: Sequence[Claim], seeds: Sequence[int]) -> str:
-    """sha256 of the claims and the seeds that they are to be judged with, 16 digits."""
+    """sha256 of the claims and of the seeds that decide them, 16 digits."""
     return hashlib.sha256(to_json([[asdict(claim) for claim in claims], list(seeds)]).encode()).hexdigest()[:16]
 
 
 def by_measure(rows: Sequence[Row]) -> dict[str, Measure]:
-    """Rows of a study by their measures, without parts of a benchmark: of MMLU there are 57."""
+    """The rows of a study by measure, without the subjects of benchmarks."""
     found: dict[str, Measure] = {}
     for row in rows:
         if not row.get("subject"):
@@ -74,20 +73,20 @@ def by_measure(rows: Sequence[Row]) -> dict[str, Measure]:
 
 
 def judge(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Row]:
-    """A verdict a claim and measure, from the rows of results.jsonl.
+    """A verdict per claim and measure, from the rows of results.jsonl.
 
-    A row has what the claim says and `measure`, `seeds` (those of both models), `difference` (`arm` minus `against`, mean
+    A row has the fields of the claim, `measure`, `seeds` (those of both models), `difference` (`arm` minus `against`, mean
     over seeds), `low` and `high` (Student's 95%), `pooled_low` and `pooled_high` (the same with the variance of all arms),
     `would_find` (see `detectable`), `p` (Student's two-sided test against the margin), `p_holm` (corrected over all rows of
     the same source), `verdict` and `reason`. The verdict is
-    - supported: the claim holds everywhere in the interval;
-    - equivalent: moreover no end of the interval is further from 0 than the margin;
+    - supported: the claim holds in the whole interval;
+    - equivalent: supported, and the whole interval is within the margin of 0;
     - not supported: it holds nowhere in the interval;
-    - not decidable: it holds in a part, or only before the correction, or there is nothing to compare: `reason` says why;
-    - reference failed: the model that is compared with does not do what it is there for: `reason` says what.
+    - not decidable: it holds in a part, or only before the correction, or nothing can be compared (see `reason`);
+    - reference failed: the reference is no better than a unigram model, or behind a model that it should beat.
     """
     found, made = by_measure(rows), {row["arm"] for row in rows}
-    verdicts = [_stated(claim) | verdict for claim in claims for verdict in _verdicts(claim, found, made)]
+    verdicts = [row for claim in claims for row in _verdicts(claim, found, made)]
     families: dict[str, list[Row]] = {}
     for row in verdicts:
         if row["p"] is not None:
@@ -101,23 +100,21 @@ def judge(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Row]:
     return verdicts
 
 
-def _stated(claim: Claim) -> Row:
-    return {key: value for key, value in asdict(claim).items() if key not in ("measures", "languages") and value is not None}
-
-
 def _verdicts(claim: Claim, found: dict[str, Measure], made: set[str]) -> Iterator[Row]:
+    given = asdict(claim).items()
+    stated = {key: value for key, value in given if key not in ("measures", "languages") and value is not None}
     missing = [name for name in (claim.arm, claim.against) if name not in made]
     names = [] if missing else [name for name in found if _is_about(claim, name)]
     if not names:
         reason = ", ".join(f"arm {name} was not made" for name in missing) or "it was not measured"
         asked = ", ".join(claim.measures) or BITS_PER_BYTE
-        yield _verdict(", ".join([asked, *claim.languages]), reason=reason)
+        yield stated | _verdict(", ".join([asked, *claim.languages]), reason=reason)
     for name in names:
-        yield _judged(claim, name, found[name])
+        yield stated | _judged(claim, name, found[name])
 
 
 def _is_about(claim: Claim, measure: str) -> bool:
-    """Whether the claim covers this measure; letter mass is not an ability, so only claims that name it do."""
+    """Whether the claim covers this measure; letter mass, which is no ability, has to be named."""
     source = Path(measure.partition(", ")[2]).name
     if claim.languages and not set(claim.languages) & set(re.split(r"[\W_]+", source)):
         return False
@@ -128,7 +125,7 @@ def _is_about(claim: Claim, measure: str) -> bool:
 
 def _judged(claim: Claim, name: str, measure: Measure) -> Row:
     mine, theirs = (measure.values.get(model, {}) for model in (claim.arm, claim.against))
-    seeds = [seed for seed in mine if math.isfinite(mine[seed] - theirs.get(seed, math.nan))]  # without diverged runs
+    seeds = [seed for seed in mine if math.isfinite(mine[seed] - theirs.get(seed, math.nan))]  # both finite
     row = _verdict(name, [mine[seed] - theirs[seed] for seed in seeds])
     if len(seeds) < 2:
         return row | {"reason": "1 seed" if seeds else "no seed in common"}
@@ -144,7 +141,7 @@ def _judged(claim: Claim, name: str, measure: Measure) -> Row:
 
 
 def _verdict(measure: str, differences: Sequence[float] = (), reason: str = "") -> Row:
-    """What can be said of these differences without a claim. JSON has no infinity: what one seed cannot decide is None."""
+    """A row without the claim: statistics of the differences, None if there are too few seeds; not decidable as yet."""
     interval = over_seeds(differences) if len(differences) > 1 else None
     return {
         "measure": measure,
@@ -163,7 +160,7 @@ def _verdict(measure: str, differences: Sequence[float] = (), reason: str = "") 
 
 
 def _pooled(measure: Measure, seeds: Sequence[int], claim: Claim) -> Row:
-    """The interval with the variance over all models that have a finite value with each of these seeds."""
+    """The interval with the residual variance of all models that have finite values for these seeds."""
     whole = {arm: values for arm, values in measure.values.items()
              if all(math.isfinite(values.get(seed, math.nan)) for seed in seeds)}
     values_AS = [[values[seed] for seed in seeds] for values in whole.values()]
@@ -172,7 +169,7 @@ def _pooled(measure: Measure, seeds: Sequence[int], claim: Claim) -> Row:
 
 
 def _failure(claim: Claim, name: str, measure: Measure, seeds: Sequence[int]) -> str:
-    """Why the reference is none: it is no better than a unigram model, or worse than a model that it should beat."""
+    """Why the reference failed, or ""."""
     theirs, fewer = measure.values[claim.against], lower_is_better(name)
     mean = sum(theirs[seed] for seed in seeds) / len(seeds)
     if fewer and mean >= measure.levels.get("unigram", math.inf):
@@ -186,7 +183,7 @@ def _failure(claim: Claim, name: str, measure: Measure, seeds: Sequence[int]) ->
 
 
 def _decided(claim: Claim, values: Sequence[Sequence[float]], fewer: bool) -> Row:
-    """Verdict and p-value: whether the claim holds at both ends of the interval, and so in all of it; at none; or at one."""
+    """Verdict and p-value: the claim holds in the whole interval if at both ends, in a part if at one."""
     differences = [mine - theirs for mine, theirs in zip(*values)]
     better = [-one for one in differences] if fewer else differences
     low, high, _ = over_seeds(better)
@@ -201,16 +198,15 @@ def _decided(claim: Claim, values: Sequence[Sequence[float]], fewer: bool) -> Ro
 
 
 def _at_level(values: Sequence[Sequence[float]], levels: dict[str, float]) -> str:
-    """The level that neither model is above, if there is one: then their scores are no ability that could be compared."""
+    """The reference level that neither model is above, or ""; their scores then reflect no ability to compare."""
     highest = max(over_seeds(of_model).low for of_model in values)
     return next((name for name in ("chance", "majority") if name in levels and highest <= levels[name]), "")
 
 
 def detectable(differences: Sequence[float]) -> float:
-    """The smallest true difference that as many seeds would find with probability 0.8 at level 0.05, about.
+    """The approximate minimum detectable effect of as many seeds (power 0.8 at level 0.05); infinite for one seed.
 
-    The half width of Student's interval, widened by the share that the power adds for many seeds (0.43); for 3 seeds it is
-    9% above the exact value, for 10 seeds 2%. One seed finds nothing.
+    Half of Student's interval times 1 + 0.84 / 1.96: 9% above the exact value for 3 seeds, 2% for 10.
     """
     if len(differences) < 2:
         return math.inf

@@ -1,7 +1,7 @@
 """A study -> recipes of its arms and seeds -> the commands that make, fuse and evaluate their models.
 
-Every folder is named by a digest of the settings that it is made from: what a change of the study does not touch is
-finished already, and nothing is overwritten. Arms share tokenizers, shards and substrates where theirs are the same.
+Folders are named by a digest of their settings, so a changed study reuses what the change does not affect, and nothing is
+overwritten. Arms share tokenizers, shards and substrates with equal settings.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from glyphlm.substrate.settings import OPTIONS, SubstrateSettings
 from glyphlm.tokenizer.build import TAKEN
 from glyphlm.tokenizer.settings import TokenizerSettings
 
-FLAGS = ("lossless", "trainable", "unique", "strict", "allow_different_substrates")  # options without a value
+FLAGS = ("lossless", "trainable", "unique", "strict", "allow_different_substrates")  # options that take no value
 Values = dict[str, Any]
 
 
@@ -35,8 +35,8 @@ class Model:
         arm: Its name in the results.
         run: Its run folder.
         made_by: Name of the command that makes it.
-        is_whole: False for what is only on the way to the model of the arm, or beside it.
-        rows: File of its evaluation, which the command `evaluated_by` makes.
+        is_whole: False for earlier stages and controls of a growth.
+        rows: File of its results, written by the command `evaluated_by`.
     """
 
     arm: str
@@ -49,10 +49,10 @@ class Model:
 
 
 def arm_recipe(settings: Study, changes: Values, seed: int, values: Values) -> GrowthRecipe:
-    """The recipe of the study with `changes`, `values` (by their dotted names) and everything drawn from `seed`.
+    """The recipe of the study with `changes`, `values` (by dotted names), and all random draws from `seed`.
 
     Raises:
-        InputError: there is no such recipe, or a name or value that it does not have.
+        InputError: the recipe does not exist, or does not accept a name or value.
     """
     recipe = load_recipe(settings.recipe, settings.recipe_profile, [changes, {"train.seed": seed}, values])
     if settings.data:
@@ -65,7 +65,7 @@ def _source(given: str) -> Source:
 
 
 def _drawn(substrate: SubstrateSettings, seed: int) -> SubstrateSettings:
-    """The substrate with all that it draws drawn from `seed`."""
+    """The substrate with all random draws from `seed`."""
     if substrate.path:
         return substrate
     drawn = {"seed": seed} if substrate.kind in OPTIONS["seed"] else {}
@@ -73,7 +73,7 @@ def _drawn(substrate: SubstrateSettings, seed: int) -> SubstrateSettings:
 
 
 class StudyCommands:
-    """The commands of a study in an order in which they can be run, each once, and the models that come out."""
+    """The distinct commands of a study, in an order in which they can be run, and the models that they make."""
 
     def __init__(self, settings: Study, out: Path):
         self._settings, self._out = settings, out
@@ -83,15 +83,15 @@ class StudyCommands:
 
     @property
     def ordered(self) -> list[Command]:
-        """All of them."""
+        """All commands."""
         return [*self._all.values()]
 
     def train(self, arm: str, seed: int, values: Values) -> Model:
-        """The commands of an arm and one seed; the model of the arm."""
+        """Add the commands of an arm and seed; the model of the arm."""
         return self._make(arm, arm_recipe(self._settings, self._settings.arms[arm] or {}, seed, values), seed)
 
     def fuse(self, name: str, fused: Values, seed: int) -> None:
-        """The command that fuses the experts of one seed, if all of these are made."""
+        """Add the command that fuses the experts of a seed, if the study makes all of them."""
         experts = [model for expert in fused["experts"] for model in self.models
                    if (model.arm.partition(".")[0], model.seed, model.is_whole) == (expert, seed, True)]
         runs, needs = [str(model.run) for model in experts], [model.made_by for model in experts]
@@ -108,14 +108,14 @@ class StudyCommands:
         self.models.append(Model(name, seed, run, made_by))
 
     def evaluate(self) -> None:
-        """Commands for each model that has none yet, one a protocol, which evaluate it on the tasks of the study."""
+        """Add commands that evaluate each model that has none yet on the tasks of the study, one per protocol."""
         files = [path for task in self._settings.evaluate if (path := Path(task.partition("=")[2])).is_file()]
         for number, model in enumerate(self.models):
             if not model.evaluated_by:
                 self.models[number] = self._evaluated(model, files)
 
     def _evaluated(self, model: Model, files: Sequence[Path]) -> Model:
-        """The model with the file of its rows, to which the command of each protocol adds its own, one after another."""
+        """The model with its results file, which the commands of all protocols write one after another."""
         name = f"eval_{_word(model.arm)}_{model.seed}_{_digest([str(model.run), self._settings.evaluate])}"
         rows, last = self._out / "evaluations" / f"{name}.jsonl", model.made_by
         for protocol in self._settings.protocols:
@@ -150,8 +150,7 @@ class StudyCommands:
     def _with_inputs(self, recipe: GrowthRecipe) -> tuple[GrowthRecipe, list[str]]:
         """The recipe with paths of tokenizer, substrate and text shards, and the commands that make them.
 
-        Examples (sft) are left as they are: they are few, and each training prepares its own. Beside text they are no part
-        of the validation, whose bits per byte would be those of questions otherwise.
+        Examples (sft) are left to each training, as they are few. If they are mixed with text, validation is on text alone.
         """
         if recipe.growth.base:
             return recipe, []
@@ -218,19 +217,19 @@ def model_names(settings: Study) -> list[str]:
 
 
 def arms_of(settings: Study, models: Sequence[str]) -> list[str]:
-    """The arms that the models of these names are made of, each once."""
+    """The distinct arms that the named models are made of."""
     arms = [settings.fuse.get(model, {}).get("experts", [model.partition(".")[0]]) for model in models]
     return [*dict.fromkeys(arm for of_model in arms for arm in of_model)]
 
 
 def _parts(recipe: GrowthRecipe) -> list[str]:
-    """The models of one growth: its stages, and its controls; none without stages."""
+    """The stages and controls of a growth; none if the recipe has no stages."""
     stages = [f"stage-{number}" for number in range(1, len(recipe.stages) + 1)]
     return [*stages, *(f"monolithic-{kind}" for kind in recipe.controls)] if stages else []
 
 
 def _validates_text(recipe: Recipe) -> bool:
-    """Whether the recipe mixes text with examples, and leaves open what is held out of which."""
+    """Whether the recipe mixes text with examples and names no validation."""
     return not recipe.validation and len({bool(source.sft) for source in recipe.data}) > 1
 
 
@@ -247,27 +246,24 @@ def _word(text: str) -> str:
 
 
 def _not_default(settings: TokenizerSettings | SubstrateSettings) -> Values:
-    """The settings that are not as by default."""
+    """The settings that differ from their defaults."""
     empty = asdict(type(settings)())
     return {key: value for key, value in asdict(settings).items() if value != empty[key]}
 
 
-def _options(values: Values) -> Iterator[str]:
+def _options(settings: Values) -> Iterator[str]:
     """Settings as command-line options."""
-    for key, value in values.items():
+    for key, value in settings.items():
         if key in FLAGS:
             yield from [f"--{key.replace('_', '-')}"] * bool(value)
         else:
             yield f"--{key.replace('_', '-')}"
-            yield from (str(one).lower() if isinstance(one, bool) else str(one) for one in _as_list(value))
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [value]
+            yield from (str(one).lower() if isinstance(one, bool) else str(one) for one in values)
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    """Write a file only if its content changes: Snakemake decides by its modification time what to run again."""
+    """Write a file only if its content changes, since Snakemake reruns commands by modification times."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)

@@ -1,6 +1,6 @@
 """quickstart(): phrase book -> tokenizer -> substrates -> shards -> three arms -> report, in minutes.
 
-It only calls what the other verbs call. The recipes it writes are files for `glyphlm train`.
+It calls the functions of the other verbs, and writes recipes for `glyphlm train`.
 """
 
 import os
@@ -30,8 +30,8 @@ VOCAB_SIZE = 2048
 MODEL = ModelConfig(d_model=128, n_layer=4, n_head=2, block_size=128)
 STEPS = 700  # of 1,024 tokens: once over the text, about a minute for each arm on 2 CPU cores
 TRAIN = TrainSettings(batch_tokens=1024, micro_batch_tokens=1024, lr=4e-3, validate_every=100, save_every=100)
-# Codes of the published norm 1 are small beside what the blocks add to them: on frozen glyphs this training then ends
-# anywhere between 0.99 and 1.21 bits per byte, with and without clipping.
+# With the published norm of 1 the codes are small relative to the outputs of the blocks: on frozen glyphs this training then
+# ends anywhere between 0.99 and 1.21 bits per byte, with and without clipping.
 ARMS = {
     "glyph": SubstrateSettings(kind="glyph", n_embed=128, scale="unit_rms"),
     "twin": SubstrateSettings(kind="learned", n_embed=128, scale="unit_rms", trainable=True),
@@ -39,16 +39,15 @@ ARMS = {
 }
 PROMPTS = ["The currency of ", "Question: What is the Russian name of ", "Валюта: ", "Вопрос: ", "在", "问题："]
 
-
-# Running text, examples (10% of what is trained on), and what is held out of both.
+# Name -> validation share. Running text, examples (10% of the training data), and what is held out of both.
 SHARDS = {"text": 0.0, "qa": 0.0, "validation_text": 1.0, "validation_qa": 1.0}
 SOURCE_WEIGHTS = {"text": 0.9, "qa": 0.1}
 
 
 def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) -> Path:
-    """Make everything under `out` and return the report's path; finished steps are skipped.
+    """Make everything under `out` and return the path of the report; finished steps are skipped.
 
-    Where neither `font` nor GNU Unifont can be had, the glyphs are drawn with what fonts of the system cover the text.
+    If neither `font` is given nor GNU Unifont installed, glyphs are drawn with fonts of the system that cover the text.
 
     Raises:
         InputError: no font is installed, or `out` holds something else.
@@ -68,7 +67,7 @@ def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) ->
 
 
 def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """The fonts to name, if GNU Unifont is not there, and a line that says so."""
+    """Fonts to use in place of GNU Unifont and a note about them; both empty if it is installed."""
     characters = {*"".join(tokenizer.pictured("decoded"))}
     paths, missing = unifont_or_others(characters)
     if re.match("unifont", paths[0].name) or os.environ.get("GLYPHLM_FONT"):
@@ -80,7 +79,7 @@ def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
 
 
 def commands(out: Path, font: Sequence[str] = (), steps: int | None = None) -> list[str]:
-    """What a reader types to make the same inputs step by step."""
+    """The commands that make the same inputs step by step."""
     fonts = f" --font {shlex.join(font)}" if font else ""
     length = f" --steps {steps}" if steps else ""
     lines = [
@@ -98,7 +97,7 @@ def commands(out: Path, font: Sequence[str] = (), steps: int | None = None) -> l
 
 
 def _train_arm(name: str, settings: SubstrateSettings, tokenizer: Tokenizer, train: TrainSettings, out: Path) -> Path:
-    """Build the arm's substrate, write its recipe to a file and train it; its run folder."""
+    """Build the substrate of an arm, write its recipe and train it; the run folder."""
     substrate, run, file = out / "substrates" / name, out / "runs" / name, out / "recipes" / f"{name}.yaml"
     build_substrate(tokenizer, settings, substrate)
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""What a study commits itself to before it has results: its claims, with a digest, and the power of its planned seeds."""
+"""Registration of the claims of a study before its results, and the power of its planned seeds."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,9 +18,9 @@ BITS = ("bpb", BITS_PER_BYTE)
 
 
 def register(settings: Study, out: Path) -> Row:
-    """Add the claims to `out`/registered.jsonl unless they stand there; their row.
+    """Add the claims to `out`/registered.jsonl unless they are there; their row.
 
-    A row has `digest`, `time`, `trainings` (finished in `out` when these claims were first given), `seeds` and `claims`.
+    A row has `digest`, `time`, `trainings` (finished at registration), `seeds` and `claims`.
     """
     rows, digest = read_json_lines(out / REGISTERED), claims_digest(settings.claims, settings.seeds)
     if found := next((row for row in rows if row["digest"] == digest), None):
@@ -37,15 +37,15 @@ def register(settings: Study, out: Path) -> Row:
 
 
 def registered_line(row: Row) -> str:
-    """When the claims were registered, as a sentence."""
+    """A sentence on when the claims were registered."""
     late = f"when {row['trainings']} trainings had finished" if row["trainings"] else "before any training had finished"
     return f"Claims and seeds were registered on {row['time']}, {late}; their digest is `{row['digest']}`."
 
 
 def planned_power(settings: Study) -> Iterator[str]:
-    """A line for each kind of claim about bits per byte: the power of the planned seeds, a warning where it is low.
+    """The power of the planned seeds for each kind of claim about bits per byte, with a warning if it is low.
 
-    The power of a claim with a margin is that for models that are equal; of one without, for a difference of `effect`.
+    With a margin the power is for equal models, without one for a true difference of `effect`.
     """
     about = [claim for claim in settings.claims
              if not claim.measures or any(name.startswith(BITS) for name in claim.measures)]

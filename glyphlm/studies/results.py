@@ -1,4 +1,4 @@
-"""The results of a study: rows of every arm, seed and measure, verdicts on claims, tables with intervals over seeds."""
+"""Results of a study: rows per arm, seed and measure; verdicts on claims; tables with intervals over seeds; the report."""
 
 import math
 import shlex
@@ -13,6 +13,7 @@ from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.evaluation.rows import read_results
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.pages.report import write_report
 from glyphlm.runs.folder import read_summary
@@ -36,7 +37,7 @@ from glyphlm.studies.workflow import Command, failures, finished, reason
 
 CLAIMS, TABLE, CURVES, FOREST = "claims.jsonl", "results.md", "curves.svg", "claims.svg"
 VALIDATION = f"{BITS_PER_BYTE}, validation"
-# What is kept of a result.
+# Fields of a result that its row keeps.
 BESIDE = ("subject", "low", "high", "interval", "items", "documents", "cut", "unknown", "chance", "majority")
 DASH = "–"
 Logged = dict[tuple[str, int], list[tuple[int, float]]]  # arm and seed -> validations: tokens, bits per byte
@@ -44,14 +45,14 @@ Logged = dict[tuple[str, int], list[tuple[int, float]]]  # arm and seed -> valid
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that an arm goes on with (None: all of its trainings failed), and what each that was tried reached."""
+    """The tuned values of an arm (None if all of its tuning runs failed), and the bits per byte of all values tried."""
 
     values: Values | None
     tried: tuple[tuple[Values, float | None], ...] = ()
 
 
 def measured(models: Sequence[Model], done: set[str]) -> list[Row]:
-    """One row for each arm, seed and measure of the finished models."""
+    """A row per arm, seed and measure of the finished models."""
     rows = []
     for model in models:
         if model.made_by in done:
@@ -77,17 +78,17 @@ def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
 
 
 def _of_evaluation(path: Path) -> Iterator[Row]:
-    for row in read_json_lines(path):
-        parts = [row["task"], row.get("scoring"), str(row.get("metric", "")).replace("_", " "), row.get("subject")]
-        name = f"{' '.join(filter(None, parts))}, {row['source']}"
-        yield {"measure": name, "value": row["value"], **{key: row[key] for key in BESIDE if row.get(key) is not None}}
-        if row.get("letter_mass") is not None and not row.get("subject") and row.get("scoring") != "texts":
-            sampled = " sampled" if row.get("protocol") == "sampled" else ""
-            yield {"measure": f"{row['task']}{sampled} {LETTER_MASS}, {row['source']}", "value": row["letter_mass"]}
+    for row in read_results(path):
+        name = " ".join(filter(None, (row.task, row.scoring, row.metric.replace("_", " "), row.subject)))
+        beside = {key: value for key in BESIDE if (value := getattr(row, key)) is not None}
+        yield {"measure": f"{name}, {row.source}", "value": row.value, **beside}
+        if row.letter_mass is not None and not row.subject and row.scoring != "texts":
+            sampled = " sampled" if row.protocol == "sampled" else ""
+            yield {"measure": f"{row.task}{sampled} {LETTER_MASS}, {row.source}", "value": row.letter_mass}
 
 
 def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
-    """One arm and measure: the mean over seeds, and its difference from the reference, seed by seed."""
+    """The cells of an arm in the table of a measure: its mean, and its paired difference from the reference."""
     differences = [value - reference[seed] for seed, value in values.items() if seed in reference] if reference else []
     cells = [arm, str(len(values)), *_mean(list(values.values()), "")]
     return [*cells, *(_mean(differences, "+") if differences else (DASH, DASH)), _number(detectable(differences))]
@@ -113,9 +114,9 @@ def write_results(
     command: str,
     registered: Row | None = None,
 ) -> Path:
-    """Write the results of what is finished into `out`: results.md (its path is returned), rows, verdicts, plots and page.
+    """Write the results of the finished commands to `out`: results.md (returned), rows, verdicts, plots, and the report.
 
-    `command` is what made all of it; `registered` is the row of the claims in registered.jsonl.
+    `command` repeats the study; `registered` is the row of its claims in registered.jsonl.
     """
     done, registered = finished(commands, out), registered or {}
     logged = _logged(models, done)
@@ -125,13 +126,13 @@ def write_results(
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
     runs, claims = [model.run for model in models if model.made_by in done], [_claim(row, settings) for row in verdicts]
+    typed = [shlex.join(each.arguments) for each in commands]
     curves = _curves(logged)
     forest = draw_claims(verdicts) if any(row["low"] is not None for row in verdicts) else None
     for name, drawing in ((CURVES, curves), (FOREST, forest)):
         if drawing:
             write_atomic(out / name, drawing)
     if runs:
-        typed = [shlex.join(each.arguments) for each in commands]
         arms = {model.run: model.arm for model in models}
         write_report(runs, out / REPORT, settings.title, typed, claims=claims, arms=arms, forest=forest)
     figure = [f"![{VALIDATION}, over training tokens, means over seeds]({CURVES})\n"] if curves else []
@@ -140,7 +141,8 @@ def write_results(
     noted += [f"Margins: {settings.margin_reason}"] if settings.margin_reason else []
     sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command, noted), *drawn,
                 *_missing(choices, models, commands, done, out), *figure,
-                *_tables(rows, models, settings.compare), *_chosen(choices), *_commands(commands)]
+                *_tables(rows, models, settings.compare), *_chosen(choices),
+                "\n".join(("## Commands\n\n```", *typed, "```\n"))]
     write_atomic(out / TABLE, "\n".join(sections))
     say(f"{out / TABLE}: {len(runs)} of {len(models)} models are made")
     return out / TABLE
@@ -168,7 +170,7 @@ def claims_table(verdicts: Sequence[Row]) -> str:
 
 
 def _claim(row: Row, settings: Study | None = None) -> dict[str, str]:
-    """A verdict as a row of the table, by the heads of its columns; with the study also how to make it again."""
+    """A verdict as column -> text; with `settings` also the option that makes it again."""
     again = {"made again by": _only(settings, row)} if settings else {}
     return {
         "claim": row["claim"],
@@ -185,12 +187,12 @@ def _claim(row: Row, settings: Study | None = None) -> dict[str, str]:
 
 
 def _only(settings: Study, row: Row) -> str:
-    """The option that makes only the two models of a verdict."""
+    """The option of `glyphlm study` for the two models of a verdict alone."""
     return f"--only {' '.join(arms_of(settings, (row['arm'], row['against'])))}"
 
 
 def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None) -> Iterator[str]:
-    """A table a measure, its arms in the order of the study, and one of all costs."""
+    """A table per measure, with the arms in the order of the study, and one of the costs."""
     reference = reference or (models[0].arm if models else "")
     table = by_measure(rows)
     costs = {name: table.pop(name).values for name in COSTS if name in table}
@@ -211,7 +213,7 @@ def _tables(rows: Sequence[Row], models: Sequence[Model], reference: str | None)
 
 
 def _logged(models: Sequence[Model], done: set[str]) -> Logged:
-    """The validations of each finished model in the order of training; stages of growth have curves of their own."""
+    """The validations of each finished model, without stages of growth."""
     logged: Logged = {}
     for model in models:
         if model.made_by in done and "." not in model.arm and (model.run / METRICS).is_file():
@@ -222,9 +224,9 @@ def _logged(models: Sequence[Model], done: set[str]) -> Logged:
 
 
 def _to_threshold(logged: Logged) -> Iterator[Row]:
-    """The tokens after which each training reached the bits per byte that all of them reach, between two validations.
+    """The tokens after which each training reached the bits per byte that all of them reach, linearly interpolated.
 
-    Trainings that stop at their first validation, such as an untrained model, neither set the threshold nor have a row.
+    Trainings with a single validation, such as untrained models, are left out.
     """
     curves = {key: curve for key, curve in logged.items() if len(curve) > 1}
     if not curves:
@@ -240,7 +242,7 @@ def _to_threshold(logged: Logged) -> Iterator[Row]:
 
 
 def _curves(logged: Logged) -> str | None:
-    """Held-out bits per byte over tokens as SVG, means over the seeds."""
+    """Held-out bits per byte over tokens as SVG, means over seeds."""
     curves: dict[str, dict[int, list[float]]] = {}
     for (arm, _), curve in logged.items():
         for tokens, bits in curve:
@@ -253,7 +255,7 @@ def _curves(logged: Logged) -> str | None:
 def _missing(
     choices: dict[str, Choice], models: Sequence[Model], commands: Sequence[Command], done: set[str], out: Path
 ) -> Iterator[str]:
-    """What could not be made, and why: commands that failed, and models that wait for one of them."""
+    """Commands that failed, with their last lines, and the models that are missing."""
     rows = [(each.name, reason(out, each.name), shlex.join(each.arguments)) for each in failures(commands, out)]
     lost = [arm for arm, choice in choices.items() if choice.values is None]
     lost += [f"{model.arm} {model.seed}" for model in models if model.made_by not in done]
@@ -264,17 +266,10 @@ def _missing(
 
 def _chosen(choices: dict[str, Choice]) -> Iterator[str]:
     if any(choice.tried for choice in choices.values()):
-        rows = [(arm, _shown(values), _number(bits) if bits is not None else "failed", "chosen" * (values == choice.values))
+        rows = [(arm, ", ".join(f"{name} {value}" for name, value in values.items()),
+                 "failed" if bits is None else _number(bits), "chosen" * (values == choice.values))
                 for arm, choice in choices.items() for values, bits in choice.tried]
         yield f"## Tuned with seeds that are not judged\n\n{_table(('arm', 'values', VALIDATION, ''), rows)}"
-
-
-def _commands(commands: Sequence[Command]) -> Iterator[str]:
-    yield "## Commands\n\n```\n" + "".join(f"{shlex.join(each.arguments)}\n" for each in commands) + "```\n"
-
-
-def _shown(values: Values) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

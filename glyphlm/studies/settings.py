@@ -1,4 +1,4 @@
-"""The models of a study and the claims about them: typed settings."""
+"""Settings of a study: its models, and claims about them."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

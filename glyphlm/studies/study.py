@@ -1,4 +1,4 @@
-"""study(): the arms of one recipe x seeds, made by the commands of a workflow, measured and compared."""
+"""study(): arms of a recipe x seeds, made by the commands of a workflow, evaluated and compared."""
 
 import itertools
 import re
@@ -40,12 +40,16 @@ def study(
     command: str = "glyphlm study",
     runner: Callable[..., None] | None = None,
 ) -> Path:
-    """Make what is missing of the study in the folder `out`; its table, `out`/results.md, with what could not be made.
+    """Make the missing models of a study in the folder `out`, and write its results; the path of results.md.
 
-    The same call again goes on after any stop; where all is finished it only writes the results. `jobs` commands run at
-    once; `options` are Snakemake's. `command` is what a reader types to repeat it. `runner` runs the commands in place of
-    `workflow.run_workflow`, with the same arguments. Commands are in the order of the seeds: a study that is stopped has all
-    arms with the first ones.
+    The same call resumes a study that was stopped. Commands are ordered by seed: a stopped study has all arms with the first
+    seeds.
+
+    Args:
+        jobs: Number of commands that run at once.
+        options: Options of Snakemake.
+        command: The command that repeats the study, for the results.
+        runner: Called in place of `workflow.run_workflow`, with the same arguments.
 
     Raises:
         InputError: the study or a recipe of it contradicts itself, or as `workflow.run_workflow`.
@@ -88,10 +92,10 @@ def _made(settings: Study, out: Path, run: Runner, command: str, dry_run: bool) 
 
 
 def check(settings: Study, jobs: int) -> None:
-    """Refuse a study that cannot be made.
+    """Check the settings of a study.
 
     Raises:
-        InputError: with the value and what is allowed.
+        InputError: a name, seed, task, value or claim is not valid; the message has the value and what is allowed.
     """
     if not settings.arms or not settings.seeds:
         raise InputError(f"a study needs arms and seeds (arms: {len(settings.arms)}, seeds: {settings.seeds})")
@@ -126,7 +130,7 @@ def check(settings: Study, jobs: int) -> None:
 
 
 def _tune(settings: Study, out: Path, run: Runner) -> tuple[list[Command], dict[str, Choice]]:
-    """The commands that try values with the tuning seeds, and the values of each arm with the fewest bits per byte."""
+    """The commands that train all values with the tuning seeds, and the values with the fewest bits per byte of each arm."""
     commands, tried = StudyCommands(settings, out), {}
     choices = {arm: Choice(next(iter(_combinations(settings, arm)))) for arm in settings.arms}
     for arm in settings.arms:
@@ -142,7 +146,7 @@ def _tune(settings: Study, out: Path, run: Runner) -> tuple[list[Command], dict[
 
 
 def _combinations(settings: Study, arm: str) -> list[Values]:
-    """All combinations of the values to try, without those of keys that the arm sets itself; at least an empty one."""
+    """All combinations of the values to try, except of keys that the arm itself sets; at least the empty one."""
     free = {key: values for key, values in settings.tune.items() if not _sets(settings.arms[arm] or {}, key)}
     return [dict(zip(free, values)) for values in itertools.product(*free.values())]
 
@@ -154,13 +158,13 @@ def _sets(changes: Values, key: str) -> bool:
 
 
 def _reached(models: Sequence[Model], done: set[str]) -> float | None:
-    """The mean bits per byte of the models of all tuning seeds; None where one of them failed."""
+    """The mean bits per byte over the tuning seeds; None if one of the models failed."""
     summaries = [read_summary(model.run) if model.made_by in done else None for model in models]
     reached = [summary["bits_per_byte"]["validation"] for summary in summaries if summary]
     return sum(reached) / len(reached) if len(reached) == len(models) and None not in reached else None
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:
-    """The values with the fewest bits per byte; None where every training failed."""
+    """The values with the fewest bits per byte."""
     reached = [(bits, values) for values, bits in tried if bits is not None]
     return Choice(min(reached, key=lambda one: one[0])[1] if reached else None, tuple(tried))

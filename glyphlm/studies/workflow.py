@@ -1,7 +1,7 @@
-"""Commands -> a Snakemake workflow, written and run. When, where and whether a command runs is decided by Snakemake.
+"""A Snakemake workflow of commands, written and run.
 
-Every command goes on where it was stopped and skips what is finished. An empty file in `done`, which Snakemake makes and
-removes, says that it ended well; so Snakemake never touches what a command has made.
+Each command resumes by itself. The output of a rule is an empty file in `done`, so that Snakemake never deletes what a
+command has written.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ class Command:
 
     Args:
         name: A word of letters, digits and underscores.
-        arguments: As a reader types them in the present folder.
-        makes: What exists when it is finished.
-        needs: Names of the commands that come before it.
-        reads: Files of the user; when one changes the command runs again.
+        arguments: Of a shell in the current folder.
+        makes: A path that exists when it has finished.
+        needs: Names of the commands that it depends on.
+        reads: Files of the user: the command runs again when one changes.
     """
 
     name: str
@@ -56,13 +56,13 @@ def run_workflow(
     unlock: bool = False,
     options: Sequence[str] = (),
 ) -> None:
-    """Run the unfinished `commands`, each after those that it needs, up to `jobs` at once; failures are printed.
+    """Run the unfinished `commands` in the order of their dependencies, up to `jobs` at once; failures are printed.
 
     Args:
         out: Folder of the workflow, its flags and logs.
         dry_run: Only print what would run, and why.
         unlock: Remove the lock that a killed Snakemake left.
-        options: More options of Snakemake, such as --executor slurm.
+        options: Further options of Snakemake, such as --executor slurm.
 
     Raises:
         InputError: Snakemake is not installed, cannot work in `out`, or does not know an option.
@@ -74,7 +74,7 @@ def run_workflow(
     write_atomic(out / SNAKEFILE, snakefile(commands, out, threads))
     for command in commands:
         if not command.makes.exists():
-            (out / DONE / command.name).unlink(missing_ok=True)  # somebody removed what it made
+            (out / DONE / command.name).unlink(missing_ok=True)  # its output was removed
     snakemake = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(out / SNAKEFILE), "--directory", str(out),
                  "--cores", str(jobs * threads), "--jobs", str(jobs), "--keep-going", "--rerun-incomplete", *options]
     if unlock:
@@ -108,7 +108,7 @@ def run_here(
 
 
 def snakefile(commands: Sequence[Command], out: Path, threads: int) -> str:
-    """The workflow as text; its commands run in the present folder, earlier ones first where they need not wait."""
+    """The Snakefile; commands run in the current folder, with priority to earlier ones."""
     rules = [
         f"# {len(commands)} commands, written by glyphlm study.\n"
         f"shell.prefix({_no_fields(f'cd {shlex.quote(os.getcwd())}; ')!r})\n",
@@ -116,7 +116,7 @@ def snakefile(commands: Sequence[Command], out: Path, threads: int) -> str:
     ]
     for number, command in enumerate(commands):
         files = [str(path.resolve()) for path in command.reads]
-        # A brace in the name of an input begins a wildcard and cannot be escaped; a parameter that changes does the same.
+        # A brace in an input is a wildcard and cannot be escaped; a parameter that changes with the files replaces it.
         braced = [path for path in files if "{" in path or "}" in path]
         inputs = [*(f"{DONE}/{name}" for name in command.needs), *(path for path in files if path not in braced)]
         parameter = f"    params: {_state_of(braced)!r}\n" if braced else ""
@@ -135,7 +135,7 @@ def _no_fields(shell: str) -> str:
 
 
 def _state_of(files: Sequence[str]) -> str:
-    """Changes when one of the files does."""
+    """A digest that changes with sizes and modification times of the files."""
     found = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files if os.path.exists(path)]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
@@ -145,10 +145,10 @@ def _listed(paths: Iterable[str]) -> str:
 
 
 def _listen(arguments: Sequence[str], commands: Sequence[Command] = (), out: Path = Path()) -> list[str]:
-    """Run Snakemake and show its progress; its lines.
+    """Run Snakemake with a progress bar; the lines that it printed.
 
     Raises:
-        InputError: it stopped, and not because of one of the `commands`.
+        InputError: it stopped for another reason than a failed command.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": path, LAUNCHER: launcher()}
@@ -179,7 +179,7 @@ def _why_stopped(lines: Sequence[str]) -> str:
 
 
 def finished(commands: Sequence[Command], out: Path) -> set[str]:
-    """Names of the commands that are finished, as are all that they need."""
+    """Names of the commands that have finished, with all their dependencies."""
     done: set[str] = set()
     for command in commands:
         if (out / DONE / command.name).exists() and done.issuperset(command.needs):
@@ -188,13 +188,13 @@ def finished(commands: Sequence[Command], out: Path) -> set[str]:
 
 
 def failures(commands: Sequence[Command], out: Path) -> list[Command]:
-    """The commands that were run and did not end well; not those that wait for one of these."""
+    """The unfinished commands whose dependencies have finished."""
     done = finished(commands, out)
     return [command for command in commands if command.name not in done and done.issuperset(command.needs)]
 
 
 def reason(out: Path, name: str) -> str:
-    """The last line that a command has printed."""
+    """The last line that a command printed."""
     log = out / LOGS / f"{name}.txt"
     printed = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     return next((line.strip() for line in reversed(printed) if line.strip()), "it has not begun")
