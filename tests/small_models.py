@@ -20,7 +20,7 @@ def make_run(
     """A run folder."""
     substrate = Substrate(SubstrateConfig(tokenizer.vocab_size, 16, "learned"), 32)
     model = GPT(ModelConfig(32, 2, 4, block_size, head_bias=True, head=head or HeadConfig()), substrate).eval()
-    _randomise(model, seed)
+    randomise(model, seed)
     export_model(model, tokenizer, folder)
     return folder
 
@@ -31,7 +31,7 @@ def make_foreign(folder: Path, tokenizer: Tokenizer, block_size: int = 256) -> P
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     lengths = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": block_size}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **ids, **lengths)).eval()
-    _randomise(model, 1)
+    randomise(model, 1)
     model.save_pretrained(folder)
     tokenizer.save(folder)
     return folder
@@ -45,7 +45,7 @@ def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, to
 
 
 @torch.no_grad()
-def _randomise(model: torch.nn.Module, seed: int) -> None:
+def randomise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) / 3)

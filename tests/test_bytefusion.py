@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from small_models import _randomise, make_foreign, make_run
+from small_models import make_foreign, make_run, randomise
 from torch import nn
 
 from glyphlm.base.errors import InputError
@@ -39,7 +39,7 @@ def byte_level(folder: Path, texts: list[str]) -> Path:
     fast.save_pretrained(folder)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 500}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
-    _randomise(model, 4)
+    randomise(model, 4)
     model.save_pretrained(folder)
     return folder
 

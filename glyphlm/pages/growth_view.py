@@ -34,16 +34,10 @@ class StageRow:
 
 def chains(runs: Sequence[Run]) -> list[list[Run]]:
     """The chains of runs grown from one another, from the first stage to a run that nothing was grown from."""
-    below = {run.label: _base(run, runs) for run in runs}
+    below = {run.label: find_run(base, run, runs) if (base := run.get("growth", "base")) else None for run in runs}
     bases = {base.label for base in below.values() if base}
     ends = [run for run in runs if below[run.label] and run.label not in bases]
     return [_down(run, below)[::-1] for run in ends]
-
-
-def _base(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run among `runs` that this one was grown from."""
-    base = run.get("growth", "base")
-    return find_run(base, run, runs) if base else None
 
 
 def _down(run: Run, below: dict[str, Run | None]) -> list[Run]:

@@ -1,5 +1,5 @@
 "use strict";
-// Draws what analysis/show.py measured. No library: a few SVG paths and tables, so that the page prints sharply and needs no network.
+// Draws the data of pages/show.py as SVG and tables, without a library, so that the page needs no network.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = { text: 0, token: 0 };
 const $ = (id) => document.getElementById(id);
