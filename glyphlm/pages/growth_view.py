@@ -112,8 +112,8 @@ def manner(chain: Sequence[Run]) -> str:
 
 def validation_by_depth(runs: Sequence[Run]) -> Points:
     """Bits per byte on held-out text by depth (see `by_depth`)."""
-    bits = {run.label: finite(run.get("bits_per_byte", "validation")) for run in runs}
-    return by_depth(runs, "bits_per_byte", {label: (value, value, value) for label, value in bits.items() if value is not None})
+    bits = {run.label: bits for run in runs if (bits := finite(run.get("bits_per_byte", "validation"))) is not None}
+    return by_depth(runs, "bits_per_byte", {label: (value, value, value) for label, value in bits.items()})
 
 
 def by_depth(runs: Sequence[Run], y: str, values: Mapping[str, tuple[float, float, float]]) -> Points:
