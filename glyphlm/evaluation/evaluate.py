@@ -69,54 +69,20 @@ def evaluate(
     settings = settings or EvalSettings()
     _check_outputs(out, log_items)
     wanted = [read_eval_task(task, settings) for task in tasks]
+    job = _Job(settings, reading, resolve_precision(settings.precision, device), out, log_items)
     rows, comparisons = [], []
     firsts: dict[tuple[str, str], tuple[str, Log | None]] = {}
-    precision = resolve_precision(settings.precision, device)
     with ExitStack() as locks:
         for output in ([out] if out else []) + [Path(run) for run in runs if is_run(run)]:
             locks.enter_context(one_writer(output))
         for run in map(str, runs):
-            model = load_eval_model(run, device, precision)
+            model = load_eval_model(run, device, job.precision)
             for task in wanted:
-                made_from = _made_from(model, task, settings, reading, precision)
-                found, log = _results(model, task, made_from, settings, reading, out, log_items)
+                found, log = job.results(model, task)
                 _report_losses(model, found)
                 rows += [replace(row, run=run) for row in found]
                 comparisons += _compare(firsts.setdefault((task.name, task.source), (run, log)), (run, log), task)
     return Evaluation(rows, comparisons)
-
-
-def _made_from(
-    model: EvalModel, task: EvalTask, settings: EvalSettings, reading: Reading, precision: str
-) -> dict[str, Any]:
-    """What identifies results: model, files and settings."""
-    kept = settings.of(task.name) | {"precision": precision} | (reading.settings() if task.name == BPB else {})
-    return {"model": model.digest, "files": dict(task.digest), "settings": kept}
-
-
-def _results(
-    model: EvalModel,
-    task: EvalTask,
-    made_from: dict[str, Any],
-    settings: EvalSettings,
-    reading: Reading,
-    out: Path | None,
-    log_items: Path | None,
-) -> tuple[list[ResultRow], Log | None]:
-    """The rows of one task, reused or computed, and its log if there is one; rows are written to each output."""
-    folder = log_items and model_logs(log_items, model.digest, model.name)
-    path = folder / log_name(task.name, made_from) if folder else None
-    places = [Place(model.folder / RESULTS, None)] if model.folder else []
-    places += [Place(out, model.name)] if out else []
-    rows, log = _kept(places, task, made_from, path)
-    if not rows:
-        log = run_task(model, task, reading, settings)
-        rows = [replace(row, source=task.source, made_from=made_from) for row in result_rows(log)]
-        if path is not None:  # before the rows, which mark the task as finished
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, to_lines(log))
-    _complete(places, rows)
-    return rows, log
 
 
 class Place(NamedTuple):
@@ -124,6 +90,39 @@ class Place(NamedTuple):
 
     file: Path
     run: str | None
+
+
+class _Job(NamedTuple):
+    """What all models and tasks of a call of `evaluate` share."""
+
+    settings: EvalSettings
+    reading: Reading
+    precision: str
+    out: Path | None
+    log_items: Path | None
+
+    def results(self, model: EvalModel, task: EvalTask) -> tuple[list[ResultRow], Log | None]:
+        """The rows of one task, reused or computed, and its log if there is one; rows are written to each output."""
+        made_from = self._made_from(model, task)
+        folder = self.log_items and model_logs(self.log_items, model.digest, model.name)
+        path = folder / log_name(task.name, made_from) if folder else None
+        places = [Place(model.folder / RESULTS, None)] if model.folder else []
+        places += [Place(self.out, model.name)] if self.out else []
+        rows, log = _kept(places, task, made_from, path)
+        if not rows:
+            log = run_task(model, task, self.reading, self.settings)
+            rows = [replace(row, source=task.source, made_from=made_from) for row in result_rows(log)]
+            if path is not None:  # before the rows, which mark the task as finished
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, to_lines(log))
+        _complete(places, rows)
+        return rows, log
+
+    def _made_from(self, model: EvalModel, task: EvalTask) -> dict[str, Any]:
+        """What identifies results: model, files and settings."""
+        settings = self.settings.of(task.name) | {"precision": self.precision}
+        settings |= self.reading.settings() if task.name == BPB else {}
+        return {"model": model.digest, "files": dict(task.digest), "settings": settings}
 
 
 def _check_outputs(out: Path | None, log_items: Path | None) -> None:
