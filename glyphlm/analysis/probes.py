@@ -37,7 +37,7 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 ROWS, PLOT, NEIGHBOURS = "probes.jsonl", "probes.svg", "neighbours.txt"
 MEASURES = {"knn": "accuracy of 5 nearest", "linear": "accuracy of linear probe", "mrr": "mean reciprocal rank"}
 NEAREST = "nearest"  # task of rows that list neighbours and have no score
-CONTROL_SEED = 7919  # of no training
+CONTROL_SEED = 7919  # not a seed that trainings use
 BATCH, SHOWN = 256, 5
 VOTERS, FOLDS = 5, 5
 RIDGE = 0.01  # relative to the mean squared norm of the states, so that the scale of a layer does not matter

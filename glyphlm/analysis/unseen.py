@@ -80,8 +80,8 @@ def probe_unseen(
     Reading: bits per byte of the spans after the characters (`bits`), with random codes (`bits_random`), of the oracle
     (`bits_oracle`), and the share of the gap from random to oracle that the codes close (`closed`, its 95% interval over
     documents `low`, `high`). Writing: probability relative to the smoothed unigram, as geometric and arithmetic mean
-    (`times_unigram`, `times_unigram_mean`), and the share of occurrences ranked in the top 1, 10 and 100. Values are null if
-    the run has no ids for the characters.
+    (`times_unigram`, `times_unigram_mean`), and the share of occurrences ranked in the top 1, 10 and 100. If the run has no
+    ids for the characters, these and `bits_random` are null.
 
     Raises:
         InputError: a run is bad or fused, no document of the text has one of the characters, or `out` holds other work.

@@ -64,8 +64,8 @@ def bootstrap(sums_NS: ArrayLike, statistic: Statistic = ratio, over: str = "ite
 def over_runs(values_M: Sequence[float]) -> tuple[float, Interval]:
     """σ and the published interval, mean ± 1.96 σ/√M, of M decoding runs on the same items.
 
-    σ divides by M: with it all of the 189 published lines of MMLU subjects with 100 questions are consistent with whole
-    numbers of right answers, with M - 1 only 55.
+    σ divides by M: so the published σ fit the published means in all 189 lines of MMLU subjects with 100 questions; with
+    M - 1 they do in 55.
     """
     mean, sigma = float(np.mean(values_M)), float(np.std(values_M))
     half = 1.96 * sigma / math.sqrt(len(values_M))
@@ -143,8 +143,8 @@ def paired(
 
     The interval is the paired bootstrap's (Koehn 2004). The test is McNemar's if each item is scored 0 or 1 (`right`), else
     the permutation test that exchanges the two models' sums item by item. The minimum detectable effect is 2.80 standard
-    errors (power 0.8 at level 0.05), with `right` at least 6 discordant items; None if the models never differ. A single
-    item shows no difference.
+    errors (power 0.8 at level 0.05); with `right` it is at least 6 discordant items, otherwise None if the models never
+    differ. A single item shows no difference.
     """
     a_NS, b_NS = np.asarray(sums_a_NS, float), np.asarray(sums_b_NS, float)
     difference = float(statistic(b_NS.sum(0)) - statistic(a_NS.sum(0)))

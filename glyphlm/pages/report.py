@@ -72,47 +72,38 @@ def write_report(
         found = [replace(run, label=f"{arms[run.folder]}, seed {run.get('seed')}") for run in found]
     names = {run.label: arms[run.folder] for run in found} if arms else None
     given = [row for path in published for row in read_published(path)]
-    page = _page(found, title, commands, given, logs, {"claims": claims, "forest": forest}, names)
+    own = dict.fromkeys(run.get("command") or f"# the command of {run.label} was not recorded" for run in found)
+    values = {"title": title, "commands": [*commands, *own], "claims": claims, "forest": forest}
+    page = render("report.html.jinja", values | _values(found, given, logs, names), SCRIPT, **FILTERS)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
 
 
-def _page(
-    runs: list[Run],
-    title: str,
-    commands: Sequence[str],
-    published: Sequence[ResultRow],
-    logs: Path | None,
-    study: Mapping[str, Any],
-    names: Mapping[str, str] | None,
-) -> str:
+def _values(
+    runs: list[Run], published: Sequence[ResultRow], logs: Path | None, names: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What the template shows of the runs. `names` are their arms, if they are of a study."""
     found = chains(runs)
     grown = {chain[-1].label: whole(chain) for chain in found}
     bases = {run.label for chain in found for run in chain[:-1]}
-    shown = [grown.get(run.label, run) for run in runs if run.label not in bases]
-    arms = arms_of(shown, names and {run.label: names[run.label] for run in shown})
+    shown_runs = [grown.get(run.label, run) for run in runs if run.label not in bases]
+    arms = arms_of(shown_runs, names and {run.label: names[run.label] for run in shown_runs})
     numbers = {run.label: number for number, group in enumerate(arms.values()) for run in group}
     numbers |= {run.label: len(arms) + place for place, run in enumerate(runs) if run.label not in numbers}
-    checks = _checks(shown, bool(found))
+    growth, evaluation = _growth(found, runs, numbers), _evaluation(runs, published, logs, numbers)
     charts = {"learning": learning_chart(arms, {label: number for number, label in enumerate(arms)})}
-    charts |= (growth := _growth(found, runs, numbers)).pop("charts", {})
-    evaluation = _evaluation(runs, published, logs, numbers)
-    charts |= evaluation.pop("charts", {}) if evaluation else {}
-    commanded = (run.get("command") or f"# the command of {run.label} was not recorded" for run in runs)
-    views = {
-        "title": title, "runs": shown, "all_runs": runs, **study, "arms": arms, "mark": mark, "numbers": numbers,
-        "commands": [*commands, *dict.fromkeys(commanded)], "checks": checks,
-        "same_text": {run.label: run.held_out is not None and run.held_out == shown[0].held_out for run in shown},
-        "sheets": _sheets(shown), "samples": _samples(shown), "growth": growth, "evaluation": evaluation,
-        "signs": bench.SIGNS, "legible": LEGIBLE, "grown": {chain[-1].label: chain for chain in found},
-        "charts": {name: chart for name, chart in charts.items() if chart}, "ranked": _ranked(arms),
-        "reference": _references(arms),
-        "clipped": {run.label: run.get("clipped") for run in shown if finite(run.get("clipped")) is not None},
-    }
-    filters = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
-    filters |= {"number": _format, "change": _change, "scaled": _scaled, "shown": _shown}
-    return render("report.html.jinja", views, SCRIPT, **filters)
+    charts |= growth.get("charts", {}) | evaluation.get("charts", {})
+    first = shown_runs[0]
+    return {
+        "runs": shown_runs, "all_runs": runs, "arms": arms, "mark": mark, "numbers": numbers,
+        "checks": _checks(shown_runs, bool(found)), "ranked": _ranked(arms), "reference": _references(arms),
+        "same_text": {run.label: run.held_out is not None and run.held_out == first.held_out for run in shown_runs},
+        "clipped": {run.label: run.get("clipped") for run in shown_runs if finite(run.get("clipped")) is not None},
+        "grown": {chain[-1].label: chain for chain in found}, "growth": growth, "evaluation": evaluation,
+        "charts": {name: chart for name, chart in charts.items() if chart},
+        "sheets": _sheets(shown_runs), "samples": _samples(shown_runs), "signs": bench.SIGNS, "legible": LEGIBLE,
+    }  # fmt: skip
 
 
 def mark(number: int) -> tuple[str, str]:
@@ -229,11 +220,11 @@ def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def _evaluation(
     runs: Sequence[Run], published: Sequence[ResultRow], logs: Path | None, numbers: Mapping[str, int]
-) -> dict[str, Any] | None:
-    """Tables and plots of the results of glyphlm eval; None if there are none."""
+) -> dict[str, Any]:
+    """Tables and plots of the results of glyphlm eval; empty if there are none."""
     lines = bench.result_lines(runs)
     if not lines:
-        return None
+        return {}
     tables = {protocol: bench.table(lines, protocol) for protocol in ("likelihood", "sampled")}
     maps = bench.subject_maps(lines, published)
     depths = {f"depth-{number}": found for number, found in enumerate(_depths(runs, lines).items())}
@@ -306,3 +297,7 @@ def _change(value: Any, reference: Any) -> str:
     if finite(value) is None or finite(reference) is None:
         return DASH
     return f"{value - reference:+.3f}".replace("-", "−")
+
+
+FILTERS = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
+FILTERS |= {"number": _format, "change": _change, "scaled": _scaled, "shown": _shown}

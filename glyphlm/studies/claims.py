@@ -206,7 +206,7 @@ def _at_level(values: Sequence[Sequence[float]], levels: dict[str, float]) -> st
 def detectable(differences: Sequence[float]) -> float:
     """The approximate minimum detectable effect of as many seeds (power 0.8 at level 0.05); infinite for one seed.
 
-    Half of Student's interval times 1 + 0.84 / 1.96: 9% above the exact value for 3 seeds, 2% for 10.
+    The half width of Student's interval times 1 + 0.84 / 1.96: 9% above the exact value for 3 seeds, 2% for 10.
     """
     if len(differences) < 2:
         return math.inf
