@@ -71,26 +71,26 @@ def metrics(log: Log) -> Iterator[Metric]:
     first = log[0]
     if "nats" in first:
         blocks = first.get("blocks", []) if len(log) == 1 else []
-        nats = np.array(blocks or [(row["nats"], row["bytes"]) for row in log], float)
+        nats = np.array(blocks or [(entry["nats"], entry["bytes"]) for entry in log], float)
         yield Metric("", BITS_PER_BYTE, nats / (math.log(2), 1), unit="blocks of a document" if blocks else "documents")
     elif "scores" in first:
         name = "accuracy" if "labels" in first else "bleu" if "-" in first["task"] else "contains"
-        yield _mean("first letter" if name == "accuracy" else "", name, [np.mean(row["scores"]) for row in log], False)
+        yield _mean("first letter" if name == "accuracy" else "", name, [np.mean(entry["scores"]) for entry in log], False)
     elif "labels" in first:
-        yield _mean("letters", "accuracy", [np.argmax(row["letters"]) == row["correct"] for row in log], True)
+        yield _mean("letters", "accuracy", [np.argmax(entry["letters"]) == entry["correct"] for entry in log], True)
         if "texts" in first:
-            yield _mean("texts", "accuracy", [chosen_text(row) == row["correct"] for row in log], True)
+            yield _mean("texts", "accuracy", [chosen_text(entry) == entry["correct"] for entry in log], True)
     elif "-" in first["task"]:
         yield from (_corpus(metric, log) for metric in translation_metrics(first["task"].split("-")[1]))
     else:
-        scores = [squad_scores(row["output"], row["answers"]) for row in log]
+        scores = [squad_scores(entry["output"], entry["answers"]) for entry in log]
         yield _mean("greedy", "exact_match", [score.exact for score in scores], True)
         yield _mean("greedy", "f1", [score.f1 for score in scores], False)
 
 
-def chosen_text(row: Mapping[str, Any]) -> int:
+def chosen_text(entry: Mapping[str, Any]) -> int:
     """The option with the highest log-probability per character (lm-eval's acc_norm)."""
-    return int(np.argmax(np.array(row["texts"]) / [len(text) for text in row["choices"]]))
+    return int(np.argmax(np.array(entry["texts"]) / [len(text) for text in entry["choices"]]))
 
 
 def _mean(scoring: str, name: str, values_N: Sequence[Any], right: bool) -> Metric:
@@ -98,7 +98,7 @@ def _mean(scoring: str, name: str, values_N: Sequence[Any], right: bool) -> Metr
 
 
 def _corpus(metric: CorpusMetric, log: Log) -> Metric:
-    sums_NS = metric.sums([row["output"] for row in log], [row["answers"][0] for row in log])
+    sums_NS = metric.sums([entry["output"] for entry in log], [entry["answers"][0] for entry in log])
     return Metric("greedy", metric.name, sums_NS, metric.score, signature=metric.signature)
 
 
@@ -110,8 +110,8 @@ def result_rows(log: Log) -> list[ResultRow]:
 def _by_subject(log: Log) -> Iterator[tuple[str, Log]]:
     """The whole log (subject ""), then the entries of each subject."""
     yield "", log
-    for subject in sorted({row["subject"] for row in log} - {""}):
-        yield subject, [row for row in log if row["subject"] == subject]
+    for subject in sorted({entry["subject"] for entry in log} - {""}):
+        yield subject, [entry for entry in log if entry["subject"] == subject]
 
 
 def _row(log: Log, subject: str, metric: Metric) -> ResultRow:
@@ -176,7 +176,7 @@ def compare_items(log_a: Log | str | Path, log_b: Log | str | Path) -> list[Comp
 
 def _compared(subject: str, a: Log, b: Log) -> Iterator[ComparisonRow]:
     if ("blocks" in a[0]) != ("blocks" in b[0]):  # one log was written by an older version
-        a, b = ([{name: value for name, value in row.items() if name != "blocks"} for row in log] for log in (a, b))
+        a, b = ([{name: value for name, value in entry.items() if name != "blocks"} for entry in log] for log in (a, b))
     cut = sum(bool(of_a.get("cut") or of_b.get("cut")) for of_a, of_b in zip(a, b)) / len(a)
     for of_a, of_b in zip(metrics(a), metrics(b)):
         found = stats.paired(of_a.sums_NS, of_b.sums_NS, of_a.statistic, of_a.right, of_a.unit)

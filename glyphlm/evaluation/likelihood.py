@@ -31,13 +31,13 @@ def score_options(
     """
     options = [[between + text for text in (*item.labels, *_texts(item))] for item in items]
     splits = [split_options(model, item.prompt, found) for item, found in zip(items, options)]
-    logs: list[dict[str, Any]] = [{} for _ in items]
+    entries: list[dict[str, Any]] = [{} for _ in items]
     sizes = [len(parts.context) * (1 + len(parts.rests)) for parts in splits]
     for group in batches(sizes, READ_TOKENS.get(model.device.type, 0)):
         scores = _log_probabilities(model, [splits[number] for number in group], [items[n].labels for n in group])
         for number, (found, mass) in zip(group, scores):
             item, letters = items[number], len(items[number].labels)
-            logs[number] = {
+            entries[number] = {
                 "labels": item.labels,
                 "correct": item.correct,
                 "letters": found[:letters],
@@ -46,7 +46,7 @@ def score_options(
                 "cut": splits[number].was_cut,
             }
         advance(len(group))
-    return logs
+    return entries
 
 
 def _texts(item: Item) -> tuple[str, ...]:
@@ -99,11 +99,11 @@ def generate_answers(
     stops = {model.tokenizer.end_id, *model.line_ends}
     steps = min(new_tokens, max(1, model.block_size // 2))  # at least half of the context is left to the prompt
     prompts = [model.prompt(item.prompt, model.block_size + 1 - steps) for item in items]
-    logs: list[dict[str, Any]] = [{} for _ in items]
+    entries: list[dict[str, Any]] = [{} for _ in items]
     for group in batches([len(ids) for ids, _ in prompts], WRITE_TOKENS.get(model.device.type, 0)):
         found, _ = continue_prompts(model, [prompts[n][0] for n in group], [steps] * len(group), stops)
         for number, ((ids,), item) in zip(group, zip(found, [items[n] for n in group])):
             output = model.tokenizer.decode(ids).strip()
-            logs[number] = {"answers": item.answers, "output": output, "cut": prompts[number][1]}
+            entries[number] = {"answers": item.answers, "output": output, "cut": prompts[number][1]}
         advance(len(group))
-    return logs
+    return entries

@@ -72,7 +72,7 @@ def sample_answers(
 ) -> list[dict[str, Any]]:
     """Log entries: n answers and their scores; with options also the letter mass."""
     prompts = [model.prompt(item.prompt, model.block_size + 1 - answer_tokens(item)) for item in items]
-    logs: list[dict[str, Any]] = [{} for _ in items]
+    entries: list[dict[str, Any]] = [{} for _ in items]
     sizes = [len(ids) * runs for ids, _ in prompts]
     budget = READ_TOKENS if items[0].labels else WRITE_TOKENS  # 1 or 2 new tokens: reading dominates
     for group in batches(sizes, budget.get(model.device.type, 0)):
@@ -85,6 +85,6 @@ def sample_answers(
             key = {"labels": item.labels, "correct": item.correct} if item.labels else {"answers": item.answers}
             mass = {"letter_mass": first.mass(row, model.begin_with(item.labels))} if item.labels else {}
             scores = [score_answer(item, output) for output in outputs]
-            logs[number] = {**key, "outputs": outputs, "scores": scores, **mass, "cut": prompts[number][1]}
+            entries[number] = {**key, "outputs": outputs, "scores": scores, **mass, "cut": prompts[number][1]}
         advance(len(group))
-    return logs
+    return entries
