@@ -182,7 +182,7 @@ def find_sharing(codes: Codes) -> dict[str, Any]:
 def measure_spectrum(code_VE: Tensor) -> tuple[dict[str, Any], Tensor]:
     """Rank, components for shares of the variance, participation ratio; and the projection on the first two axes [V, 2]."""
     together_EE, mean_E = _moments(code_VE)
-    rank = count_rank(torch.linalg.eigvalsh(together_EE))
+    rank = _count_rank(torch.linalg.eigvalsh(together_EE))
     variance_E, axes_EE = torch.linalg.eigh(together_EE.sub_(torch.outer(mean_E, mean_E)))
     variance_E = variance_E.flip(0).clamp(min=0)
     total = max(variance_E.sum().item(), TINY)
@@ -206,7 +206,7 @@ def _moments(code_VE: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(together_EE / len(code_VE)), torch.from_numpy(sum_E / len(code_VE))
 
 
-def count_rank(squares_E: Tensor) -> int:
+def _count_rank(squares_E: Tensor) -> int:
     """The number of singular values (given squared) above the rounding error of float32."""
     limit = torch.finfo(torch.float32).eps * len(squares_E) ** 0.5
     return int((squares_E > squares_E.max() * limit**2).sum())

@@ -87,7 +87,7 @@ def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run
     places = {text: number for number, text in enumerate(every)}
     with meter(run and f"probing {run}", len(trained_LND)) as progress:
         for layer, states in enumerate(zip(trained_LND, control_LND)):
-            for own, control in zip(*(score_layer(x_ND.numpy(), places, texts, seed) for x_ND in states)):
+            for own, control in zip(*(_score_layer(x_ND.numpy(), places, texts, seed) for x_ND in states)):
                 yield {"layer": layer, **_row(*own, control_NS=control[2])}
             codes = Codes(Path(), gpt.substrate.config, states[0], every, [])
             for word in texts.words:
@@ -140,7 +140,7 @@ def untrained(gpt: GPT) -> GPT:
     return control
 
 
-def score_layer(
+def _score_layer(
     x_ND: NDArray, places: Mapping[str, int], texts: Texts, seed: int
 ) -> Iterator[tuple[str, str, NDArray, float]]:
     """(task, measure, `class_sums`, chance) for the states of one layer; places: text -> row of `x_ND`."""

@@ -68,7 +68,7 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     _check_outputs(out, log_items)
-    wanted = [read_eval_task(task, settings) for task in tasks]
+    wanted = [_read_task_items(task, settings) for task in tasks]
     job = _Job(settings, reading, resolve_precision(settings.precision, device), out, log_items)
     rows, comparisons = [], []
     firsts: dict[tuple[str, str], tuple[str, Log | None]] = {}
@@ -85,7 +85,7 @@ def evaluate(
     return Evaluation(rows, comparisons)
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """A results file, and the value of `run` of the model's rows in it (None in the run's own)."""
 
     file: Path
@@ -106,8 +106,8 @@ class _Job(NamedTuple):
         made_from = self._made_from(model, task)
         folder = self.log_items and model_logs(self.log_items, model.digest, model.name)
         path = folder / log_name(task.name, made_from) if folder else None
-        places = [Place(model.folder / RESULTS, None)] if model.folder else []
-        places += [Place(self.out, model.name)] if self.out else []
+        places = [_Place(model.folder / RESULTS, None)] if model.folder else []
+        places += [_Place(self.out, model.name)] if self.out else []
         rows, log = _kept(places, task, made_from, path)
         if not rows:
             log = run_task(model, task, self.reading, self.settings)
@@ -135,7 +135,7 @@ def _check_outputs(out: Path | None, log_items: Path | None) -> None:
 
 
 def _kept(
-    places: Sequence[Place], task: EvalTask, made_from: dict[str, Any], path: Path | None
+    places: Sequence[_Place], task: EvalTask, made_from: dict[str, Any], path: Path | None
 ) -> tuple[list[ResultRow], Log | None]:
     """Rows of an earlier evaluation of the same, with their log if `path` names one; none if that log is missing."""
     for place in places:
@@ -148,7 +148,7 @@ def _kept(
     return [], None
 
 
-def _complete(places: Sequence[Place], rows: Sequence[ResultRow]) -> None:
+def _complete(places: Sequence[_Place], rows: Sequence[ResultRow]) -> None:
     """Add the rows to each file that lacks one of them."""
     for place in places:
         named, present = [replace(row, run=place.run) for row in rows], read_results(place.file)
@@ -190,12 +190,8 @@ def parse_task(task: str) -> tuple[str, str]:
     return name, source
 
 
-def read_eval_task(task: str, settings: EvalSettings) -> EvalTask:
-    """Read a task, with the items that the settings select.
-
-    Raises:
-        InputError: the task is unknown, a file of it is bad, or it has no item for the protocol.
-    """
+def _read_task_items(task: str, settings: EvalSettings) -> EvalTask:
+    """Read a task, with the items that the settings select."""
     name, source = parse_task(task)
     if name == BPB:
         return EvalTask(name, source, [], describe([source]))

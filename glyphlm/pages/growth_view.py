@@ -97,7 +97,7 @@ def _since(row: dict[str, Any], so_far: Mapping[str, float], spent: Mapping[str,
             "flops": so_far["flops"] + flops}
 
 
-def manner(chain: Sequence[Run]) -> str:
+def _manner(chain: Sequence[Run]) -> str:
     """How a chain was grown, in words."""
     growth = chain[-1].get("growth")
     words = [f"{growth['start']} start"]
@@ -133,7 +133,7 @@ def by_depth(runs: Sequence[Run], y: str, values: Mapping[str, tuple[float, floa
 def _named(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     """Grown runs with their manner of growth, and controls with their kind."""
     for chain in chains(runs):
-        yield from ((manner(chain), run) for run in chain)
+        yield from ((_manner(chain), run) for run in chain)
         yield from ((run.get("name").replace("-", ", equal "), run) for run in controls(chain, runs))
 
 

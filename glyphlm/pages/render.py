@@ -19,7 +19,7 @@ UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @cache
-def inlined(name: str) -> str:
+def _inlined(name: str) -> str:
     """The text of a script or style sheet."""
     return (TEMPLATES / name).read_text(encoding="utf-8").strip()
 
@@ -29,7 +29,7 @@ def policy(script: str, live: bool = False) -> str:
 
     `live` allows requests to the server of the page.
     """
-    digest = base64.b64encode(hashlib.sha256(inlined(script).encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(_inlined(script).encode()).digest()).decode()
     asks = "; connect-src 'self'" if live else ""
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{asks}"
 
@@ -39,7 +39,7 @@ def render(template: str, values: Mapping[str, Any], script: str, live: bool = F
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, finalize=_writable, trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters.update(filters, data=_data, image=image, inline=inlined)
+    environment.filters.update(filters, data=_data, image=image, inline=_inlined)
     page = environment.get_template(template)
     return page.render(values, script=script, policy=policy(script, live), generator=GENERATOR)
 

@@ -254,7 +254,7 @@ def _bars(labels: Sequence[str], panel: Lines) -> Bars:
     spans: dict[str, dict[str, tuple[float, float]]] = {label: {} for label in labels}
     for label in labels:
         for group, (_, rows) in groups.items():
-            value, *span = in_units(rows[label]) if label in rows else [math.nan] * 3
+            value, *span = _in_units(rows[label]) if label in rows else [math.nan] * 3
             values[label][group], spans[label][group] = value, (span[0], span[1])
     levels = {group: in_unit(line.metric, chance) for group, (line, rows) in groups.items()
               if (chance := level(rows, "chance")) is not None}
@@ -276,7 +276,7 @@ def in_unit(metric: str, value: float) -> float:
     return 100 * value if metric in PERCENT else value
 
 
-def in_units(row: ResultRow) -> tuple[float, float, float]:
+def _in_units(row: ResultRow) -> tuple[float, float, float]:
     """The value of a row and the ends of its interval over items, in their unit."""
     low, high = row.items_ends
     return in_unit(row.metric, row.value), in_unit(row.metric, low), in_unit(row.metric, high)
@@ -291,7 +291,7 @@ def names_of(lines: Iterable[Line]) -> dict[Line, str]:
 
 def scores_by_depth(runs: Sequence[Run], line: Line, rows: Mapping[str, ResultRow]) -> Points:
     """A line by depth, in its unit; intervals of single runs are over items. Empty if all runs have the same depth."""
-    points = by_depth(runs, unit(line.metric), {label: in_units(row) for label, row in rows.items()})
+    points = by_depth(runs, unit(line.metric), {label: _in_units(row) for label, row in rows.items()})
     return points if len({point["depth"] for found in points.values() for point in found}) > 1 else {}
 
 

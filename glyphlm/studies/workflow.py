@@ -145,11 +145,7 @@ def _listed(paths: Iterable[str]) -> str:
 
 
 def _listen(arguments: Sequence[str], commands: Sequence[Command] = (), out: Path = Path()) -> list[str]:
-    """Run Snakemake with a progress bar; the lines that it printed.
-
-    Raises:
-        InputError: it stopped for another reason than a failed command.
-    """
+    """Run Snakemake with a progress bar; the lines that it printed. Only failures of commands are no error."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": path, LAUNCHER: launcher()}
     done, lines, failed = len(finished(commands, out)), [], False
