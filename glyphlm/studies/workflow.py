@@ -145,7 +145,7 @@ def _listed(paths: Iterable[str]) -> str:
 
 
 def _listen(arguments: Sequence[str], commands: Sequence[Command] = (), out: Path = Path()) -> list[str]:
-    """Run Snakemake with a progress bar; the lines that it printed. Only failures of commands are no error."""
+    """Run Snakemake with a progress bar; its lines. Failed commands are printed, other failures raised."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": path, LAUNCHER: launcher()}
     done, lines, failed = len(finished(commands, out)), [], False
