@@ -109,7 +109,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: Any) -> dict[str, Any]:
-    """Nats and bytes after the characters by document, with `own` and `random` codes; `written`; `unigram`, a probability."""
+    """Nats and bytes after the characters by document, with `own` and `random` codes; `written`; `unigram` probability."""
     wrapped, tokenizer = load_run(run)
     gpt = wrapped.gpt
     if not isinstance(gpt, GPT):
