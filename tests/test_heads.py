@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ HEADS = {
     "frequency": HeadConfig("code", width=24, order="frequency"),
     "shuffled": HeadConfig("code", width=24, order="shuffled", seed=3),
     "seven digits": HeadConfig("code", digits=7, width=24),
+    "shortlist": HeadConfig("code", width=24, order="frequency", shortlist=20),
+    "shortlist, clusters": HeadConfig("code", digits=3, width=24, order="clusters", shortlist=3),
 }
 CODES = [name for name in HEADS if name != "tied"]
 SUBSTRATES = {
@@ -63,21 +66,29 @@ def some_ids(rows: int = 2, length: int = 12, vocab: int = V) -> Tensor:
 
 def plain_probability(head: CodeHead, x_D: Tensor, number: int) -> float:
     """p(id) of the id with this number, digit by digit, in loops over the digits that are possible."""
-    digits = [number // head.base**place % head.base for place in reversed(range(head.config.digits))]
-    p = 1.0
+    short = head.config.shortlist
+    if number < short:
+        digits = [number]
+    else:
+        number -= short
+        digits = [number // head.base**place % head.base for place in reversed(range(head.config.digits))]
+    p, ids = 1.0, head.vocab_size - short
     for level, digit in enumerate(digits):
         if not level:
             logits_Z = head.outputs[0](x_D)
-        else:
-            rows = [head.earlier[level - 1].weight[digits[level - 1 - place] + place * head.base] for place in range(level)]
-            gain_W, shift_W = sum(rows).chunk(2)
-            logits_Z = head.outputs[level](F.gelu(head.inputs[level - 1](x_D) * (1 + gain_W) + shift_W))
-            if len(head.biases):
-                prefix = sum(d * head.base**place for place, d in enumerate(reversed(digits[:level])))
-                logits_Z = logits_Z + head.biases[level - 1][prefix]
+            first = [z for z in range(head.base) if z * head.base ** (head.config.digits - 1) < ids]
+            likely_Z = logits_Z[[*range(short), *(short + z for z in first)]].softmax(-1)
+            p *= float(likely_Z[digit if len(digits) == 1 else short + digit])
+            continue
+        rows = [head.earlier[level - 1].weight[digits[level - 1 - place] + place * head.base] for place in range(level)]
+        gain_W, shift_W = sum(rows).chunk(2)
+        logits_Z = head.outputs[level](F.gelu(head.inputs[level - 1](x_D) * (1 + gain_W) + shift_W))
+        if len(head.biases):
+            prefix = sum(d * head.base**place for place, d in enumerate(reversed(digits[:level])))
+            logits_Z = logits_Z + head.biases[level - 1][prefix]
         below = head.base ** (head.config.digits - level - 1)
         before = sum(d * head.base ** (level - place) for place, d in enumerate(digits[:level]))
-        possible = [z for z in range(head.base) if (before + z) * below < head.vocab_size]
+        possible = [z for z in range(head.base) if (before + z) * below < ids]
         p *= float(logits_Z[possible].softmax(-1)[digit])
     return p
 
@@ -86,7 +97,8 @@ def plain_probability(head: CodeHead, x_D: Tensor, number: int) -> float:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", CODES)
 def test_probabilities_of_all_ids_sum_to_one(name, bias, vocab):
-    head = make(HEADS[name], bias=bias, vocab=vocab).head
+    config = replace(HEADS[name], shortlist=min(HEADS[name].shortlist, vocab - 1))
+    head = make(config, bias=bias, vocab=vocab).head
     logp_NV = head(states())
     assert logp_NV.shape == (9, vocab) and logp_NV.isfinite().all()
     torch.testing.assert_close(logp_NV.exp().sum(-1), torch.ones(9), atol=1e-5, rtol=0)
@@ -158,7 +170,7 @@ def test_the_search_opens_few_prefixes_of_a_sharp_distribution(monkeypatch):
     with torch.no_grad():
         head.outputs[0].weight *= 30
         head.best(states(1), 1)
-    assert opened == [0, 1]
+    assert opened == [1]
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -284,6 +296,7 @@ def test_parameters_grow_with_a_root_of_the_vocabulary(digits):
     ({"kind": "code", "digits": 1}, "digits 1 must be at least 2"),
     ({"kind": "code", "width": 0}, "width 0 must be at least 1"),
     ({"digits": 3}, "head.digits 3 applies only to kind code"),
+    ({"shortlist": 5}, "head.shortlist 5 applies only to kind code"),
     ({"kind": "tied", "order": "clusters"}, "head.order clusters applies only to kind code"),
     ({"kind": "code", "seed": 2}, "head.seed 2 applies only to order shuffled"),
 ])  # fmt: skip

@@ -113,6 +113,8 @@ class HeadConfig:
             parameter of it grows with the vocabulary.
         digits: Of code: how many; each has about V^(1 / digits) values.
         width: Of code: of the network that computes a later digit from the state and the earlier digits.
+        shortlist: Of code: ids with the lowest numbers that are values of the first digit themselves, such as the 2,048 most
+            frequent ones; only the others have further digits.
         order: Of code: how ids are numbered. identity as they are; frequency by their number in the training data;
             clusters puts ids of similar codes side by side; shuffled at random (a control).
         seed: Of order shuffled.
@@ -121,12 +123,13 @@ class HeadConfig:
     kind: Literal["full", "tied", "code"] = "full"
     digits: int = 2
     width: int = 512
+    shortlist: int = 0
     order: Literal["identity", "frequency", "clusters", "shuffled"] = "identity"
     seed: int = 1
 
     def __post_init__(self) -> None:
-        check_fields(self, {"digits": 2, "width": 1})
-        for name, standard in (("digits", 2), ("width", 512), ("order", "identity"), ("seed", 1)):
+        check_fields(self, {"digits": 2, "width": 1, "shortlist": 0})
+        for name, standard in (("digits", 2), ("width", 512), ("shortlist", 0), ("order", "identity"), ("seed", 1)):
             applies = self.kind == "code" and (name != "seed" or self.order == "shuffled")
             if not applies and (value := getattr(self, name)) != standard:
                 needed = "order shuffled of kind code" if name == "seed" else "kind code"

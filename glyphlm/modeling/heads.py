@@ -1,6 +1,7 @@
 """From a state to a distribution over ids without a matrix [V, D]. Torch only; this file travels inside every run folder.
 
-Shapes: as in model.py; N states, E n_embed, W width of the digit network, Z values of a digit, P prefixes of digits.
+Shapes: as in model.py; N states, E n_embed, W width of the digit network, Z values of a digit, P prefixes of digits, S ids of the
+shortlist.
 """
 
 import heapq
@@ -86,7 +87,8 @@ class CodeHead(nn.Module):
 
     A later digit is read from gelu((A h) * (1 + g) + s), where g and s [W] are sums of learned rows, one for each earlier
     digit. Digits that lead out of the vocabulary have probability 0, and the rest is normalised at each digit, so that the
-    distribution over ids is exact. Logits are log-probabilities. Related: hierarchical softmax (Morin and Bengio 2005;
+    distribution over ids is exact. With a shortlist the first digit has S values more, each of which is an id (as in the
+    adaptive softmax of arXiv 1609.04309), and numbers from S on have digits. Logits are log-probabilities. Related: hierarchical softmax (Morin and Bengio 2005;
     arXiv cs/0108006), whose classes have matrices of their own, V D values in all; here they share one.
 
     Args of the constructor:
@@ -98,12 +100,15 @@ class CodeHead(nn.Module):
     def __init__(self, config: HeadConfig, d_model: int, vocab_size: int, bias: bool):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.base = next(base for base in range(2, vocab_size + 2) if base**config.digits >= vocab_size)
+        if config.shortlist >= vocab_size:
+            raise ValueError(f"head.shortlist {config.shortlist} must be less than the {vocab_size} ids")
+        self.numbered = vocab_size - config.shortlist  # ids that have digits
+        self.base = next(base for base in range(2, self.numbered + 2) if base**config.digits >= self.numbered)
         later = range(1, config.digits)
         modules: list[Any] = [
             [nn.Linear(d_model, config.width) for _ in later],
             [nn.Embedding(self.base * level, 2 * config.width) for level in later],
-            [nn.Linear(config.width if level else d_model, self.base) for level in range(config.digits)],
+            [nn.Linear(d_model, config.shortlist + self.base), *(nn.Linear(config.width, self.base) for _ in later)],
         ]
         self.inputs, self.earlier, self.outputs = (nn.ModuleList(found) for found in modules)
         self.biases = nn.ParameterList(torch.zeros(self._prefixes(level), self.base) for level in later if bias)
@@ -119,13 +124,17 @@ class CodeHead(nn.Module):
 
     def nats(self, x_ND: Tensor, y_N: Tensor) -> Tensor:
         """Cross-entropy of each target, float32 [N], from Z logits a digit."""
-        place_N = self.places(y_N)
-        nats = torch.zeros(len(y_N), device=x_ND.device)
-        for level in range(self.config.digits):
-            number_N = place_N // self._ids_below(level)
-            logits_NZ = self._logits(level, x_ND, number_N // self.base)
-            nats = nats + F.cross_entropy(logits_NZ, number_N % self.base, reduction="none")
-        return nats
+        short, place_N = self.config.shortlist, self.places(y_N)
+        first_N = torch.where(place_N < short, place_N, short + (place_N - short) // self._ids_below(0))
+        nats_N = cross_entropy(self._first_logits(x_ND), first_N)
+        numbered_n = (place_N >= short).nonzero()[:, 0] if short else slice(None)
+        x_nD, number_n = x_ND[numbered_n], place_N[numbered_n] - short
+        for level in range(1, self.config.digits):
+            digits_n = number_n // self._ids_below(level)
+            logits_nZ = self._logits(level, x_nD, digits_n // self.base)
+            nats_n = cross_entropy(logits_nZ, digits_n % self.base)
+            nats_N = nats_N.index_add(0, numbered_n, nats_n) if short else nats_N + nats_n
+        return nats_N
 
     def places(self, ids: Tensor) -> Tensor:
         """The number of each id."""
@@ -156,43 +165,49 @@ class CodeHead(nn.Module):
             opened *= 2
             minus_P, _, prefixes = zip(*some)
             prefix_P = torch.tensor(prefixes, device=x_D.device)
-            logp_PZ = self._logits(level, x_D.expand(len(some), -1), prefix_P).log_softmax(-1)
-            logp_PZ -= torch.tensor(minus_P, device=x_D.device)[:, None]
-            number_PZ = prefix_P[:, None] * self.base + torch.arange(self.base, device=x_D.device)
+            logp_PZ = self._logits(level, x_D.expand(len(some), -1), prefix_P) if level else self._first_logits(x_D[None])
+            logp_PZ = logp_PZ.log_softmax(-1) - torch.tensor(minus_P, device=x_D.device)[:, None]
+            values_Z = torch.arange(logp_PZ.shape[-1], device=x_D.device) - (0 if level else self.config.shortlist)
+            number_PZ = prefix_P[:, None] * self.base + values_Z  # of ids of the shortlist: their place minus S
             possible_X = (logp_PZ.isfinite() & (logp_PZ >= least)).nonzero(as_tuple=True)
             number_X, logp_X = number_PZ[possible_X], logp_PZ[possible_X]
-            if level < self.config.digits - 1:
-                for minus, number in zip((-logp_X).tolist(), number_X.tolist()):
-                    heapq.heappush(closed, (minus, level + 1, number))
-                continue
-            places_K, logp_K = torch.cat([places_K, number_X]), torch.cat([logp_K, logp_X])
-            logp_K, kept_K = logp_K.topk(min(count, len(logp_K)))
+            ids_X = (number_X < 0) | (level == self.config.digits - 1)
+            for minus, number in zip((-logp_X[~ids_X]).tolist(), number_X[~ids_X].tolist()):
+                heapq.heappush(closed, (minus, level + 1, number))
+            places_K = torch.cat([places_K, number_X[ids_X] + self.config.shortlist])
+            logp_K, kept_K = torch.cat([logp_K, logp_X[ids_X]]).topk(min(count, len(places_K)))
             places_K, least = places_K[kept_K], float(logp_K[-1]) if len(logp_K) == count else least
         return places_K, logp_K
 
     def _all(self, x_ND: Tensor) -> Tensor:
-        logp_NP = torch.zeros(len(x_ND), 1, device=x_ND.device)
-        for level in range(self.config.digits):
+        logp_NX = self._first_logits(x_ND).log_softmax(-1)
+        short_NS, logp_NP = logp_NX.split([self.config.shortlist, self.base], -1)
+        logp_NP = logp_NP[:, : self._prefixes(1)]
+        for level in range(1, self.config.digits):
             prefix_P = torch.arange(self._prefixes(level), device=x_ND.device)
             logp_NPZ = self._logits(level, x_ND[:, None], prefix_P).log_softmax(-1)
             logp_NP = (logp_NP[..., None] + logp_NPZ).flatten(1)[:, : self._prefixes(level + 1)]
-        return logp_NP if self.config.order == "identity" else logp_NP[:, self.place_V]
+        logp_NV = torch.cat([short_NS, logp_NP], -1)
+        return logp_NV if self.config.order == "identity" else logp_NV[:, self.place_V]
+
+    def _first_logits(self, x_ND: Tensor) -> Tensor:
+        """Logits of the shortlist and of the first digit, float32 [N, S + Z]; -inf where there is no such id."""
+        logits_NX, possible = self.outputs[0](x_ND).float(), self.config.shortlist + self._prefixes(1)
+        impossible_X = torch.arange(logits_NX.shape[-1], device=x_ND.device) >= possible
+        return logits_NX if possible == len(impossible_X) else logits_NX.masked_fill(impossible_X, -torch.inf)
 
     def _logits(self, level: int, x_XD: Tensor, prefix_X: Tensor) -> Tensor:
-        """Logits of the digits after each prefix, float32 [X, Z]; -inf where there is no such id. Shapes X broadcast."""
-        if not level:
-            logits_XZ = self.outputs[0](x_XD)
-        else:
-            gain_XW, shift_XW = self._of_prefixes(level, prefix_X).to(x_XD.dtype).chunk(2, -1)
-            logits_XZ = self.outputs[level](F.gelu(self.inputs[level - 1](x_XD) * (1 + gain_XW) + shift_XW))
-            if len(self.biases):
-                logits_XZ = logits_XZ + self.biases[level - 1][prefix_X]
+        """Logits of a later digit after each prefix, float32 [X, Z]; -inf where there is no such id. Shapes X broadcast."""
+        gain_XW, shift_XW = self._of_prefixes(level, prefix_X).to(x_XD.dtype).chunk(2, -1)
+        logits_XZ = self.outputs[level](F.gelu(self.inputs[level - 1](x_XD) * (1 + gain_XW) + shift_XW))
+        if len(self.biases):
+            logits_XZ = logits_XZ + self.biases[level - 1][prefix_X]
         logits_XZ = logits_XZ.float()
         below = self._ids_below(level)
-        if self.base ** (level + 1) * below == self.vocab_size:
+        if self.base**self.config.digits == self.numbered:
             return logits_XZ
         number_XZ = prefix_X[..., None] * self.base + torch.arange(self.base, device=x_XD.device)
-        return logits_XZ.masked_fill(number_XZ * below >= self.vocab_size, -torch.inf)
+        return logits_XZ.masked_fill(number_XZ * below >= self.numbered, -torch.inf)
 
     def _of_prefixes(self, level: int, prefix_X: Tensor) -> Tensor:
         """The rows of the digits of each prefix, summed, [X, 2 W]."""
@@ -208,4 +223,4 @@ class CodeHead(nn.Module):
 
     def _prefixes(self, level: int) -> int:
         """Beginnings of `level` digits that some id has."""
-        return -(-self.vocab_size // self.base ** (self.config.digits - level))
+        return -(-self.numbered // self.base ** (self.config.digits - level))

@@ -127,8 +127,8 @@ def head_bytes(model: GPT | Fusion, load: Load) -> int:
     tokens, vocab_size = load.rows * model.config.block_size, model.vocab_size
     chunk, in_bf16 = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size)), 2 if load.bf16 else 0
     if isinstance(head := model.head, CodeHead):
-        digits = head.config.digits
-        return FLOAT * tokens * (2 * digits * head.base + (4 * digits - 2) * head.config.width)
+        digits, values = head.config.digits, head.config.shortlist + head.config.digits * head.base
+        return FLOAT * tokens * (2 * values + (4 * digits - 2) * head.config.width)
     if isinstance(head, nn.ModuleList):  # of a fusion: each expert's logits, weighted, their sum, its softmax and gradient
         return FLOAT * chunk * vocab_size * (3 * len(head) + 3)
     width, trained = _matrix(model)

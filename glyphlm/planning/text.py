@@ -53,7 +53,8 @@ def _head(plan: dict[str, Any]) -> list[str]:
 
 def _kind_of_head(head: dict[str, Any]) -> list[str]:
     """A line on a head that is no matrix [V, D]."""
-    digits = f"{head.get('digits')} digits of the id by {head.get('order')}, width {head.get('width')}"
+    short = f", {head['shortlist']:,} ids without digits" if head.get("shortlist") else ""
+    digits = f"{head.get('digits')} digits of the id by {head.get('order')}, width {head.get('width')}{short}"
     return [{"tied": "head       tied to the codes", "code": f"head       {digits}"}[head["kind"]]
             ] if head.get("kind", "full") != "full" else []
 

@@ -28,8 +28,9 @@ def number_ids(head: CodeHead, substrate: Substrate, counts_V: Tensor) -> None:
     if config.order == "clusters":
         codes_VE = substrate.codes(torch.arange(head.vocab_size)).float()
         sizes = [head.base**level for level in range(config.digits - 1, 0, -1)]
+        short_S, rest_n = ids_V[: config.shortlist], ids_V[config.shortlist :]
         with one_thread():
-            ids_V = clustered(codes_VE, ids_V, sizes)
+            ids_V = torch.cat([short_S, clustered(codes_VE, rest_n, sizes)])
     head.place_V[ids_V] = torch.arange(head.vocab_size, dtype=torch.int32)
 
 
