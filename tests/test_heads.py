@@ -322,7 +322,7 @@ def test_the_same_seed_starts_the_same_weights_near_a_uniform_guess(name):
     assert all(torch.equal(values, heads[1][key]) for key, values in heads[0].items())
     with torch.no_grad():
         nats = target_nats_of(one.head, F.layer_norm(states(200), (D,)), torch.arange(200) % V).mean()
-    assert float(nats) == pytest.approx(math.log(V), abs=0.5)
+    assert float(nats) == pytest.approx(math.log(V), abs=0.6)  # a shortlist is likelier than the rest
 
 
 def test_a_tied_head_follows_its_model_when_it_is_copied():
