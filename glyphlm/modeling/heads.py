@@ -1,7 +1,7 @@
 """From a state to a distribution over ids without a matrix [V, D]. Torch only; this file travels inside every run folder.
 
-Shapes: as in model.py; N states, E n_embed, W width of the digit network, Z values of a digit, P prefixes of digits, S ids of the
-shortlist.
+Shapes: as in model.py; N states, E n_embed, W width of the digit network, Z values of a digit, P prefixes of digits,
+S ids of the shortlist.
 """
 
 import heapq
@@ -88,8 +88,9 @@ class CodeHead(nn.Module):
     A later digit is read from gelu((A h) * (1 + g) + s), where g and s [W] are sums of learned rows, one for each earlier
     digit. Digits that lead out of the vocabulary have probability 0, and the rest is normalised at each digit, so that the
     distribution over ids is exact. With a shortlist the first digit has S values more, each of which is an id (as in the
-    adaptive softmax of arXiv 1609.04309), and numbers from S on have digits. Logits are log-probabilities. Related: hierarchical softmax (Morin and Bengio 2005;
-    arXiv cs/0108006), whose classes have matrices of their own, V D values in all; here they share one.
+    adaptive softmax of arXiv 1609.04309), and only the numbers from S on have digits. Logits are log-probabilities.
+    Related: hierarchical softmax (Morin and Bengio 2005; arXiv cs/0108006), whose classes have matrices of their own, V D
+    values in all; here they share one.
 
     Args of the constructor:
         bias: A bias for each value of a digit after each prefix, V values in all; else one for each value of a digit.
