@@ -396,12 +396,12 @@ def test_options_are_shown_with_dashes_and_read_with_both(capsys, finished):
     assert texts[0] == texts[1] and texts[0].startswith("Hello")
 
 
-INTERACTIVE = {"chat", "serve", "completion"}  # which print no results
+WITHOUT_RESULTS = {"serve", "completion"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_that_prints_results_prints_them_as_json(verb):
-    assert ("--json" in options_of(verb)) == (verb not in INTERACTIVE)
+    assert ("--json" in options_of(verb)) == (verb not in WITHOUT_RESULTS)
 
 
 def test_results_are_printed_as_json(capsys, finished, recipe, tmp_path, substrates, tokenizer_folder, texts):

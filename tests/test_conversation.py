@@ -1,6 +1,7 @@
 """glyphlm chat: lines in, answers of one or several runs out; commands begin with a stroke."""
 
 import io
+import json
 
 import pytest
 
@@ -14,7 +15,7 @@ from glyphlm.tokenizer.tokenizer import Tokenizer
 def said(trained, tokenizer, tmp_path, monkeypatch, capsys):
     """A function: lines typed to `runs` runs -> what is printed on both streams."""
 
-    def talk(lines: list[str], runs: int = 1, template: str | None = None):
+    def talk(lines: list[str], *options: str, runs: int = 1, template: str | None = None):
         folders = [tmp_path / f"run-{number}" for number in range(runs)]
         for model, folder in zip(trained, folders):
             if not folder.exists():
@@ -22,7 +23,8 @@ def said(trained, tokenizer, tmp_path, monkeypatch, capsys):
         for folder in folders if template else ():
             Tokenizer(tokenizer._backend, tokenizer.config | {"chat_template": template}).save(folder)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-        assert main(["chat", *map(str, folders), "--device", "cpu", "--max-new-tokens", "5", "--temperature", "0"]) == 0
+        greedy = ["--device", "cpu", "--max-new-tokens", "5", "--temperature", "0"]
+        assert main(["chat", *map(str, folders), *greedy, *options]) == 0
         return capsys.readouterr()
 
     return talk
@@ -33,6 +35,12 @@ def test_runs_answer_the_same_line_side_by_side(said):
     first, second = found.out.splitlines()[0], [line for line in found.out.splitlines() if line.startswith("run-1: ")]
     assert first.startswith("run-0: ") and second
     assert "has no chat template: it continues your text" in found.err
+
+
+def test_answers_are_objects_with_json(said):
+    rows = [json.loads(line) for line in said(["Hello", "/reset"], "--json", runs=2).out.splitlines()]
+    assert [(row["run"], row["prompt"]) for row in rows] == [("run-0", "Hello"), ("run-1", "Hello")]
+    assert said(["Hello"]).out.strip() == rows[0]["text"].strip()
 
 
 def test_a_conversation_continues_until_it_is_reset(said, tokenizer):

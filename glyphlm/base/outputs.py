@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def sha256_file(path: Path) -> str:
 
 # One writer per folder
 
-_held: dict[Path, int] = {}  # lock file -> number of nested holders in this process
+_held: Counter[Path | None] = Counter()  # lock file -> number of nested holders in this process
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def one_writer(folder: str | Path) -> Iterator[None]:
         InputError: another process holds it; its process id, machine, command and start time are reported.
     """
     path = _lock_file(Path(folder))
-    if not IS_MAIN or path is None or path in _held:
+    if not IS_MAIN or path is None or _held[path]:
         with _counted(path):
             yield
         return
@@ -113,16 +114,11 @@ def _lock_file(folder: Path) -> Path | None:
 
 @contextmanager
 def _counted(path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    _held[path] = _held.get(path, 0) + 1
+    _held[path] += 1
     try:
         yield
     finally:
         _held[path] -= 1
-        if not _held[path]:
-            del _held[path]
 
 
 def _locked(path: Path, folder: str | Path) -> int:

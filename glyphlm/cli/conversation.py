@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glyphlm.base.errors import InputError
-from glyphlm.base.records import parse_yaml
+from glyphlm.base.records import parse_yaml, to_lines
 from glyphlm.runs.chat import chat_ids
 from glyphlm.runs.generate import stream
 from glyphlm.runs.opening import Opened
@@ -57,8 +57,8 @@ class Speaker:
         return self._opened.prompt_ids(self._text)[-max(1, self._opened.block_size // 2) :]
 
 
-def converse(runs: Sequence[Opened], sampling: Sampling) -> None:
-    """Answer each line of standard input until it ends."""
+def converse(runs: Sequence[Opened], sampling: Sampling, as_json: bool = False) -> None:
+    """Answer each line of standard input until it ends, with `as_json` as an object a line."""
     speakers = [Speaker(run) for run in runs]
     for speaker in speakers:
         kind = "answers by its chat template" if speaker.has_template else "has no chat template: it continues your text"
@@ -78,7 +78,7 @@ def converse(runs: Sequence[Opened], sampling: Sampling) -> None:
             elif command.startswith("/"):
                 print(f"{command} is not a command; {HELP}", file=sys.stderr)
             else:
-                _show(speakers, line, sampling)
+                (_print_json if as_json else _show)(speakers, line, sampling)
         except InputError as error:
             print(error, file=sys.stderr)
 
@@ -92,6 +92,13 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line
+
+
+def _print_json(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:
+    for speaker in speakers:
+        text = "".join(speaker.answer(line, sampling))
+        row = {"run": speaker.name, "prompt": line, "text": text, "settings": sampling.describe()}
+        print(to_lines([row]), end="", flush=True)
 
 
 def _show(speakers: Sequence[Speaker], line: str, sampling: Sampling) -> None:

@@ -58,12 +58,13 @@ def run_chat(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
     parser.add_settings(Sampling)
     parser.add_device()
+    parser.add_json()
     parser.add_threads()
     options = parser.read(arguments)
     from glyphlm.cli.conversation import converse
     from glyphlm.runs.opening import open_model
 
-    converse([open_model(run, options.device) for run in options.runs], settings_from(options, Sampling))
+    converse([open_model(run, options.device) for run in options.runs], settings_from(options, Sampling), options.json)
 
 
 def run_eval(arguments: Sequence[str]) -> None:
