@@ -43,7 +43,7 @@ def share(path: Path) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Refuse what is not a file, such as a pipe, which would be waited for without end, and a file that is damaged."""
+    """Refuse a path that is not a file (reading a pipe would block), and a damaged file."""
     if not path.is_file():
         raise InputError(f"{path} cannot be read (it {'is not a file' if path.exists() else 'does not exist'})")
     try:

@@ -46,7 +46,7 @@ class GgufToken:
 
 
 def gguf_tokens(run: Path, tokenizer: Tokenizer) -> tuple[list[GgufToken], list[str]]:
-    """The pieces in order of ids, and what they cannot express, in words; compared on a sample of the vocabulary.
+    """The tokens in order of ids, and what they cannot express, in words; ids are compared on a sample of texts.
 
     Raises:
         InputError: the tokenizer does not have one of our layouts, or gives other ids than the pieces would.
@@ -143,7 +143,7 @@ def compare(run: Path, tokenizer: Tokenizer, pieces: Sequence[GgufToken], ranks:
 
 
 def spm_ids(text: str, pieces: Sequence[GgufToken], ids: dict[str, int]) -> list[int]:
-    """The ids that llama.cpp's rule gives."""
+    """Ids of `text` by the rule of llama.cpp."""
     found, word = [], ""
     for character in [*text, None]:
         if character is not None and (character not in ids or pieces[ids[character]].kind != USER_DEFINED):
@@ -157,7 +157,7 @@ def spm_ids(text: str, pieces: Sequence[GgufToken], ids: dict[str, int]) -> list
 
 
 def _joined(text: str, pieces: Sequence[GgufToken], ids: dict[str, int]) -> list[str]:
-    """The best-scored pair of neighbours is joined, leftmost first, until no two can be."""
+    """Join the best-scored pair of neighbours, leftmost first, until no pair is a token."""
     parts = list(text)
     while True:
         pairs = [(-pieces[ids[parts[i] + parts[i + 1]]].score, i) for i in range(len(parts) - 1)
@@ -217,7 +217,7 @@ def export_gguf(run: Path, out: Path, quantize: Quantization = "f32", fold_head_
 
 
 def write(path: Path, plain: Plain, pieces: list[GgufToken], quantize: Quantization) -> None:
-    """The whole file."""
+    """Write the GGUF file."""
     matrix_type, file_type = TYPES[quantize]
     writer = gguf.GGUFWriter(path, "gptneox")
     writer.add_name(path.stem)
@@ -236,7 +236,7 @@ def write(path: Path, plain: Plain, pieces: list[GgufToken], quantize: Quantizat
 
 
 def _add_sizes(writer: gguf.GGUFWriter, plain: Plain) -> None:
-    """The shape of the model."""
+    """Write the sizes of the model."""
     config = plain.model.config
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.d_model)
@@ -251,7 +251,7 @@ def _add_sizes(writer: gguf.GGUFWriter, plain: Plain) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, plain: Plain, pieces: list[GgufToken]) -> None:
-    """The tokenizer; nothing is put before or after a text, as in our training."""
+    """Write the tokenizer; nothing is put before or after a text, as in our training."""
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([piece.text.encode() for piece in pieces])

@@ -1,4 +1,4 @@
-"""uvicorn with limits: clients that are slow are cut off, and a signal ends the server within seconds."""
+"""uvicorn with time limits: slow clients are disconnected, and a signal ends the server within seconds."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ SHUTDOWN_SECONDS = 2  # after which connections that are still open are cut
 
 
 def limited_protocol(limits: Limits) -> type[H11Protocol]:
-    """HTTP on one connection; uvicorn itself never closes one on which a request is begun and not ended."""
+    """HTTP on one connection, with time limits; uvicorn itself never closes a connection with an unfinished request."""
     whole = limits.request_seconds + 2 * limits.client_seconds  # body, answer, taking the answer
 
     class LimitedProtocol(H11Protocol):

@@ -1,4 +1,4 @@
-"""A published checkpoint -> a run folder; settings decide what shapes do not show, and can be compared on a text.
+"""A published checkpoint -> a run folder; settings hold what shapes cannot show, and can be compared by the loss of a text.
 
 Shapes: V vocabulary, D d_model, E width of a code, N binary places of an id.
 """
@@ -57,7 +57,7 @@ class Published:
 
 
 def _build_model(published: Published, mapped: Mapped, settings: ImportSettings) -> GPT:
-    """Our model over the tensors of the file, which are taken over, not copied, where that is possible."""
+    """Our model with the tensors of the file, which are shared, not copied, where that is possible."""
     sizes = published.sizes
     config, codes = _build_codes(published, mapped, settings)
     try:
@@ -136,7 +136,7 @@ def _stored_tables(published: Published, mapped: Mapped, settings: ImportSetting
 
 
 def _rule(published: Published, mapped: Mapped, settings: ImportSettings) -> tuple[SubstrateConfig, dict[str, Tensor]]:
-    """Codes from bits of the id; bits from the highest on are an affine map, too, and signed ones a table."""
+    """Codes from bits of the id. Bits in descending order are written as an affine map, signed bits as a table."""
     places = (published.sizes.vocab_size - 1).bit_length()
     config = _describe(published, settings, "affine_bits", places)
     if published.sizes.d_model % places:
@@ -200,7 +200,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _copy_run(folder: Path, out: Path) -> dict[str, Any]:
-    """A run of ours, once it has been opened, without its checkpoints."""
+    """Copy a run of ours without its checkpoints, after loading it as a check."""
     build = Build("import", {}, {"weights": weights_sha256(folder)})
     if build.is_done(out):
         say(f"{out} is done already")
@@ -318,7 +318,7 @@ def _readings(published: Published, settings: ImportSettings) -> Iterator[dict[s
 
 @torch.no_grad()
 def _loss_of(models: Sequence[GPT], ids_BT: Tensor) -> float:
-    """Nats a token of the text under the mean of the models' logits."""
+    """Loss of the text, in nats a token, under the mean of the models' logits."""
     logits_BTV = torch.stack([model.eval()(ids_BT) for model in models]).mean(0)
     return float(F.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:]))
 

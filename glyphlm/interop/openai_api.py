@@ -101,7 +101,7 @@ class Served:
 
 
 class Api:
-    """The routes; `explorer` makes what the page of `glyphlm show` is drawn from, when it is first asked for."""
+    """The routes; `explorer` is called at the first request for the page of `glyphlm show`."""
 
     def __init__(self, served: Served, worker: Worker, explorer: Callable[[], Explorer] | None = None):
         self._served, self._worker, self._limits = served, worker, served.limits
@@ -140,7 +140,7 @@ class Api:
         return JSONResponse(await self._worked(request, lambda explorer: explorer.look_at(asked.text)))
 
     async def _worked(self, request: Request, work: Callable[[Explorer], Any]) -> Any:
-        """The result of some work with the explorer, done by the one thread that uses the model."""
+        """The result of `work` with the explorer, done by the one thread that uses the model."""
         assert self._explorer is not None
         explorer = self._explorer
         return await self._done(request, Job([], Sampling(), work=lambda: work(explorer())))
@@ -180,7 +180,7 @@ class Api:
             gone.cancel()
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request; what is too long is read on, not kept, so that the client gets to read the refusal."""
+        """The body of a request; one that is too long is read to its end, not kept, so that the client receives the refusal."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "send JSON, with the header content-type: application/json")
         body, size, most = bytearray(), 0, self._limits.max_body_bytes
@@ -198,7 +198,7 @@ class Api:
 
 
 async def _until_gone(request: Request, job: Job) -> None:
-    """Ends the job when its client closes the connection."""
+    """End the job when its client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     job.refuse(Refusal(499, "the client has gone"))

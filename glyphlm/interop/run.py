@@ -1,4 +1,4 @@
-"""A trained run as one object: generate, chat, evaluate, save, push; and the calls that give one.
+"""A trained run as one object: generate, chat, evaluate, save, push; and the functions that return one.
 
 `load_run` opens a folder or hf:NAME, `train_recipe` trains a recipe, `train` trains objects that a program has made.
 """
@@ -144,7 +144,7 @@ class Run:
         reading: "Reading | None" = None,
         log_items: Path | None = None,
     ) -> "Evaluation":
-        """Rows of results, as `glyphlm.evaluate` gives and keeps them; tasks are NAME=PATH, such as bpb=held_out.txt."""
+        """Result rows, as `glyphlm.evaluate` returns and stores them; tasks are NAME=PATH, such as bpb=held_out.txt."""
         from glyphlm.corpus.reading import STRICT
         from glyphlm.evaluation.evaluate import evaluate
 
@@ -166,7 +166,7 @@ class Run:
         return Run(out, self.device)
 
     def export(self, out: str | Path, to: str = "gpt_neox", **options: Any) -> Path:
-        """Write the run for other tools: gpt_neox (transformers, vLLM) or gguf (llama.cpp); options are those functions'.
+        """Write the run for other tools: gpt_neox (transformers, vLLM) or gguf (llama.cpp), with the options of that format.
 
         Raises:
             InputError: the run cannot be expressed there, or `out` holds something else.
@@ -207,7 +207,7 @@ def train_recipe(
     profile: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train the model of a recipe into the run folder `out`; the same call again resumes, or finds it finished.
+    """Train the model of a recipe into the run folder `out`; repeating the call resumes a stopped training and skips a finished one.
 
     Args:
         recipe: A YAML file, its content as nested dictionaries, or a Recipe. With stages the model is grown, and the run

@@ -92,7 +92,7 @@ def become_vllm(run: Path, settings: ServeSettings) -> None:
 
 
 def exported(run: Path) -> Path:
-    """A GPT-NeoX export of the run, made anew each time, as the run's chat template may have changed.
+    """A GPT-NeoX export of the run, made anew each time, because its chat template may have changed.
 
     Raises:
         InputError: the run is not finished, or cannot be exported.

@@ -28,7 +28,7 @@ BEFORE_ATTENTION = {"attn", "attention", "sa", "self", "input", "pre"}
 
 @dataclass(eq=False)
 class Module:
-    """What shares a path: a weight, a bias, or both; `names` are the keys in the file."""
+    """Tensors that share a path: a weight, a bias, or both; `names` are the keys in the file."""
 
     path: Path
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def _map_block(prefix: str, block: Sequence[Module], d: int) -> tuple[dict[str, 
 
 
 def _notes_on(attention: Sequence[Module], norms: Sequence[Module]) -> list[tuple[str, str]]:
-    """What is assumed, and the key that it is assumed of."""
+    """What is assumed, each with the key that it concerns."""
     zeros = [name for module in attention if "bias" in module.tensors for name in module.names if name.endswith("bias")]
     bare = [name for module in norms if "bias" not in module.tensors for name in module.names]
     return [*(("biases of attention that are all 0, left out", name) for name in zeros),
@@ -233,7 +233,7 @@ def _map_outside(found: Mapped, modules: Sequence[Module], sizes: Sizes) -> None
 
 
 def _is_code(tensor: Tensor, sizes: Sizes) -> bool:
-    """Whether it can be a part of the substrate: a table [V, E], or the bits [E, N] or [E] of an affine code."""
+    """Whether a tensor can be part of the substrate: a table [V, E], or the bits [E, N] or [E] of an affine code."""
     shape, places = tuple(tensor.shape), (sizes.vocab_size - 1).bit_length()
     if len(shape) == 2 and shape[0] == sizes.vocab_size:
         return shape[1] > 0 and sizes.d_model % shape[1] == 0
@@ -257,7 +257,7 @@ def _find_blocks(modules: Sequence[Module], sizes: Sizes) -> dict[Path, list[Mod
 
 
 def _numbered_starts(path: Path) -> list[Path]:
-    """The beginnings of a path that end in a number."""
+    """The prefixes of a path that end in a number."""
     return [path[:end] for end in range(1, len(path) + 1) if path[end - 1].isdigit()]
 
 

@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[type[GlyphLMConfig], Any]] = {
 
 
 def export_model(model: GPT | Fusion, tokenizer: Tokenizer, out: Path) -> None:
-    """Write everything that loads the model into the run folder `out`; each file appears whole.
+    """Write everything that is needed to load the model into the run folder `out`; each file appears whole.
 
     Files are made in a folder beside and moved, so that a reader never meets a half-written one.
 

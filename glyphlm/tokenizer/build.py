@@ -112,7 +112,7 @@ def _make(texts: Sequence[str], settings: TokenizerSettings, reading: Reading) -
 
 
 def with_characters(tokenizer: Tokenizer, characters: str) -> Tokenizer:
-    """The tokenizer with an id, after all others, for each character that has none; no other text is cut otherwise.
+    """The tokenizer with an id, after all others, for each character that has none; the ids of other text stay.
 
     Raises:
         InputError: each has an id already, or the vocabulary is not one whose tokens are spelled as text.
@@ -153,7 +153,7 @@ def _published(settings: TokenizerSettings) -> tokenizers.Tokenizer:
 
 
 def _save_published_files(folder: Path) -> None:
-    """vocab.json and merges.txt, which the published repositories hold besides tokenizer.json."""
+    """Write vocab.json and merges.txt, which the published repositories hold besides tokenizer.json."""
     model = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in model["merges"]), encoding="utf-8")
