@@ -180,7 +180,7 @@ class Api:
             gone.cancel()
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request; one that is too long is read to its end, not kept, so that the client receives the refusal."""
+        """The body of a request; a long one is read to its end, not kept, so that the client receives the refusal."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "send JSON, with the header content-type: application/json")
         body, size, most = bytearray(), 0, self._limits.max_body_bytes

@@ -207,7 +207,7 @@ def train_recipe(
     profile: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train the model of a recipe into the run folder `out`; repeating the call resumes a stopped training and skips a finished one.
+    """Train the model of a recipe into the run folder `out`; the same call resumes a stopped training, skips a finished one.
 
     Args:
         recipe: A YAML file, its content as nested dictionaries, or a Recipe. With stages the model is grown, and the run
