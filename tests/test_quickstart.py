@@ -23,7 +23,7 @@ def test_without_unifont_the_fonts_that_cover_most_are_named(no_unifont):
 
 def test_a_chain_covers_what_one_font_does_not(no_unifont, monkeypatch):
     known = {"small.ttf": "ab", "large.ttf": "abcd", "other.ttf": "e", "none.ttf": "x"}
-    monkeypatch.setattr(fonts, "_fonts_in", lambda folders, side: {name: {*map(ord, text)} for name, text in known.items()})
+    monkeypatch.setattr(fonts, "_fonts_in", lambda folders: {name: {*map(ord, text)} for name, text in known.items()})
     assert fonts.unifont_or_others("abcdef") == (["large.ttf", "other.ttf"], 1)
     with pytest.raises(InputError, match="no font is installed .*--font"):
         fonts.unifont_or_others("z")

@@ -127,14 +127,14 @@ def read_json_lines(
     return rows
 
 
-def read_yaml(path: Path, kind: type = dict, cure: str = CURE) -> Any:
-    """The value of a YAML file, which must be of type `kind`.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file.
 
     Raises:
         InputError: as `read_json`; also a key given twice, nesting deeper than MAX_YAML_DEPTH, an alias inside its own
             anchor, or more than MAX_YAML_BYTES or MAX_YAML_NODES.
     """
-    return parse_yaml(_decoded(_read_bytes(Path(path), cure), path, cure), path, kind, cure)
+    return parse_yaml(_decoded(_read_bytes(Path(path), CURE), path, CURE), path)
 
 
 def parse_yaml(text: str, where: object, kind: type = dict, cure: str = CURE) -> Any:

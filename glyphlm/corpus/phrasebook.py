@@ -164,8 +164,8 @@ def chosen(words: str) -> list[str]:
             if phrase.language in languages and phrase.kind in kinds and phrase.split in splits]
 
 
-def write_phrasebook(out: Path, seed: int = 1) -> dict[str, Path]:
-    """Write `phrases(seed)` into the folder `out` as JSON lines {"text", "language"}, one file a kind and split.
+def write_phrasebook(out: Path) -> dict[str, Path]:
+    """Write `phrases()` into the folder `out` as JSON lines {"text", "language"}, one file a kind and split.
 
     Returns the paths by name: "text" and "qa" (training), "validation_text" and "validation_qa". The folder is made
     when missing; files of these names in it are replaced.
@@ -175,7 +175,7 @@ def write_phrasebook(out: Path, seed: int = 1) -> dict[str, Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, str]]] = {"text": [], "qa": [], "validation_text": [], "validation_qa": []}
-    for phrase in phrases(seed):
+    for phrase in phrases():
         name = phrase.kind if phrase.split == "train" else f"validation_{phrase.kind}"
         rows[name].append({"text": phrase.text, "language": phrase.language})
     paths = {name: out / f"{name}.jsonl" for name in rows}

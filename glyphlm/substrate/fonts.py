@@ -71,7 +71,7 @@ def load_fonts(paths: Sequence[str | Path] | None, side: int) -> FontChain:
     return FontChain(side, tuple(found), faces, code_points)
 
 
-def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list[Path], int]:
+def unifont_or_others(characters: Collection[str]) -> tuple[list[Path], int]:
     """GNU Unifont, or the fonts named in GLYPHLM_FONT; without them the fewest fonts of this system that have the
     `characters`, the one with the most of them first. Also how many of the characters they lack.
 
@@ -81,7 +81,7 @@ def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list
         InputError: no font is installed.
     """
     try:
-        chain = load_fonts(None, side)
+        chain = load_fonts(None, SIDES[0])
         return list(chain.paths), sum(chain.face_for(character) is None for character in characters)
     except InputError:
         if _named_by_environment():
@@ -89,7 +89,7 @@ def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list
     bundled = importlib.util.find_spec("matplotlib")
     places = (bundled and bundled.submodule_search_locations) or []
     folders = [*FOLDERS, *(f"{place}/mpl-data/fonts/ttf" for place in places)]
-    known, missing, chosen = _fonts_in(folders, side), {ord(character) for character in characters}, []
+    known, missing, chosen = _fonts_in(folders), {ord(character) for character in characters}, []
     while known and (best := max(known, key=lambda path: len(known[path] & missing))) and known[best] & missing:
         chosen.append(best)
         missing -= known.pop(best)
@@ -98,14 +98,14 @@ def unifont_or_others(characters: Collection[str], side: int = 32) -> tuple[list
     return chosen, len(missing)
 
 
-def _fonts_in(folders: Sequence[str], side: int) -> dict[Path, frozenset[int]]:
+def _fonts_in(folders: Sequence[str]) -> dict[Path, frozenset[int]]:
     """Code points of every outline font below the folders, short names (regular faces) first; without damaged files."""
     found = {}
     for folder in folders:
         for path in sorted(Path(folder).expanduser().rglob("*"), key=lambda path: (len(path.name), path)):
             if path.suffix.lower() in (".ttf", ".otf", ".ttc") and path.is_file() and not NO_GLYPHS.search(path.name):
                 with suppress(InputError):
-                    found[path] = _open(path, side)[1]
+                    found[path] = _open(path, SIDES[0])[1]
     return found
 
 
