@@ -32,7 +32,7 @@ def run_quickstart(arguments: Sequence[str]) -> None:
     from glyphlm.studies.quickstart import quickstart
 
     page = quickstart(options.out, options.steps, options.font)
-    print_results(options, str(page), _summaries(sorted(options.out.glob("runs/*"))))
+    print_results(options, str(page), _summaries(path.parent for path in sorted(options.out.glob(f"runs/*/{SUMMARY}"))))
 
 
 def _summaries(runs: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ NO_DEFAULT = re.compile(r",? ?default: (null|False|\[\]|\{\}|)\)$")
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter):
-    """Wraps descriptions, keeps the line breaks of examples, and says of an option no more than a reader needs."""
+    """Wraps descriptions, keeps the line breaks of examples, and leaves out what a reader of an option knows anyway."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(EXAMPLE) else super()._fill_text(text, width, indent)
@@ -68,7 +68,7 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             options = self.instantiate(self.parse_args([_with_underscores(argument) for argument in arguments]))
         except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError) as error:
-            raise InputError(f"{self._said(str(error))} (see {self.prog} --help)") from None
+            raise InputError(f"{self._explained(str(error))} (see {self.prog} --help)") from None
         self._check_numbers(arguments, options)
         if str(options.get("out")).startswith("~"):
             raise InputError(f"--out {options.out} would make a folder named ~, because shells do not expand it there; give "
@@ -98,7 +98,7 @@ class Parser(jsonargparse.ArgumentParser):
                 if isinstance(number, int | float) and isinstance(parse_yaml(one, option, object), str):
                     raise InputError(f"{option} {one!r} is neither a number nor true or false; give, for example, 10 or 1e3")
 
-    def _said(self, error: str) -> str:
+    def _explained(self, error: str) -> str:
         """The library's message in words of the command line: the option, what it takes, what was probably meant."""
         if unknown := re.search(r"unrecognized arguments: (--\S+?)(?:[ =]|$)", error):
             name, dot, key = unknown[1].partition(".")

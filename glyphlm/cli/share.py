@@ -87,7 +87,8 @@ def run_pull(arguments: Sequence[str]) -> None:
     if options.out:
         from glyphlm.interop.import_model import import_checkpoint
 
-        import_checkpoint(str(found.folder), options.out, ImportSettings(), f"glyphlm pull {shlex.join(arguments)}")
+        with working(f"writing {options.out}"):
+            import_checkpoint(str(found.folder), options.out, ImportSettings(), f"glyphlm pull {shlex.join(arguments)}")
     weights = {path.name: sha256_file(path) for path in sorted(found.folder.glob("*.safetensors"))}
     row = {"repo": found.repo, "revision": found.revision, "folder": str(options.out or found.folder), "sha256": weights}
     lines = [f"{name:9} {row[name]}" for name in ("repo", "revision", "folder")]
