@@ -16,7 +16,7 @@ from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.training.loss import Objective
-from glyphlm.training.optim import make_adamw
+from glyphlm.training.optim import make_optimizer
 from glyphlm.training.settings import TrainSettings
 
 T = 64
@@ -74,7 +74,7 @@ def held(model: GPT | Fusion, load: Load) -> int:
     """The most bytes that the second training step holds at one time."""
     model.recompute = load.recompute
     objective = Objective(model, torch.bfloat16 if load.bf16 else torch.float32, 1 if load.documents else None)
-    optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.95))
+    optimizer = make_optimizer(model, "muon" if load.muon else "adamw", 0.1, (0.9, 0.95))
     ids_BT = torch.randint(model.vocab_size, (load.rows * load.passes, T))
 
     def step() -> None:
@@ -101,6 +101,7 @@ def held(model: GPT | Fusion, load: Load) -> int:
         ({"vocab_size": 4096, "trainable": True}, Load(8)),
         ({"vocab_size": 64, "d_model": 256, "n_layer": 5}, Load(1)),
         ({}, Load(16, documents=True)),
+        ({"d_model": 128, "n_layer": 6}, Load(8, muon=True)),
     ],
 )
 def test_peak_is_what_a_step_holds(sizes, load, passes, bf16):
@@ -190,6 +191,14 @@ def test_devices_of_fsdp2_hold_their_share_of_what_trains_and_all_that_is_frozen
     assert shared["weights"] * 4 == alone["weights"] and shared["gradients"] * 4 == alone["gradients"]
     assert shared["moments of AdamW"] * 4 == alone["moments of AdamW"]
     assert shared["frozen"] == alone["frozen"] and shared["weights gathered"] > 0 == alone["weights gathered"]
+
+
+def test_muon_keeps_one_moment_of_a_block_s_matrices_and_adamw_two_of_the_rest():
+    model = make()
+    adamw, muon = (memory_by_part(model, Load(4, muon=on)) for on in (False, True))
+    matrices = 4 * sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    assert muon["moment of Muon"] == matrices and muon["moments of AdamW"] == adamw["moments of AdamW"] - 2 * matrices
+    assert peak_bytes(model, Load(4)) - peak_bytes(model, Load(4, muon=True)) == matrices
 
 
 def test_devices_of_fsdp2_share_what_is_frozen_but_the_codes_and_gather_it_for_the_forward_pass():

@@ -17,10 +17,10 @@ from glyphlm.training.settings import TrainSettings
 T = 16
 
 
-def meta(n_layer: int = 8, kind: str = "glyph", lift: str = "repeat_interleave") -> GPT:
+def meta(n_layer: int = 8, kind: str = "glyph", lift: str = "repeat_interleave", width: int = 16) -> GPT:
     with torch.device("meta"):
         config = SubstrateConfig(64, 8, kind, lift=lift, shuffle_seed=1 if kind == "token_bits" else None)
-        return GPT(ModelConfig(d_model=16, n_layer=n_layer, n_head=2, block_size=T), Substrate(config, 16))
+        return GPT(ModelConfig(d_model=width, n_layer=n_layer, n_head=2, block_size=T), Substrate(config, width))
 
 
 def settings(rows: int = 32, micro: int = 8, **changes) -> TrainSettings:
@@ -78,8 +78,13 @@ def test_what_takes_too_long_or_too_much_memory_is_not_timed(monkeypatch):
 
 
 def test_the_update_of_many_values_is_extended_from_few():
-    few, many = (update_seconds(count, settings()) for count in (1024, 1 << 40))
+    few, many = (update_seconds(meta(layers, width=width), settings()) for layers, width in ((1, 16), (64, 4096)))
     assert few > 0 and math.isfinite(many) and many > 1000 * few
+
+
+def test_the_update_of_muon_is_that_of_each_block_and_of_the_rest():
+    few, many = (update_seconds(meta(layers), settings(optimizer="muon")) for layers in (1, 64))
+    assert few > 0 and many > 10 * few
 
 
 def test_a_measurement_reports_what_it_timed(monkeypatch):

@@ -9,6 +9,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.planning.memory import Load
+from glyphlm.training.optim import Muon, hidden_matrices
 from glyphlm.training.settings import TrainSettings
 
 ASSUMED = 4e10  # operations a second of a core where nothing was measured; in float32 AVX2 reaches 5e10 to 9e10 at 3 GHz
@@ -46,7 +47,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step (of which `update` are AdamW's and clipping), and how they were obtained."""
+    """Seconds of an optimizer step (of which `update` are the optimizer's and clipping), and how they were obtained."""
 
     step: float
     update: float
@@ -100,5 +101,12 @@ def seconds_on_gpu(model: GPT | Fusion, load: Load, flops: int, machine: Machine
     products = flops * tokens / (machine.rate * PRODUCTS * width / (width + NARROW))
     traffic = tokens * (STREAM_BYTES[compiled] * width * blocks + LOGIT_BYTES * model.vocab_size) / machine.bandwidth
     launches = LAUNCH * (KERNELS[compiled] * blocks + OUTSIDE)
-    update = UPDATE_BYTES * trained / machine.bandwidth
+    orthogonal = _muon_flops(model) / (machine.rate * PRODUCTS) if load.muon else 0.0
+    update = UPDATE_BYTES * trained / machine.bandwidth + orthogonal
     return load.passes * max(products + traffic, launches) + update + WAIT, update
+
+
+def _muon_flops(model: GPT | Fusion) -> int:
+    """Operations of Muon's products in one step."""
+    shapes = (sorted(p.shape) for p in hidden_matrices(model).values())
+    return sum(Muon.STEPS * (4 * few * few * many + 2 * few**3) for few, many in shapes)

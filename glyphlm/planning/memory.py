@@ -1,9 +1,9 @@
 """What training holds in memory, by part, in bytes; tests compare it with every tensor that a step really holds.
 
-Weights, gradients and both moments of AdamW are float32. Per token of a micro-batch each block keeps for its backward pass
-the two inputs of its norms (float32) and, in the precision of the products, 16 D values: 2 normed inputs, q, k and v before
-and q and k after the rotation, the attention's result, 4 D before and 4 D after GELU. The blocks of a fused model are frozen
-and keep nothing: there is what a block holds while it runs, and then the states of all experts, joined.
+Weights, gradients, both moments of AdamW and the one of Muon are float32. Per token of a micro-batch each block keeps for
+its backward pass the two inputs of its norms (float32) and, in the precision of the products, 16 D values: 2 normed inputs,
+q, k and v before and q and k after the rotation, the attention's result, 4 D before and 4 D after GELU. The blocks of a
+fused model are frozen and keep nothing: there is what a block holds while it runs, then the states of all experts, joined.
 """
 
 from bisect import bisect_right
@@ -15,6 +15,7 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.training.loss import LOGITS_AT_ONCE
+from glyphlm.training.optim import hidden_matrices
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
 
 FLOAT = 4  # bytes
@@ -35,6 +36,7 @@ class Load:
         gpus: Devices that share the work.
         parallel: ddp (each holds everything) or fsdp2 (each holds a part of what trains).
         heap: Whether memory is that of the C library (on a CPU), which does not give all back that is freed.
+        muon: Whether Muon, which keeps one moment, updates the matrices of blocks; else AdamW, which keeps two.
     """
 
     rows: int
@@ -45,6 +47,7 @@ class Load:
     gpus: int = 1
     parallel: str = "ddp"
     heap: bool = False
+    muon: bool = False
 
     @property
     def sharded(self) -> bool:
@@ -63,13 +66,14 @@ def load_of(settings: TrainSettings, block_size: int, rows: int, gpus: int = 1) 
     micro = min(each, micro_batch_rows(settings, block_size))
     return Load(
         micro, -(-each // micro), settings.precision == "bf16", settings.recompute, settings.attention == "document",
-        gpus, settings.parallel, settings.device == "cpu",
+        gpus, settings.parallel, settings.device == "cpu", settings.optimizer == "muon",
     )
 
 
 def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
     """Bytes of each part on one device. Not all exist at the same time: see `peak_bytes`."""
     trained = count_parameters(model)["trained"]
+    of_muon = sum(values.numel() for values in hidden_matrices(model).values()) if load.muon else 0
     shards = load.gpus if load.sharded else 1
     whole = load.sharded and load.passes > 1  # FSDP2 adds up whole gradients until the last micro-batch of a step
     kept = activation_bytes(model, load)
@@ -77,7 +81,8 @@ def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
     return {
         "weights": FLOAT * trained // shards,
         "frozen": FLOAT * _frozen(model) // shards + sum(buffer.nbytes for buffer in model.buffers()),
-        "moments of AdamW": 2 * FLOAT * trained // shards,
+        "moments of AdamW": 2 * FLOAT * (trained - of_muon) // shards,
+        **({"moment of Muon": FLOAT * of_muon // shards} if of_muon else {}),
         "gradients": FLOAT * trained // (1 if whole else shards),
         "weights gathered": gathered_bytes(model) if load.sharded else 0,
         "weights in bf16": 0 if load.recompute else _reached(model) * copied_bytes(model, load),

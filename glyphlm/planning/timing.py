@@ -7,9 +7,11 @@ costs one update, and for each sequence the head's work and each layer's.
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from glyphlm.modeling.substrate import Substrate
 from glyphlm.planning.machines import Pace
 from glyphlm.planning.memory import load_of, peak_bytes
 from glyphlm.training.loop import train
-from glyphlm.training.optim import make_adamw
+from glyphlm.training.optim import hidden_matrices, make_optimizer
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
 
 WARM = 1  # steps before the clock starts
@@ -73,7 +75,7 @@ def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], mem
     if timed_layers < layers:
         shallow = time_step(replicate(model, 1, "meta"), settings, timed_rows, steps)
         seconds += max(0.0, seconds - shallow) / (timed_layers - 1) * (layers - timed_layers)
-    update = update_seconds(sum(values.numel() for values in model.parameters() if values.requires_grad), settings)
+    update = update_seconds(model, settings)
     if timed_rows < rows:
         seconds = (seconds - update) * rows / timed_rows + update
     return Pace(seconds, update, _described(timed_layers, layers, timed_rows, rows))
@@ -125,16 +127,30 @@ def replicate(model: GPT, layers: int, device: str) -> GPT:
     return trial
 
 
-def update_seconds(trained: int, settings: TrainSettings) -> float:
-    """Seconds in which `trained` values are clipped and updated; timed on at most 2^22 of them."""
-    count = min(trained, 1 << 22)
-    holder = nn.ParameterList([nn.Parameter(torch.zeros(count // 1024 + 1, 1024, device=settings.device))])
-    optimizer, times = make_adamw(holder.parameters(), settings.weight_decay, (settings.beta1, settings.beta2)), []
+def update_seconds(model: GPT, settings: TrainSettings) -> float:
+    """Seconds in which what trains is clipped and updated; timed on at most 2^22 values, of Muon on one block's matrices."""
+    hidden = hidden_matrices(model) if settings.optimizer == "muon" else {}
+    count = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name not in hidden)
+    rows = min(count, 1 << 22) // 1024 + 1
+    seconds = _timed_update([(rows, 1024)], settings, "adamw") * count / (rows * 1024)
+    if hidden:
+        shapes = [tuple(p.shape) for p in hidden.values()]
+        one = shapes[: max(1, len(shapes) // model.config.n_layer)]
+        seconds += _timed_update(one, settings, "muon") * len(shapes) / len(one)
+    return seconds
+
+
+def _timed_update(shapes: Sequence[tuple[int, ...]], settings: TrainSettings, kind: Literal["adamw", "muon"]) -> float:
+    """Seconds in which matrices of these shapes are clipped and updated."""
+    holder = nn.ModuleDict({"blocks": nn.ParameterList(torch.zeros(shape, device=settings.device) for shape in shapes)})
+    trained, times = [*holder.parameters()], []
+    optimizer = make_optimizer(holder, kind, settings.weight_decay, (settings.beta1, settings.beta2))
     for _ in range(4):
-        holder[0].grad = torch.ones_like(holder[0])
+        for p in trained:
+            p.grad = torch.ones_like(p)
         begin = time.perf_counter()
-        float(nn.utils.clip_grad_norm_(holder.parameters(), settings.clip))
+        float(nn.utils.clip_grad_norm_(trained, settings.clip))
         optimizer.step()
-        float(holder[0].detach()[0, 0])
+        float(trained[0].detach()[0, 0])
         times.append(time.perf_counter() - begin)
-    return min(times) * trained / holder[0].numel()
+    return min(times)

@@ -54,15 +54,15 @@ def make_optimizer(
     """
     if kind == "adamw":
         return make_adamw(model.parameters(), weight_decay, betas, _by_value(model, rates or {}))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = {name for name, p in trained.items() if p.dim() == 2 and "blocks." in name and "lora_" not in name}
-    others = make_adamw([p for name, p in trained.items() if name not in hidden], weight_decay, betas)
-    if not hidden:
-        return others
-    # Scaled to the size of AdamW's updates, so that both go by one learning rate (arXiv 2502.16982, section 2.2).
-    muon = torch.optim.Muon([trained[name] for name in trained if name in hidden], lr=0.0, weight_decay=weight_decay,
-                            momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
-    return Joined(muon, others)
+    hidden = hidden_matrices(model)
+    others = make_adamw((p for name, p in model.named_parameters() if name not in hidden), weight_decay, betas)
+    return Joined(Muon(hidden.values(), weight_decay), others) if hidden else others
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable matrices of blocks by name, which Muon updates; those of LoRA are left to AdamW."""
+    return {name: p for name, p in model.named_parameters()
+            if p.requires_grad and p.dim() == 2 and "blocks." in name and "lora_" not in name}
 
 
 def make_adamw(
@@ -106,6 +106,45 @@ def take_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Ma
             raise InputError(f"the moments of {name} cannot be carried over ({'sharded' if not wrong else wrong}); set "
                              "growth.carry to false")
         optimizer.state[p].update({key: values.to(p.device).clone() for key, values in held.items()})
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of a matrix is made nearly orthogonal (Jordan et al. 2024), as torch.optim.Muon.
+
+    Updates are scaled to the size of AdamW's, so that both go by one learning rate (arXiv 2502.16982, section 2.2). On a CPU
+    products are float32: torch's are bfloat16, and took 1.96 s for a matrix of 1536 x 384 on a CPU without AVX512-BF16.
+    """
+
+    MOMENTUM, STEPS, COEFFICIENTS = 0.95, 5, (3.4445, -4.775, 2.0315)
+
+    def __init__(self, matrices: Iterable[nn.Parameter], weight_decay: float):
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group["lr"], group["weight_decay"])
+
+    def _update(self, p: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+        momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        momentum.lerp_(grad, 1 - self.MOMENTUM)
+        update = self._orthogonal(grad.lerp(momentum, self.MOMENTUM))
+        p.mul_(1 - lr * weight_decay)
+        p.add_(update, alpha=-0.2 * math.sqrt(max(p.shape)) * lr)
+
+    def _orthogonal(self, matrix: Tensor) -> Tensor:
+        """The nearest orthogonal matrix, its singular values within about 0.5 to 1.5, by Newton-Schulz iterations."""
+        a, b, c = self.COEFFICIENTS
+        x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+        x = x.T if matrix.shape[0] > matrix.shape[1] else x
+        x = x / x.norm().clamp(min=1e-7)
+        for _ in range(self.STEPS):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 class Joined(torch.optim.Optimizer):

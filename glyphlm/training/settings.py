@@ -43,8 +43,8 @@ class TrainSettings:
         tokens: Training tokens; give this or steps.
         batch_tokens: Tokens of one optimizer step.
         micro_batch_tokens: Tokens of one forward and backward pass; gradients add up to a step.
-        optimizer: AdamW for all, or Muon for the matrices of the blocks (torch.optim.Muon, its updates scaled to the size of
-            AdamW's; arXiv 2502.16982) and AdamW for the rest.
+        optimizer: AdamW for all, or Muon for the matrices of the blocks (its updates scaled to the size of AdamW's; arXiv
+            2502.16982) and AdamW for the rest.
         lr: Peak learning rate.
         parametrization: Whether lr is that of this model, or that of a model of base_width (mup, arXiv 2203.03466) and
             base_depth (completep, arXiv 2505.01618), from which initial values and learning rates follow.
