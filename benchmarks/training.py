@@ -1,9 +1,10 @@
 """Training steps, ours beside transformers' GPTNeoXForCausalLM: in a bare PyTorch loop, compiled, and under Trainer.
 
-Same shape, batch, precision, optimizer and random ids. On CPU every contender does a few steps a round, in turn, so that a
-busy machine slows all of them; on a GPU one contender at a time has the card. Prints the median tokens/s of each, the
-ratios, model FLOPs utilisation (of the matrix products that this machine does now, and of its data sheet), peak memory,
-and the seconds before the second step.
+Same shape, batch, precision, optimizer and random ids. On CPU every contender is a process of its own and does a few steps a
+round, in turn, so that a busy machine slows all of them; ours has the environment that the program glyphlm sets, the others
+that of the script. On a GPU one contender at a time has the card. Prints the median tokens/s of each, the ratio of medians,
+the median and the range of the ratios within rounds, model FLOPs utilisation (of the matrix products that this machine does
+now, and of its data sheet), peak memory, and the seconds before the second step.
 
     python benchmarks/training.py
     python benchmarks/training.py --shapes 8192x384x8 --precisions bf16 --rounds 7
@@ -14,10 +15,16 @@ import argparse
 import contextlib
 import gc
 import logging
+import multiprocessing
+import os
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +33,7 @@ import transformers
 from torch import Tensor
 
 from glyphlm.base.devices import gpu_of_name, local_device, resolve_device
+from glyphlm.cli.main import HUGE_PAGES
 from glyphlm.data.batches import Batches
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
@@ -36,6 +44,17 @@ from glyphlm.training.settings import TrainSettings
 WHOLE_HEAD = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 BETAS, LR, DECAY, CLIP = (0.9, 0.95), 1e-4, 0.1, 1.0
 Run = Callable[[int], list[float]]  # a number of steps -> the seconds of each
+ENVIRONMENT = dict(os.environ)  # of the peers
+
+
+@dataclass
+class Measured:
+    """Seconds of each step of a contender, those before its second step, and its peak memory in bytes."""
+
+    name: str
+    seconds: list[float]
+    begun: float
+    memory: int
 
 
 class RandomText:
@@ -214,28 +233,70 @@ def compare(shape: argparse.Namespace, precision: str, options: argparse.Namespa
     flops = sum(part.total for part in flops_per_token(model).values())
     measure = alone if shape.device == "cuda" else in_turn
     first = None
-    for name, seconds, begun, memory in measure(shape, precision, options):
-        speed = shape.rows * shape.context / statistics.median(seconds)
-        first = first or speed
+    for found in measure(shape, precision, options):
+        speed, first = shape.rows * shape.context / statistics.median(found.seconds), first or found
+        ratios = sorted(other / one for one, other in zip(first.seconds, found.seconds, strict=True))
         uses = "  ".join(f"{speed * flops / rate:5.1%} of {title}" for title, rate in rates.items())
-        print(f"  {name:20} {speed:10,.0f} tokens/s  {first / speed:5.2f}x  {uses}  {begun:5.1f} s to start"
-              + (f"  {memory / 2**30:5.1f} GiB" if memory else ""), flush=True)
-    print("  (x: the first contender's speed over this one's)")
+        ratio = statistics.median(found.seconds) / statistics.median(first.seconds)
+        print(f"  {found.name:20} {speed:10,.0f} tokens/s  {ratio:5.2f}x  ({statistics.median(ratios):.2f}, "
+              f"{ratios[0]:.2f} to {ratios[-1]:.2f})  {uses}  {found.begun:5.1f} s to start  "
+              f"{found.memory / 2**30:5.1f} GiB", flush=True)
+    print("  (x: the first contender's speed over this one's; in brackets step by step)")
 
 
-def in_turn(
-    shape: argparse.Namespace, precision: str, options: argparse.Namespace
-) -> list[tuple[str, list[float], float, int]]:
-    """Name, seconds of each step, seconds before the second step, peak bytes (unknown): rounds in turn."""
-    runs = {name: CONTENDERS[name](shape, precision) for name in options.contenders}
-    rounds = [{name: run(options.steps + 1) for name, run in runs.items()} for _ in range(options.rounds)]
-    return [(name, [s for found in rounds for s in found[name][1:]], rounds[0][name][0], 0) for name in runs]
+def in_turn(shape: argparse.Namespace, precision: str, options: argparse.Namespace) -> list[Measured]:
+    """Rounds in turn."""
+    with contextlib.ExitStack() as stack:
+        pipes = {name: stack.enter_context(process_of(name, shape, precision)) for name in options.contenders}
+        rounds = [{name: ask(pipe, options.steps + 1) for name, pipe in pipes.items()} for _ in range(options.rounds)]
+    return [Measured(name, [s for found in rounds for s in found[name][0][1:]], rounds[0][name][0][0], rounds[-1][name][1])
+            for name in pipes]
 
 
-def alone(
-    shape: argparse.Namespace, precision: str, options: argparse.Namespace
-) -> Iterator[tuple[str, list[float], float, int]]:
-    """The same, one contender after the other, with its peak memory."""
+def ask(pipe: Connection, steps: int) -> tuple[list[float], int]:
+    """Seconds of each of the next steps of a contender, and its peak memory in bytes."""
+    pipe.send(steps)
+    return pipe.recv()
+
+
+@contextlib.contextmanager
+def process_of(name: str, shape: argparse.Namespace, precision: str) -> Iterator[Connection]:
+    """A process that runs the contender `name` for as many steps as it receives, until the block ends."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    if name.startswith("ours"):
+        os.environ.setdefault(*HUGE_PAGES)
+    process = context.Process(target=serve, args=(there, name, shape, precision), daemon=True)
+    process.start()
+    os.environ.update(ENVIRONMENT)
+    for added in os.environ.keys() - ENVIRONMENT.keys():
+        del os.environ[added]
+    try:
+        yield here
+    finally:
+        process.terminate()
+        process.join()
+
+
+def serve(pipe: Connection, name: str, shape: argparse.Namespace, precision: str) -> None:
+    """Run the contender for each number of steps that arrives."""
+    quiet()
+    run = CONTENDERS[name](shape, precision)
+    while True:
+        steps = pipe.recv()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            seconds = run(steps)
+        pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10))
+
+
+def quiet() -> None:
+    """No warnings of libraries between the rows."""
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+
+
+def alone(shape: argparse.Namespace, precision: str, options: argparse.Namespace) -> Iterator[Measured]:
+    """One contender after the other."""
     for name in options.contenders:
         gc.collect()
         torch.cuda.empty_cache()
@@ -244,7 +305,7 @@ def alone(
         seconds = run(options.rounds * options.steps + options.warm)
         if options.profile:
             profile(run, options.profile)
-        yield name, seconds[options.warm :], seconds[0], torch.cuda.max_memory_allocated()
+        yield Measured(name, seconds[options.warm :], seconds[0], torch.cuda.max_memory_allocated())
         del run
 
 
@@ -280,8 +341,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--profile", type=int, nargs="?", const=25, default=0, metavar="ROWS", help="of a GPU's kernels")
     options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
+    quiet()
     device = local_device(resolve_device(options.device)).split(":")[0]
     for text in options.shapes:
         vocab, width, layers = map(int, text.split("x"))

@@ -1,13 +1,14 @@
 """The model: published sizes, causality, caches, padding, initial values, and a plain reference implementation."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, count_parameters
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, _in_halves, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig, scale_rows
 
 V = 96
@@ -80,6 +81,17 @@ def test_no_position_sees_what_follows_it(position):
     (model(ids_T[None])[0, position] * torch.randn(V)).sum().backward()
     seen_T = model.substrate.table_VE.grad[ids_T].abs().sum(1) > 0
     assert seen_T.tolist() == [True] * (position + 1) + [False] * (11 - position)
+
+
+@pytest.mark.parametrize("length", [2, 256, 301])
+def test_attention_in_halves_is_causal_attention(length):
+    values, weights_BHTK, found = torch.randn(3, 1, 2, length, 8), torch.randn(1, 2, length, 8), []
+    for attend in (_in_halves, partial(F.scaled_dot_product_attention, is_causal=True)):
+        given = values.clone().requires_grad_()
+        x_BHTK = attend(*given)
+        (x_BHTK * weights_BHTK).sum().backward()
+        found.append((x_BHTK.detach(), given.grad))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 20])

@@ -22,6 +22,10 @@ from .config import ModelConfig
 from .heads import make_head, target_nats_of
 from .substrate import Substrate
 
+# Lengths at which causal attention on a CPU goes in halves: torch's kernel computes whole blocks of 512 keys, what the mask
+# hides, too. At T 512 both passes take 0.80 of the time, at 256 0.86; at 1024, where it skips blocks itself, 1.1.
+HALVED = range(256, 768)
+
 
 class Cache(Protocol):
     """Keys and values of earlier positions; DynamicCache of transformers is one."""
@@ -108,7 +112,20 @@ class Attention(nn.Module):
 def _attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, context: Context) -> Tensor:
     mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
     is_causal = mask is None and not context.continues  # a single new position sees all
+    if is_causal and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] in HALVED:
+        return _in_halves(q_BHTK, k_BHSK, v_BHSK)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=is_causal)
+
+
+def _in_halves(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Causal attention, in which the first half of the positions reads only its own keys."""
+    half, length = q_BHTK.shape[2] // 2, q_BHTK.shape[2]
+    first_BHtK, second_BHtK = q_BHTK.split([half, length - half], 2)
+    seen_tT = torch.ones(length - half, length, dtype=torch.bool).tril(half)
+    return torch.cat([
+        F.scaled_dot_product_attention(first_BHtK, k_BHTK[:, :, :half], v_BHTK[:, :, :half], is_causal=True),
+        F.scaled_dot_product_attention(second_BHtK, k_BHTK, v_BHTK, attn_mask=seen_tT),
+    ], 2)  # fmt: skip
 
 
 def _attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
