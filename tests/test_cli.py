@@ -16,6 +16,7 @@ from glyphlm.cli.completion import options_of
 from glyphlm.cli.main import VERBS, main
 from glyphlm.substrate.build import SubstrateSettings, build_substrate
 
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 RECIPE = """
 tokenizer: {path: TOKENIZER}
 substrate: {path: SUBSTRATE}
@@ -92,6 +93,22 @@ for verb in [None, *VERBS]:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not HUGE.is_file() or "[never]" in HUGE.read_text(), reason="the system has no huge pages")
+def test_tensors_of_a_verb_are_in_huge_pages():
+    code = """
+import resource
+from glyphlm.cli.main import main
+main(["generate", "missing", "--prompt", "a"])
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.empty(256 << 20, dtype=torch.uint8).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, (256 << 20) // resource.getpagesize())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    faults, pages = map(int, done.stdout.split())
+    assert faults < pages / 4
 
 
 def test_an_unknown_verb_is_refused_with_the_known_ones(capsys):
