@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, _in_halves, count_parameters
+from glyphlm.modeling.model import GPT, KVCache, ModelConfig, _in_halves, _spans, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig, scale_rows
 
 V = 96
@@ -29,6 +29,14 @@ def small_model(substrate: SubstrateConfig | None = None, seed: int = 0, **chang
 
 def some_ids(*shape: int) -> Tensor:
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
+
+
+class KeptRows:
+    """What leaves frozen blocks, computed row by row, the last first."""
+
+    def __call__(self, ids_BT, compute):
+        rows = [compute(torch.tensor([row])) for row in reversed(range(len(ids_BT)))]
+        return torch.cat(rows[::-1])
 
 
 def total(vocab_size: int, n_embed: int, kind: str = "glyph", **model) -> int:
@@ -92,6 +100,29 @@ def test_attention_in_halves_is_causal_attention(length):
         (x_BHTK * weights_BHTK).sum().backward()
         found.append((x_BHTK.detach(), given.grad))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_documents_computed_alone_are_as_under_a_mask(frozen, monkeypatch):
+    """Where that is faster on a CPU; rows of a cache of frozen blocks are computed apart from their batch."""
+    documents_BT, ids_BT, found = (torch.rand(3, 40) < 0.1).cumsum(1), some_ids(3, 40), []
+    for cost in (0, 1 << 40):
+        monkeypatch.setattr("glyphlm.modeling.model.CALL", cost)
+        model = small_model(SubstrateConfig(V, 32)).train()
+        for block in model.blocks[:frozen]:
+            block.requires_grad_(False)
+        model.kept = KeptRows()
+        x_BTD = model.hidden(ids_BT, documents_BT=documents_BT)
+        (x_BTD * torch.arange(32)).sum().backward()
+        found.append([x_BTD.detach(), model.blocks[1].attention.qkv.weight.grad])
+    torch.testing.assert_close(*found, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("documents", [[0, 0, 1, 0], [2, 1, 1, 1]])
+def test_a_document_in_several_pieces_needs_the_mask(documents, monkeypatch):
+    monkeypatch.setattr("glyphlm.modeling.model.CALL", 0)
+    assert _spans(torch.tensor([documents]), 8) is None
+    assert _spans(torch.tensor([[0, 0, 1, 3], [5, 6, 6, 6]]), 8) == [[2, 1, 1], [1, 3]]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 20])

@@ -25,6 +25,8 @@ from .substrate import Substrate
 # Lengths at which causal attention on a CPU goes in halves: torch's kernel computes whole blocks of 512 keys, what the mask
 # hides, too. At T 512 both passes take 0.80 of the time, at 256 0.86; at 1024, where it skips blocks itself, 1.1.
 HALVED = range(256, 768)
+# Pairs of positions times d_model that take as long on a CPU as one more call of the kernel, about 0.1 ms for both passes.
+CALL = 330_000
 
 
 class Cache(Protocol):
@@ -72,6 +74,7 @@ class Context:
     mask_BTS: Tensor | None  # True where a position may look; None means every one before it
     cache: Cache | None
     continues: bool = False  # whether the cache held positions before
+    spans: list[list[int]] | None = None  # lengths of the documents in each row, inside which attention stays
 
     def of_rows(self, rows_N: Tensor) -> "Context":
         """The context of some sequences of the batch."""
@@ -80,7 +83,8 @@ class Context:
             return x_B if len(x_B) == 1 else x_B[rows_N]
 
         mask_BTS = None if self.mask_BTS is None else chosen(self.mask_BTS)
-        return Context(chosen(self.cos_BTK), chosen(self.sin_BTK), mask_BTS, self.cache, self.continues)
+        spans = self.spans and [self.spans[row] for row in rows_N.tolist()]
+        return Context(chosen(self.cos_BTK), chosen(self.sin_BTK), mask_BTS, self.cache, self.continues, spans)
 
 
 def rotate(x_BHTK: Tensor, context: Context) -> Tensor:
@@ -110,6 +114,8 @@ class Attention(nn.Module):
 
 
 def _attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, context: Context) -> Tensor:
+    if context.spans:
+        return _in_spans(q_BHTK, k_BHSK, v_BHSK, context.spans)
     mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
     is_causal = mask is None and not context.continues  # a single new position sees all
     if is_causal and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] in HALVED:
@@ -126,6 +132,23 @@ def _in_halves(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
         F.scaled_dot_product_attention(first_BHtK, k_BHTK[:, :, :half], v_BHTK[:, :, :half], is_causal=True),
         F.scaled_dot_product_attention(second_BHtK, k_BHTK, v_BHTK, attn_mask=seen_tT),
     ], 2)  # fmt: skip
+
+
+def _in_spans(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, spans: list[list[int]]) -> Tensor:
+    """Causal attention inside each of the spans, one after the other."""
+    lengths, alone = [length for row in spans for length in row], Context(q_BHTK, q_BHTK, None, None)
+    parts = (x_BHTK.transpose(0, 1).flatten(1, 2)[None].split(lengths, 2) for x_BHTK in (q_BHTK, k_BHTK, v_BHTK))
+    x_1HNK = torch.cat([_attend(*given, alone) for given in zip(*parts, strict=True)], 2)
+    return x_1HNK[0].unflatten(1, (len(spans), -1)).transpose(0, 1)
+
+
+def _spans(documents_BT: Tensor, width: int) -> list[list[int]] | None:
+    """Lengths of the documents in each row; None where attention over all, with a mask, is faster, or on a GPU."""
+    if documents_BT.device.type != "cpu" or bool((documents_BT.diff(dim=1) < 0).any()):  # or one is in several pieces
+        return None
+    spans = [row_T.unique_consecutive(return_counts=True)[1].tolist() for row_T in documents_BT]
+    saved = documents_BT.numel() * documents_BT.shape[1] - sum(length**2 for row in spans for length in row)
+    return spans if saved * width > CALL * sum(map(len, spans)) else None
 
 
 def _attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
@@ -272,10 +295,14 @@ class GPT(nn.Module):
         if positions_BT is None:
             positions_BT = (torch.arange(ids_BT.shape[1], device=ids_BT.device) + past)[None]
         mask_BTS = self._mask(ids_BT.shape[1], past, attended_BS, ids_BT.device, capacity(cache))
-        if documents_BT is not None:
+        spans = None
+        if documents_BT is not None and mask_BTS is None and not self._is_compiled:
+            spans = _spans(documents_BT, self.config.d_model)
+        if documents_BT is not None and spans is None:
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
             mask_BTS = same_BTT.tril() if mask_BTS is None else same_BTT & mask_BTS
-        context = Context(*self._angles(positions_BT), mask_BTS, cache, isinstance(past, Tensor) or past > 0)
+        continues = isinstance(past, Tensor) or past > 0
+        context = Context(*self._angles(positions_BT), mask_BTS, cache, continues, spans)
         frozen = self.frozen_depth if self.training else 0
         with _attention_kernels(ids_BT.device):
             x_BTD = self._frozen_part(ids_BT, context, frozen)
@@ -293,6 +320,11 @@ class GPT(nn.Module):
             return 0
         frozen = [not any(values.requires_grad for values in block.parameters()) for block in self.blocks]
         return frozen.index(False) if False in frozen else len(frozen)
+
+    @property
+    def _is_compiled(self) -> bool:
+        """Whether new lengths of documents would make torch compile again."""
+        return torch.compiler.is_compiling() or any(block._compiled_call_impl is not None for block in self.blocks)
 
     def _frozen_part(self, ids_BT: Tensor, context: Context, depth: int) -> Tensor:
         """What leaves the substrate and `depth` frozen blocks, without autograd; or what was kept of it."""
