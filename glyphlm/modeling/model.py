@@ -138,7 +138,7 @@ def _in_spans(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, spans: list[list[i
     """Causal attention inside each of the spans, one after the other."""
     lengths, alone = [length for row in spans for length in row], Context(q_BHTK, q_BHTK, None, None)
     parts = (x_BHTK.transpose(0, 1).flatten(1, 2)[None].split(lengths, 2) for x_BHTK in (q_BHTK, k_BHTK, v_BHTK))
-    x_1HNK = torch.cat([_attend(*given, alone) for given in zip(*parts, strict=True)], 2)
+    x_1HNK = torch.cat([_attend(q, k, v, alone) for q, k, v in zip(*parts, strict=True)], 2)
     return x_1HNK[0].unflatten(1, (len(spans), -1)).transpose(0, 1)
 
 
