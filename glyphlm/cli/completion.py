@@ -32,6 +32,7 @@ def run_completion(arguments: Sequence[str]) -> None:
         "glyphlm completion bash > ~/.local/share/bash-completion/completions/glyphlm\n"
         "  glyphlm completion zsh >> ~/.zshrc\n"
         "  glyphlm completion fish > ~/.config/fish/completions/glyphlm.fish",
+        json=False,
     )
     parser.add_argument("shell", choices=SHELLS, help="the shell")
     shell = parser.read(arguments).shell

@@ -27,7 +27,6 @@ def run_tokenizer_build(arguments: Sequence[str]) -> None:
     parser.add_argument("--from", help="folder of the Hugging Face tokenizer that bvv241-nemo keeps")
     parser.add_texts(needed=False)
     parser.add_out("folder of the tokenizer", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.tokenizer.build import build_tokenizer
 
@@ -48,7 +47,6 @@ def run_tokenizer_extend(arguments: Sequence[str]) -> None:
     parser.add_argument("--characters", required=True, help="a file that holds them, spans such as U+0400-04FF, or general "
                         "categories of Unicode such as So, separated by commas")
     parser.add_out("the new folder", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.data.exclusion import characters_of
     from glyphlm.experiments.extend import extend
@@ -73,7 +71,6 @@ def run_tokenizer_ngrams(arguments: Sequence[str]) -> None:
     parser.add_engine()
     parser.add_reading()
     parser.add_out("the file of n-gram statistics", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.tokenizer.ngram_stats import count_ngrams
 
@@ -108,7 +105,6 @@ def run_tokenizer_compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit_mb", type=float, help="megabytes of each language (default: all)")
     parser.add_reading()
     parser.add_out("also write the rows and a plot into this folder")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.analysis.tokenizers import compare, split_inputs, table
 
@@ -134,7 +130,6 @@ def run_substrate_build(arguments: Sequence[str]) -> None:
     parser.add_settings(SubstrateSettings, flags, skip=("path", "font"))
     parser.add_argument("--font", nargs="*", default=[], help="font files in order of preference (default: GNU Unifont)")
     parser.add_out("folder of the substrate", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.substrate.build import build_substrate
     from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -152,7 +147,6 @@ def run_substrate_inspect(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="substrate folder, or run folder")
     parser.add_argument("--nearest", nargs="+", default=[], metavar="TOKEN", help="tokens, or #ID, to list the nearest of")
     parser.add_out("also write inspect.json, map.png and the sheet of glyphs into this folder")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.analysis.inspection import inspect_folder
 
@@ -177,7 +171,6 @@ def run_prepare(arguments: Sequence[str]) -> None:
     parser.add_engine()
     parser.add_texts()
     parser.add_out("folder of the shards", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.data.exclusion import Exclusion
     from glyphlm.data.shards import prepare

@@ -27,7 +27,6 @@ def run_quickstart(arguments: Sequence[str]) -> None:
     parser.add_threads()
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each arm (default: about 5 minutes)")
     parser.add_argument("--font", nargs="*", default=[], help="font files, in order of preference")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.studies.quickstart import quickstart
 
@@ -51,7 +50,6 @@ def run_train(arguments: Sequence[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="check everything up to the first step, and train nothing")
     parser.add_out("run folder", required=True)
     parser.add_threads()
-    parser.add_json()
     options, recipe = parser.read_recipe(arguments, Recipe)
     from glyphlm.experiments.train_recipe import run_recipe  # loads transformers, which --help need not wait for
 
@@ -73,7 +71,6 @@ def run_grow(arguments: Sequence[str]) -> None:
     parser.add_recipe()
     parser.add_out("folder of the stages", required=True)
     parser.add_threads()
-    parser.add_json()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.experiments.grow_recipe import run_growth
     from glyphlm.pages.report import write_report
@@ -108,7 +105,6 @@ def run_fuse(arguments: Sequence[str]) -> None:
     parser.add_argument("--weights", nargs="+", type=float, help="of the runs, in their order, with the sum 1")
     parser.add_switch("--allow_different_substrates", "fuse experts that read other codes or tables")
     parser.add_out("run folder to write", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.composition.fuse import fuse
 
@@ -129,7 +125,6 @@ def run_plan(arguments: Sequence[str]) -> None:
     parser.add_settings(PlanSettings, skip=("measure",))
     parser.add_switch("--measure", "time training steps here", default=True)
     parser.add_out("also write the plan to this file, as JSON")
-    parser.add_json()
     options, recipe = parser.read_recipe(arguments, GrowthRecipe)
     from glyphlm.planning.plan import make_plans
     from glyphlm.planning.text import plan_text
@@ -164,7 +159,6 @@ def run_study(arguments: Sequence[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and why, and run nothing")
     parser.add_argument("--unlock", action="store_true", help="resume after a kill: remove the lock of Snakemake")
     parser.add_out("folder of everything", required=True)
-    parser.add_json()
     place = arguments.index("--") if "--" in arguments else len(arguments)
     ours, of_snakemake = arguments[:place], arguments[place + 1 :]
     given, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))

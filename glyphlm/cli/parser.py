@@ -48,16 +48,17 @@ class Parser(jsonargparse.ArgumentParser):
     names: Collection[str] = ()  # sections of a recipe: --SECTION.KEY is accepted besides the options
 
     @classmethod
-    def of(cls, verb: str, about: str, example: str) -> "Parser":
-        """The parser of one verb (not a constructor: the library constructs parsers of this class for nested settings)."""
-        return cls(
-            prog=f"glyphlm {verb}",
-            description=about,
-            epilog=f"{EXAMPLE}\n  {example}",
-            formatter_class=_Formatter,
-            parser_mode=YAML,
-            exit_on_error=False,
-        )
+    def of(cls, verb: str, about: str, example: str, json: bool = True) -> "Parser":
+        """The parser of one verb, with --json unless it prints no results.
+
+        It is not a constructor, because the library constructs parsers of this class for nested settings.
+        """
+        epilog = f"{EXAMPLE}\n  {example}"
+        form: dict[str, Any] = {"formatter_class": _Formatter, "parser_mode": YAML, "exit_on_error": False}
+        parser = cls(prog=f"glyphlm {verb}", description=about, epilog=epilog, **form)
+        if json:
+            parser.add_argument("--json", action="store_true", help="print JSON instead of text, an object a line")
+        return parser
 
     def read(self, arguments: Sequence[str]) -> Any:
         """Parsed options of a verb.
@@ -124,10 +125,6 @@ class Parser(jsonargparse.ArgumentParser):
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with dashes in the names of options."""
         return _dashed(super().format_help(formatter))
-
-    def add_json(self) -> None:
-        """--json, of the verbs that print results."""
-        self.add_argument("--json", action="store_true", help="print JSON instead of text, an object a line")
 
     def add_device(self) -> None:
         """--device, of the verbs that compute with a finished model; `read` resolves auto."""

@@ -26,7 +26,6 @@ def run_import(arguments: Sequence[str]) -> None:
     parser.add_settings(ImportSettings, flags)
     parser.add_argument("--check", metavar="TEXT", help="print the loss of this text under each candidate; write nothing")
     parser.add_out("run folder")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.interop.import_model import check, import_checkpoint, readings_text
 
@@ -57,7 +56,6 @@ def run_export(arguments: Sequence[str]) -> None:
     parser.add_argument("--quantize", choices=("f32", "f16", "q8_0"), default="f32", help="gguf: how matrices are stored")
     parser.add_argument("--fold_head_bias", action="store_true", help="move the head's bias into the final norm, if exact")
     parser.add_out("folder to write", required=True)
-    parser.add_json()
     options = parser.read(arguments)
     if options.to == "gpt_neox" and options.quantize != "f32":
         raise InputError(f"--quantize {options.quantize} applies only to --to gguf; gpt_neox is written in float32")
@@ -78,7 +76,6 @@ def run_pull(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("name", metavar="hf:OWNER/NAME[@REVISION]", help="repository, with a branch, tag or commit")
     parser.add_out("also make this run folder of it")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.base.hub import pull
     from glyphlm.base.outputs import sha256_file
@@ -109,7 +106,6 @@ def run_push(arguments: Sequence[str]) -> None:
     parser.add_argument("--license", help="as the Hub spells it, such as apache-2.0")
     parser.add_argument("--language", nargs="+", default=[], help="codes of the languages of the training text")
     parser.add_argument("--datasets", nargs="+", default=[], help="names on the Hub, besides the recipe's hf:NAME")
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.interop.run import Run
     from glyphlm.runs.card import CardSettings
@@ -126,6 +122,7 @@ def run_serve(arguments: Sequence[str]) -> None:
         "chat template in chat_template.jinja or tokenizer_config.json of the run. With --server vllm a GPT-NeoX export of "
         "the run, kept in RUN/.served, is served by vLLM; its command is printed, to be run again with options of its own.",
         "glyphlm serve runs/mine --port 8000",
+        json=False,
     )
     parser.add_argument("run", metavar="RUN", help=f"{RUN}, or a folder that transformers read without remote code")
     parser.add_settings(ServeSettings)

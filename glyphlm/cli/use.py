@@ -24,7 +24,6 @@ def run_generate(arguments: Sequence[str]) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     parser.add_settings(Sampling)
     parser.add_device()
-    parser.add_json()
     parser.add_threads()
     options = parser.read(arguments)
     from glyphlm.runs.generate import stream
@@ -58,7 +57,6 @@ def run_chat(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
     parser.add_settings(Sampling)
     parser.add_device()
-    parser.add_json()
     parser.add_threads()
     options = parser.read(arguments)
     from glyphlm.cli.conversation import converse
@@ -86,7 +84,6 @@ def run_eval(arguments: Sequence[str]) -> None:
     parser.add_device()
     parser.add_reading()
     parser.add_out("also keep all rows in this file")
-    parser.add_json()
     parser.add_threads()
     options = parser.read(arguments)
     from glyphlm.base.progress import say
@@ -123,7 +120,6 @@ def run_probe(arguments: Sequence[str]) -> None:
                         "never showed, in --text; a file of them, spans such as U+0400-04FF, or categories such as So")
     parser.add_argument("--oracle", metavar="RUN", help="with --unseen: a run that saw these characters in training")
     parser.add_device()
-    parser.add_json()
     parser.add_out("folder of the rows, the plot and the neighbours", required=True)
     options = parser.read(arguments)
     if options.unseen:
@@ -166,7 +162,6 @@ def run_report(arguments: Sequence[str]) -> None:
     parser.add_argument("--logs", type=Path, metavar="FOLDER",
                         help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
     parser.add_out("the page", default=Path("report.html"))
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.pages.report import write_report
 
@@ -189,7 +184,6 @@ def run_show(arguments: Sequence[str]) -> None:
     parser.add_argument("--text", action="append", default=[], help="text to show; may be given several times (default: "
                         "prepared texts in several scripts, and samples of the run)")
     parser.add_out("the page", default=Path("page.html"))
-    parser.add_json()
     options = parser.read(arguments)
     from glyphlm.pages.show import write_show
 
