@@ -203,9 +203,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--out", type=Path, help=what, **options)
 
 
-def _overrides(
-    arguments: Sequence[str], kind: type, name: str, own: Collection[str]
-) -> tuple[list[str], dict[str, Any]]:
+def _overrides(arguments: Sequence[str], kind: type, name: str, own: Collection[str]) -> tuple[list[str], dict[str, Any]]:
     """The arguments that are options of the verb, and the values of a recipe of type `kind` by their dotted names."""
     rest, found, given = [], {}, iter(arguments)
     names = get_type_hints(kind).keys() - own

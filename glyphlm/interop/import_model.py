@@ -253,9 +253,7 @@ def _open_published(src: str, settings: ImportSettings) -> Published:
     return Published(src, sizes, str(config.get("model_type")), experts, tokenizer, sha256)
 
 
-def _import_expert(
-    published: Published, number: int, out: Path, settings: ImportSettings, command: str
-) -> dict[str, Any]:
+def _import_expert(published: Published, number: int, out: Path, settings: ImportSettings, command: str) -> dict[str, Any]:
     made_from = {**published.sha256, "tokenizer": published.tokenizer.fingerprint, "expert": number}
     build = Build("import", asdict(settings), made_from)
     if build.is_done(out) and (summary := read_summary(out)):

@@ -173,9 +173,7 @@ def _check_request(tokens: Sequence[str], fonts: FontChain, side: int, augment: 
         raise InputError(f"token {list(tokens).index('')} of {len(tokens)} is empty and cannot be drawn; remove it")
 
 
-def _draw_cells(
-    characters: Sequence[str], fonts: FontChain, placeholders: bool, bar: Meter
-) -> tuple[_Cells, list[str]]:
+def _draw_cells(characters: Sequence[str], fonts: FontChain, placeholders: bool, bar: Meter) -> tuple[_Cells, list[str]]:
     """Draw each code point once; those in no font are listed, and get placeholders or the first font's .notdef glyph."""
     codes = {character: code for code, character in enumerate(characters)}
     faces = [fonts.face_for(character) for character in characters]

@@ -34,9 +34,7 @@ TAKEN = {  # the settings that apply to each layout, and the inputs that it need
 }
 
 
-def build_tokenizer(
-    texts: Sequence[str], settings: TokenizerSettings, out: Path, reading: Reading = STRICT
-) -> Tokenizer:
+def build_tokenizer(texts: Sequence[str], settings: TokenizerSettings, out: Path, reading: Reading = STRICT) -> Tokenizer:
     """Lay out the vocabulary and write the tokenizer folder `out`; a finished one is only loaded.
 
     Raises:

@@ -167,9 +167,7 @@ def _cut(words: Counter[str], sizes: Collection[int]) -> Iterator[tuple[int, Ngr
     points_C = np.frombuffer("\n".join([*words, "\n" * longest]).encode("utf-32-le"), "<u4")
     left_C = np.repeat(np.cumsum(lengths) - 1, lengths) - np.arange(lengths.sum())  # characters up to the word's end
     places_P = np.flatnonzero(left_C >= min(sizes))
-    keys_KP = [
-        _pack(points_C, places_P + first, min(POINTS, longest - first)) for first in range(0, longest, POINTS)
-    ]
+    keys_KP = [_pack(points_C, places_P + first, min(POINTS, longest - first)) for first in range(0, longest, POINTS)]
     order_P = np.lexsort(keys_KP[::-1])
     keys_KP, places_P = [key_P[order_P] for key_P in keys_KP], places_P[order_P]
     counts_P = np.repeat(np.fromiter(words.values(), np.int64, len(words)), lengths)[places_P]
