@@ -176,7 +176,7 @@ class Run:
         elif to == "gpt_neox":
             from glyphlm.interop.export_neox import export_gpt_neox as write
         else:
-            raise InputError(f"to {to!r} must be gpt_neox or gguf")
+            raise InputError(f"to {to!r} must be one of gpt_neox, gguf")
         return write(self.folder, Path(out), **options)
 
     def push(self, repo: str, private: bool = False, card: "CardSettings | None" = None) -> str:
