@@ -14,7 +14,7 @@ from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
-from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
+from glyphlm.planning.memory import Load, activation_bytes, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.training.loss import Objective
 from glyphlm.training.optim import make_optimizer
 from glyphlm.training.settings import TrainSettings
@@ -89,6 +89,17 @@ def held(model: GPT | Fusion, load: Load) -> int:
     with Held([*model.parameters(), *model.buffers(), *moments]) as found:
         step()
     return found.most
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_attention_in_halves_on_a_cpu_keeps_its_result_twice(bf16, monkeypatch):
+    model, load = make(vocab_size=64, d_model=128, n_layer=6), Load(16, bf16=bf16)
+    whole = held(model, load)
+    for module in ("glyphlm.modeling.model", "glyphlm.planning.memory"):
+        monkeypatch.setattr(f"{module}.HALVED", range(T, T + 1))
+    more = activation_bytes(model, replace(load, heap=True)) - activation_bytes(model, load)
+    assert more == 16 * T * 128 * load.width * 6
+    assert held(model, load) - whole == pytest.approx(more, rel=0.05)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

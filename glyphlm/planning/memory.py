@@ -13,7 +13,7 @@ from torch import nn
 
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
-from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.modeling.model import GPT, HALVED, count_parameters
 from glyphlm.training.loss import LOGITS_AT_ONCE
 from glyphlm.training.optim import hidden_matrices
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
@@ -214,4 +214,5 @@ def _inside(model: GPT | Fusion, load: Load) -> int:
     """What the backward pass of one block needs."""
     config, tokens = model.config, load.rows * model.config.block_size
     mask = tokens * config.block_size * load.width if load.documents else 0  # as numbers that are added to scores
-    return tokens * (config.d_model * (2 * FLOAT + 16 * load.width) + FLOAT * (config.n_head + 4)) + mask
+    values = 17 if load.heap and config.block_size in HALVED else 16  # attention in halves: each result, and both together
+    return tokens * (config.d_model * (2 * FLOAT + values * load.width) + FLOAT * (config.n_head + 4)) + mask
