@@ -27,6 +27,20 @@ SUBSTRATES = {
 }
 
 
+# They come first, lest a worker begins one when the others have finished (`make test` gives each worker whole files).
+SLOWEST = ("parallel", "whole_way", "study", "grow_recipe", "examples", "hf", "generate", "evaluate", "bytefusion", "report",
+           "workflow", "training", "memory", "recipes", "layouts", "import_model", "bare_environment", "serve")
+
+
+def pytest_configure(config) -> None:
+    config.option.loadscopereorder = False  # of pytest-xdist: the files with most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two threads over models as small as these wait for each other more than they work."""

@@ -1,11 +1,9 @@
 """glyphlm grow: a run folder a stage, stopped anywhere and gone on, next to controls that see the same data."""
 
 import json
-import multiprocessing
 import random
 import re
 import shutil
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import start
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -33,8 +32,6 @@ from glyphlm.training.checkpoint import list_states
 
 BLOCK = 32
 STAGES = [{"layers": 1, "steps": 12}, {"layers": 1, "steps": 12}, {"layers": 2, "steps": 12, "start": "random"}]
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.experiments.grow_recipe", "glyphlm.cli.models", "glyphlm.pages.report"])
 
 
 def settings(tokenizer_folder, substrate, shards, **changes) -> dict:
@@ -194,14 +191,17 @@ def test_adapters_kept_apart_are_a_peft_folder_and_give_what_merged_ones_give(gi
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])
-def test_kept_hidden_states_change_nothing_but_the_work(tokenizer_folder, substrates, prepared, tmp_path, where):
-    given = settings(tokenizer_folder, substrates["token_bits"], prepared, stages=STAGES[:1], controls=[])
+def test_kept_hidden_states_change_nothing_but_the_work(tokenizer, tokenizer_folder, substrates, text, tmp_path, where):
+    few = tmp_path / "few.jsonl"  # so that a few steps are several epochs
+    few.write_text("".join(Path(text).read_text().splitlines(keepends=True)[:60]))
+    shards = prepare(tokenizer, [str(few)], tmp_path / "shards", 0.2)
+    given = settings(tokenizer_folder, substrates["token_bits"], shards, stages=STAGES[:1], controls=[])
     assert grow(tmp_path, given) == 0
     folder, growth = tmp_path / "kept", {"base": str(tmp_path / "grown" / "stage-1")}
     cache = "memory" if where == "memory" else str(folder)
     kinds = {"kept": {"cache": cache}, "shared": {"cache": cache}, "tight": {"cache": "memory", "cache_gb": 1e-4}}
     for name, growing in kinds.items():
-        stage = {"layers": 1, "steps": 320}
+        stage = {"layers": 1, "steps": 50}
         assert grow(tmp_path / name, given | {"stages": [stage], "growth": growth | growing | {"start": "zero"}}) == 0
     runs = {name: summary(tmp_path / name / "grown" / "stage-1") for name in kinds}
     losses = {name: [row["loss"] for row in rows(tmp_path / name / "grown" / "stage-1", "train")] for name in kinds}
@@ -297,18 +297,6 @@ def test_missing_moments_are_named(given, grown, tmp_path, capsys):
     assert "given/state does not exist" in capsys.readouterr().err
 
 
-def command(arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    sys.exit(main(arguments))
-
-
-def start(folder: Path) -> multiprocessing.Process:
-    arguments = ["grow", str(folder / "recipe.yaml"), "--out", str(folder / "grown")]
-    process = processes.Process(target=command, args=(arguments,))
-    process.start()
-    return process
-
-
 def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("grown/stage-*/state/step-*"), key=lambda path: path.parts[-3:])
 
@@ -321,7 +309,8 @@ def test_growth_that_was_killed_anywhere_ends_as_if_it_had_not(given, tmp_path):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(asked))
     kills = 0
     while not (folder / "grown" / "stage-2" / "summary.json").exists():
-        seen, process, deadline = checkpoints(folder)[-1:], start(folder), time.monotonic() + 60
+        seen, deadline = checkpoints(folder)[-1:], time.monotonic() + 60
+        process = start("grow", folder / "recipe.yaml", "--out", folder / "grown")
         while checkpoints(folder)[-1:] == seen and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.002)

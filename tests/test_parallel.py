@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import start
+from torch.distributed import TCPStore
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors
+from glyphlm.cli.main import main
+from glyphlm.substrate.build import SubstrateSettings, build_substrate
+from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training import parallel
 from glyphlm.training.checkpoint import list_states
 
@@ -25,9 +29,6 @@ CLOCK = {"seconds", "tokens_per_second", "mfu"}  # the only values that differ b
 def recipe(tokenizer_folder, shards, substrates, tmp_path_factory) -> Path:
     """A model of two layers over a frozen table: 2 rows a process and step, in two micro-batches."""
     frozen = tmp_path_factory.mktemp("frozen") / "table"
-    from glyphlm.substrate.build import SubstrateSettings, build_substrate
-    from glyphlm.tokenizer.tokenizer import Tokenizer
-
     build_substrate(Tokenizer.load(tokenizer_folder), SubstrateSettings(kind="learned", n_embed=16), frozen)
     settings = {
         "tokenizer": {"path": str(tokenizer_folder)},
@@ -44,33 +45,51 @@ def recipe(tokenizer_folder, shards, substrates, tmp_path_factory) -> Path:
     return path
 
 
-def command(recipe, out, processes, *options, verb="train"):
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return [*start, "glyphlm", verb, str(recipe), "--out", str(out), *options]
+def start_ranks(store, *asked, processes):
+    """As torchrun starts them, but sooner; a single one as a user starts it."""
+    if processes == 1:
+        return [start(*asked)]
+    place = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "OMP_NUM_THREADS": 1,
+             "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    return [start(*asked, RANK=rank, LOCAL_RANK=rank, **place) for rank in range(processes)]
 
 
 def run(recipe, out, processes, *options, verb="train"):
+    """One process is this one."""
+    asked = (verb, recipe, "--out", out, *options)
+    if processes == 1:
+        assert main([*map(str, asked)]) == 0
+        return out
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = start_ranks(store, *asked, processes=processes)
+    for rank in ranks:
+        rank.join(200)  # a deadlock is no end
+    assert [rank.exitcode for rank in ranks] == [0] * processes
+    return out
+
+
+def torchrun(recipe, out, *options):
+    """Two processes that torchrun starts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "glyphlm"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    asked = command(recipe, out, processes, *options, verb=verb)
-    ended = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=400)  # a deadlock is no end
+    ended = subprocess.run([*command, "train", str(recipe), "--out", str(out), *options], env=environment,
+                           capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return out
 
 
 def run_and_kill(recipe, out, processes, *options):
     """Kill all processes at once when there is a checkpoint."""
-    started = subprocess.Popen(
-        command(recipe, out, processes, *options), env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = start_ranks(store, "train", recipe, "--out", out, *options, processes=processes)
     until = time.monotonic() + 120
     while not list_states(out):
-        assert time.monotonic() < until and started.poll() is None
+        assert time.monotonic() < until and all(rank.is_alive() for rank in ranks)
         time.sleep(0.005)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
+    for rank in ranks:
+        rank.kill()
+    for rank in ranks:
+        rank.join()
     return out
 
 
@@ -95,7 +114,8 @@ def straight(recipe, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_processes_train_what_one_trains(recipe, straight, tmp_path, how):
-    out = run(recipe, tmp_path / "two", 2, "--train.parallel", how)
+    out, parallel = tmp_path / "two", ("--train.parallel", how)
+    out = torchrun(recipe, out, *parallel) if how == "ddp" else run(recipe, out, 2, *parallel)
     same_rows(out, straight)
     ours, theirs = load_tensors(out / "model.safetensors"), load_tensors(straight / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -123,13 +143,21 @@ def test_a_frozen_table_has_no_optimizer_state(straight):
     assert "head.weight/exp_avg" in names and not [name for name in names if "substrate" in name]
 
 
+GROWTH = ("--stages", '[{"layers": 1, "steps": 4}, {"layers": 1, "steps": 4}]', "--controls", "[tokens]",
+          "--growth.lora.rank", "2", "--train.steps", "4")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grown(recipe, tmp_path_factory) -> Path:
+    """The growth of a single process."""
+    return run(recipe, tmp_path_factory.mktemp("grown") / "one", 1, *GROWTH, verb="grow")
+
+
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_grow_what_one_grows(recipe, tmp_path, how):
-    options = ("--stages", '[{"layers": 1, "steps": 4}, {"layers": 1, "steps": 4}]', "--controls", "[tokens]",
-               "--growth.lora.rank", "2", "--train.steps", "4", "--train.parallel", how)  # fmt: skip
-    two, one = (run(recipe, tmp_path / str(n), n, *options, verb="grow") for n in (2, 1))
+def test_two_processes_grow_what_one_grows(recipe, grown, tmp_path, how):
+    two = run(recipe, tmp_path / "two", 2, *GROWTH, "--train.parallel", how, verb="grow")
     for name in ("stage-1", "stage-2", "monolithic-tokens"):
-        same_rows(two / name, one / name)
+        same_rows(two / name, grown / name)
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("auto", "nccl"), ("cuda", "nccl")])

@@ -126,9 +126,3 @@ def test_no_pickle_anywhere():
 def test_public_names_stay_what_they_are_when_asked_for_twice():
     assert all(getattr(glyphlm, name) is getattr(glyphlm, name) for name in glyphlm.__all__)
     assert not {*glyphlm.__all__} & {*PACKAGES}  # a package of the same name would take its place
-
-
-def test_editors_see_the_public_names_where_they_come_from():
-    block = next(node for node in ast.parse(read("__init__")).body if isinstance(node, ast.If))
-    shown = {alias.asname: node.module for node in block.body for alias in node.names}
-    assert shown == {name: f"glyphlm.{home}" for name, home in glyphlm._HOMES.items()}

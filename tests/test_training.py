@@ -2,13 +2,11 @@
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import start
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors, save_tensors
@@ -581,16 +580,6 @@ def test_steps_read_late_are_stopped_or_skipped_where_they_are_no_number(shards,
 
 # The command line in processes of its own, which can be killed.
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["glyphlm.experiments.train_recipe", "glyphlm.cli.models"])  # imported once for all of them
-
-
-def command(arguments: list[str]) -> None:
-    """What the console script does."""
-    torch.set_num_threads(1)
-    sys.exit(main(arguments))
-
-
 @pytest.fixture(scope="module")
 def recipe(shards, substrates, tokenizer_folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
@@ -612,21 +601,15 @@ def straight_command(recipe, tmp_path_factory) -> Path:
     return out
 
 
-def start(recipe: Path, out: Path) -> multiprocessing.Process:
-    process = processes.Process(target=command, args=(["train", str(recipe), "--out", str(out)],))
-    process.start()
-    return process
-
-
 def finish(recipe: Path, out: Path) -> int:
-    process = start(recipe, out)
+    process = start("train", recipe, "--out", out)
     process.join(120)
     return process.exitcode
 
 
 def stop(recipe: Path, out: Path, number: int, delay: float) -> int:
     """Start the command, let it reach a new checkpoint, wait a little, send the signal; the exit code."""
-    before, process, deadline = list_states(out), start(recipe, out), time.monotonic() + 60
+    before, process, deadline = list_states(out), start("train", recipe, "--out", out), time.monotonic() + 60
     while list_states(out)[-1:] == before[-1:] and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.002)
