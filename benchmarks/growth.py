@@ -48,7 +48,7 @@ def last_stage(options: argparse.Namespace, kept: bool = False) -> GPT:
     base = scratch(options, LAYERS - NEW)
     model = grow(base, ModelConfig(**vars(base.config) | {"n_layer": LAYERS}), GrowthSettings(), 1, "")
     if kept:
-        model.kept = HiddenCache(options.context, options.width, options.rows * EPOCH)
+        model.frozen_cache = HiddenCache(options.context, options.width, options.rows * EPOCH)
     return model
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow __getatt
     from glyphlm.base.errors import InputError as InputError
     from glyphlm.base.hub import push as push
     from glyphlm.composition.fuse import fuse as fuse
-    from glyphlm.composition.fusionsettings import FusionSettings as FusionSettings
+    from glyphlm.composition.settings import FusionSettings as FusionSettings
     from glyphlm.data.batches import Batches as Batches
     from glyphlm.data.batches import TokenText as TokenText
     from glyphlm.data.shards import prepare as prepare
@@ -107,7 +107,7 @@ _HOMES = {
     "probe": "analysis.probes",
     "ProbeSettings": "analysis.settings",
     "fuse": "composition.fuse",
-    "FusionSettings": "composition.fusionsettings",
+    "FusionSettings": "composition.settings",
     "Fusion": "modeling.fusion",
     "FusionConfig": "modeling.config",
     "ImportSettings": "interop.settings",

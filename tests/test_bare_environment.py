@@ -18,7 +18,7 @@ from small_models import make_run
 
 from glyphlm.cli.main import main
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.runs.folder import load_run
 from glyphlm.runs.generate import Sampling, continue_text
 

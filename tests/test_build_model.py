@@ -11,7 +11,7 @@ import yaml
 from glyphlm.base.tensors import load_tensors
 from glyphlm.cli.main import main
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.runs.folder import load_run
 
 BLOCK = 32

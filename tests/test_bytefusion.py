@@ -14,7 +14,7 @@ from torch import nn
 
 from glyphlm.base.errors import InputError
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.evaluation.model import load_eval_model
 from glyphlm.modeling.bytecover import FIRST_BYTE, UNKNOWN, ByteExpert, Pieces, incomplete
 from glyphlm.runs.folder import load_run

@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from glyphlm.cli.main import VERBS, main
-from glyphlm.composition.fusionsettings import FusionSettings
-from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
+from glyphlm.composition.settings import FusionSettings, GrowthSettings, LoraSettings
 from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.modeling.config import HeadConfig, ModelConfig

@@ -14,7 +14,7 @@ from small_models import make_foreign, make_run, spoil
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_lines
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.corpus.phrasebook import phrases
 from glyphlm.corpus.reading import STRICT, passages
 from glyphlm.evaluation import evaluate as evaluation

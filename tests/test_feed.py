@@ -37,12 +37,12 @@ def test_every_rank_gets_its_rows_in_micro_batches_and_all_know_the_targets_of_t
     for _ in range(3):
         x_BT, y_BT = next(plain)
         for rank, feed in enumerate(feeds):
-            fed = next(feed)
-            for number, (x_1T, y_1T) in enumerate(fed.parts):
+            batch = next(feed)
+            for number, (x_1T, y_1T) in enumerate(batch.parts):
                 assert torch.equal(x_1T[0], x_BT[rank + 2 * number]) and torch.equal(y_1T[0], y_BT[rank + 2 * number])
             y_N = y_BT[y_BT != IGNORED]
-            assert (len(fed.parts), fed.targets, fed.bytes) == (2, len(y_N), int(y_N.sum()))
-            assert fed.position == feed.position == plain.state()
+            assert (len(batch.parts), batch.targets, batch.bytes) == (2, len(y_N), int(y_N.sum()))
+            assert batch.position == feed.position == plain.state()
     for feed in feeds:
         feed.close()
 

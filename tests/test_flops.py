@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
+from glyphlm.modeling.stitching import make_fusion
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training.flops import flops_per_token, parameters_by_part, parameters_in_copies
 from glyphlm.training.loss import head_loss, training_loss
@@ -43,7 +44,7 @@ def fuse(substrate: SubstrateConfig, method: str = "head", shared: bool = True) 
     experts = [small(substrate) for _ in range(3)]
     for expert in experts if shared else []:
         expert.substrate = experts[0].substrate
-    return Fusion(FusionConfig(method, rank=4), experts).train()
+    return make_fusion(FusionConfig(method, rank=4), experts).train()
 
 
 def counted(model: GPT | Fusion, train: bool) -> FlopCounterMode:

@@ -12,7 +12,7 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import read_build
 from glyphlm.composition.fuse import build_fusion, fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.modeling.config import FusionConfig
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT, KVCache, ModelConfig
@@ -175,10 +175,10 @@ def test_stitching_runs_of_two_widths_needs_training(runs, models, tmp_path):
     assert tuple(fusion.map.weight.shape) == (64, 32) and [len(expert.blocks) for expert in fusion.experts] == [1, 1]
     with pytest.raises(InputError, match="cut 2 .*give 1 to 1"):
         fused(runs, "a b", tmp_path / "out", method="stitch", cut=2)
-    with pytest.raises(InputError, match="name two runs, not 3"):
+    with pytest.raises(InputError, match="give 2, not 3"):
         fused(runs, "a b c", tmp_path / "out", method="stitch")
     fused(runs, "a b", tmp_path / "moe")
-    with pytest.raises(InputError, match="hold 3 experts; name runs that are not fused"):
+    with pytest.raises(InputError, match="give 2, not 3"):
         fused(runs | {"moe": str(tmp_path / "moe")}, "moe a", tmp_path / "out", method="stitch")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from glyphlm.modeling.config import FusionConfig, Method, ModelConfig, SubstrateConfig
 from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion
 from glyphlm.modeling.model import GPT, KVCache, count_parameters
+from glyphlm.modeling.stitching import make_fusion
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.training.loss import Objective
 
@@ -40,7 +41,7 @@ def small_models(experts: Sequence[GPT]) -> list[GPT]:
 def fuse(method: str, experts: Sequence[GPT], **options) -> Fusion:
     if method == "router":
         experts, options = [*experts, *small_models(experts)], options | {"routers": len(experts)}
-    fusion = Fusion(FusionConfig(method, **options), copy.deepcopy(list(experts))).eval()
+    fusion = make_fusion(FusionConfig(method, **options), copy.deepcopy(list(experts))).eval()
     fusion.init_weights(1)
     return fusion
 

@@ -17,6 +17,7 @@ from glyphlm.corpus.phrasebook import phrases
 from glyphlm.modeling.config import FusionConfig, Method
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.hf import CACHE, GlyphLMForCausalLM
+from glyphlm.modeling.stitching import make_fusion
 from glyphlm.runs.folder import export_model, load_run
 from glyphlm.runs.generate import continue_text, generate
 from glyphlm.runs.sampling import Sampling
@@ -35,7 +36,7 @@ NEW = 12
 
 
 def fuse(config: dict, models: list) -> Fusion:
-    fusion = Fusion(FusionConfig(**config), copy.deepcopy(models))
+    fusion = make_fusion(FusionConfig(**config), copy.deepcopy(models))
     fusion.init_weights(1)
     generator = torch.Generator().manual_seed(4)
     trained = [*getattr(fusion, "gates", []), *getattr(fusion, "adapter", [])]

@@ -19,8 +19,8 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors
 from glyphlm.cli.main import main
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
 from glyphlm.composition.growth import GrowthSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.data.shards import prepare
 from glyphlm.experiments.recipe import Recipe, load_recipe
 from glyphlm.experiments.train_recipe import run_recipe

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glyphlm.base.errors import InputError
 from glyphlm.composition.growth import carried, check_growth, grow, places_of_old
-from glyphlm.composition.growthsettings import GrowthSettings, LoraSettings
+from glyphlm.composition.settings import GrowthSettings, LoraSettings
 from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate

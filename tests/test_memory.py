@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.model import GPT, ModelConfig
+from glyphlm.modeling.stitching import make_fusion
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.planning.memory import Load, activation_bytes, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
 from glyphlm.training.loss import Objective
@@ -65,7 +66,7 @@ def fuse(method: str, experts: int = 2, **sizes) -> Fusion:
     models = [make(**sizes) for _ in range(experts)]
     for model in models:
         model.substrate = models[0].substrate
-    fusion = Fusion(FusionConfig(method, rank=4), models).train()
+    fusion = make_fusion(FusionConfig(method, rank=4), models).train()
     fusion.init_weights(1)
     return fusion
 

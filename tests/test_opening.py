@@ -12,7 +12,7 @@ from small_models import make_foreign, make_run, spoil
 from glyphlm.base.errors import InputError
 from glyphlm.base.hub import Pulled
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.interop.export_neox import export_gpt_neox
 from glyphlm.modeling.config import ModelConfig, SubstrateConfig
 from glyphlm.modeling.model import GPT

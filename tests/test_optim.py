@@ -8,14 +8,14 @@ import torch
 from glyphlm.base.errors import InputError
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
-from glyphlm.training.optim import make_adamw, make_optimizer, make_schedule
-from glyphlm.training.settings import TrainSettings
+from glyphlm.training.optim import make_adamw, make_optimizer
+from glyphlm.training.settings import TrainSettings, schedule_of
 
 PEAK = 0.4
 
 
 def rates(kind: str, steps: int = 100, warmup: float = 0.1, floor: float = 0.25) -> list[float]:
-    schedule = make_schedule(kind, steps=steps, warmup=warmup, peak=PEAK, floor=floor)
+    schedule = schedule_of(TrainSettings(steps, schedule=kind, warmup=warmup, lr=PEAK, lr_floor=floor))
     return [schedule(step) for step in range(steps + 1)]
 
 

@@ -17,7 +17,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import to_yaml
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.modeling.model import GPT, Context, ModelConfig
 from glyphlm.pages import pictures, reader, show
 from glyphlm.pages.show import TEXTS, Explorer, write_show

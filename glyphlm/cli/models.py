@@ -10,7 +10,7 @@ from glyphlm.base.outputs import check_file, write_atomic
 from glyphlm.base.progress import IS_MAIN, working
 from glyphlm.base.records import read_json, read_json_lines, to_json
 from glyphlm.cli.parser import TEXTS, Parser, print_results, settings_from
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.planning.settings import PlanSettings
 from glyphlm.studies.settings import Study

@@ -1,4 +1,4 @@
-"""Runs and models of other libraries, whatever their vocabularies -> one model of the next byte, and its run folder."""
+"""Fusion by bytes: runs and models of other libraries, of any vocabularies -> one model of the next byte, and its folder."""
 
 import hashlib
 import shutil
@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from glyphlm.base.records import read_json
-from glyphlm.composition.fusionsettings import FusionSettings, kept_numbers
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.modeling.bytecover import expert_sha256
 from glyphlm.modeling.bytefusion import ByteFusion, ByteFusionConfig, ByteFusionForCausalLM
 from glyphlm.modeling.model import count_parameters
@@ -27,7 +27,7 @@ from glyphlm.runs.where import folder_of
 from glyphlm.tokenizer.tokenizer import Tokenizer, byte_tokenizer
 
 EXPERTS = "experts"  # folder of the experts inside a fused run
-PROBE = "a"  # encoded to see what a vocabulary puts before every text
+PROBE = "a"  # encoded to find what a tokenizer puts before every text
 COPIED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, "generation_config.json")
 
 
@@ -42,15 +42,13 @@ def sources(runs: Sequence[str]) -> list[str]:
 
 
 def dock(settings: FusionSettings, out: Path) -> tuple[ByteFusionForCausalLM, Tokenizer]:
-    """Fill the folder `out` with the fused model and copies of its experts; model and tokenizer.
-
-    Each expert is a complete folder of its own, of which nothing is changed: taken out again it is what it was.
+    """Write the fused model and unchanged copies of its experts, each a complete folder, into `out`; model and tokenizer.
 
     Raises:
         InputError: an expert cannot be loaded, or its tokenizer loses text.
     """
     runs = sources(settings.experts)
-    runs = [runs[number] for number in kept_numbers(settings, len(runs))]
+    runs = [runs[number] for number in settings.kept(len(runs))]
     docked = [_place(run, out / EXPERTS / str(number)) for number, run in enumerate(runs, 1)]
     config = ByteFusionConfig([described for described, *_ in docked], asdict(settings.config(settings.weights)))
     tokenizer = byte_tokenizer()
@@ -68,12 +66,12 @@ def dock(settings: FusionSettings, out: Path) -> tuple[ByteFusionForCausalLM, To
 
 
 def _place(run: str, folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Put a copy of the expert into `folder`; what ByteExpert needs of it."""
+    """Copy the expert into `folder`; its arguments and buffers of ByteExpert."""
     found = folder_of(run)
     ours = not (found / CONFIG).is_file() or str(read_json(found / CONFIG).get("model_type")).startswith(OURS)
     start: int | None
     if ours:
-        model, tokenizer = load_run(found)  # also says what a folder lacks
+        model, tokenizer = load_run(found)  # also reports what a folder lacks
         start = tokenizer.end_id
     else:
         model, tokenizer, _ = load_foreign(str(found))
@@ -99,11 +97,7 @@ def _place(run: str, folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.
 
 
 def _check_lossless(run: str, tokenizer: Tokenizer, lead: str) -> None:
-    """Refuse a vocabulary that changes text: an expert must give a probability to what is written.
-
-    Raises:
-        InputError: what becomes of a text is shown.
-    """
+    """Refuse a tokenizer that changes text, because an expert must score the text as it is written."""
     for text in ("A b  C\n\tdé", "Ёж и 中文。", "1,234 don't"):
         found = b"".join(tokenizer.text_bytes(number) for number in tokenizer.encode(text)).decode(errors="replace")
         if found != lead + text and tokenizer.unknown_id not in tokenizer.encode(text):
@@ -130,7 +124,7 @@ def expert_digest(run: str) -> str:
     """The digest of the files of an expert, or of the experts of a fused run.
 
     Raises:
-        InputError: it is no folder of a model.
+        InputError: it is not the folder of a model.
     """
     folders = [folder_of(source) for source in sources([run])]
     missing = next((folder for folder in folders if not (folder / CONFIG).is_file()), None)

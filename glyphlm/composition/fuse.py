@@ -1,4 +1,4 @@
-"""Run folders of experts over one vocabulary -> one fused model, and its run folder."""
+"""Fusion of run folders: runs of one vocabulary, or of any by bytes -> one fused model, and its run folder."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +15,10 @@ from glyphlm.base.outputs import Build, found_build, one_writer
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
 from glyphlm.composition.dock import describe_docked, dock, expert_digest
-from glyphlm.composition.fusionsettings import TRAINED, FusionSettings, check_settings, kept_numbers
+from glyphlm.composition.settings import TRAINED, FusionSettings
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
+from glyphlm.modeling.stitching import Stitched, make_fusion
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.card import write_card
 from glyphlm.runs.folder import describe_model, export_model, load_run, weights_sha256, write_summary
@@ -29,8 +30,8 @@ class Expert:
     """One of the models to be fused.
 
     Args:
-        name: Its run folder; in one of a fused run also its number there.
-        share: Of the weight of its run.
+        name: Its run folder; of an expert of a fused run, with its number there.
+        share: Its share of the weight of that run.
         run: Number of that run.
     """
 
@@ -50,14 +51,14 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
     if settings.method in TRAINED and settings.method != "stitch":
         raise InputError(f"method {settings.method} is trained: name it in a recipe (fusion: {{experts: [...], method: "
                          f"{settings.method}}}) and run glyphlm train")
-    check_settings(settings)
+    settings.check_runs()
     build = _build(settings, out)
     with one_writer(out):
         if build.is_done(out):
             say(f"{out} is done already")
         else:
             with build.folder(out) as partial:
-                summary = {"name": out.name, "command": command, **write_fusion(settings, partial)}
+                summary = {"name": out.name, "command": command, **_write_fusion(settings, partial)}
                 (partial / SETTINGS).write_text(to_json(settings.described()), encoding="utf-8")  # JSON is YAML
                 write_card(partial, summary)
                 write_summary(partial, summary)
@@ -67,7 +68,7 @@ def fuse(settings: FusionSettings, out: Path, command: str = "") -> dict[str, An
 
 
 def _build(settings: FusionSettings, out: Path) -> Build:
-    """What `out` is made from; experts that it was made from already may have moved, so they keep the names they had."""
+    """The inputs of `out`. If it was made from the same experts, moved since, it keeps the names that they had."""
     digest = expert_digest if settings.level == "bytes" else weights_sha256
     found, names = found_build(out), list(settings.experts)
     digests, routers = [digest(run) for run in names], {run: digest(run) for run in settings.routers}
@@ -77,21 +78,17 @@ def _build(settings: FusionSettings, out: Path) -> Build:
     return Build("fusion", settings.described() | {"experts": names}, dict(zip(names, digests)) | routers)
 
 
-def write_fusion(settings: FusionSettings, partial: Path) -> dict[str, Any]:
-    """Write model and tokenizer of a fusion that is not trained into the folder `partial`; its summary fields.
-
-    Raises:
-        InputError: as `build_fusion` and `dock`.
-    """
+def _write_fusion(settings: FusionSettings, partial: Path) -> dict[str, Any]:
+    """Write model and tokenizer of a fusion that is not trained into the folder `partial`; its summary fields."""
     if settings.level == "bytes":
         return describe_untrained(describe_docked(*dock(settings, partial), settings))
     models, tokenizer = _load(settings)
-    experts = chosen_experts(settings, models)
+    experts = _chosen_experts(settings, models)
     if len(experts) == 1:
         model, described = experts[0].model, {"taken_from": {"experts": settings.experts, "without": settings.without}}
     else:
-        model = join(settings, experts)
-        if settings.method == "stitch" and model.map.in_features != model.map.out_features:
+        model = _join(settings, experts)
+        if isinstance(model, Stitched) and model.map.in_features != model.map.out_features:
             raise InputError(f"{settings.experts[0]} is {model.map.in_features} wide, {settings.experts[1]} "
                              f"{model.map.out_features}, so the map between them has to be trained: name the runs in a "
                              "recipe (fusion: {experts: [...], method: stitch}) and run glyphlm train")
@@ -103,7 +100,7 @@ def write_fusion(settings: FusionSettings, partial: Path) -> dict[str, Any]:
 
 
 def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Tokenizer]:
-    """The fused model as it is before any training, on the CPU, only what its method trains not frozen; its tokenizer.
+    """The fused model before any training, on the CPU, with only the trained part of its method not frozen; its tokenizer.
 
     Raises:
         InputError: settings contradict each other, a run is damaged, or runs do not fit each other.
@@ -115,61 +112,47 @@ def build_fusion(settings: FusionSettings, seed: int = 1) -> tuple[Fusion, Token
 
 
 def _load(settings: FusionSettings) -> tuple[list[GPT | Fusion], Tokenizer]:
-    check_settings(settings)
+    settings.check_runs()
     runs = [*settings.experts, *settings.routers]
     loaded = [load_run(run) for run in runs]
-    check_vocabularies(runs, [tokenizer for _, tokenizer in loaded])
+    _check_vocabularies(runs, [tokenizer for _, tokenizer in loaded])
     return [model.gpt for model, _ in loaded], loaded[0][1]
 
 
 def assemble(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> Fusion:
-    """The fused model of the models of `settings.experts`, in that order; what the fusion adds has no values yet.
+    """The fused model of the models of `settings.experts`, in that order; added parameters are not initialized.
 
-    A plan assembles models on the meta device, whose frozen codes are equal where their fingerprints are.
-
-    Raises:
-        InputError: models do not fit each other.
-    """
-    return join(settings, chosen_experts(settings, models))
-
-
-def chosen_experts(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> list[Expert]:
-    """The experts of the models of `settings.experts`, in that order, but for those that are left out.
+    A plan calls this with models on the meta device, whose frozen codes are equal if their fingerprints are.
 
     Raises:
-        InputError: an expert to be left out does not exist, or one belongs to a trained fusion.
+        InputError: models do not fit each other, or an expert that is left out does not exist.
     """
+    return _join(settings, _chosen_experts(settings, models))
+
+
+def _chosen_experts(settings: FusionSettings, models: Sequence[GPT | Fusion]) -> list[Expert]:
+    """The experts of all models, without those that are left out."""
     experts = [expert for number, (run, model) in enumerate(zip([*settings.experts, *settings.routers], models))
-               for expert in experts_of(model, run, number)]
-    return [experts[number] for number in kept_numbers(settings, len(experts))]
+               for expert in _experts_of(model, run, number)]
+    return [experts[number] for number in settings.kept(len(experts))]
 
 
-def join(settings: FusionSettings, experts: Sequence[Expert]) -> Fusion:
-    """The fused model of experts.
-
-    Raises:
-        InputError: they do not fit each other.
-    """
-    join_substrates(experts, settings.allow_different_substrates)
-    if settings.method == "stitch":
-        if len(experts) != 2:
-            raise InputError(f"stitch joins two single models, and these runs hold {len(experts)} experts; name runs "
-                             "that are not fused")
-        lower, upper = (expert.model for expert in experts)
-        cut_in_two(lower, upper, settings.cut)
+def _join(settings: FusionSettings, experts: Sequence[Expert]) -> Fusion:
+    _share_substrates(experts, settings.allow_different_substrates)
     weights = settings.weights and [settings.weights[expert.run] * expert.share for expert in experts]
-    if settings.top_k is not None and settings.top_k > len(experts):
-        raise InputError(f"top_k {settings.top_k} is more than the {len(experts)} experts; give 1 to {len(experts)}")
-    return Fusion(settings.config(weights and [weight / sum(weights) for weight in weights]),
-                  [expert.model for expert in experts])
+    config = settings.config(weights and [weight / sum(weights) for weight in weights])
+    models = [expert.model for expert in experts]
+    try:
+        config.check_experts(len(models))
+    except ValueError as error:
+        raise InputError(f"the runs {', '.join(settings.experts)} cannot be fused: {error}") from None
+    if settings.method == "stitch":
+        _cut_in_two(models[0], models[1], settings.cut)
+    return make_fusion(config, models)
 
 
-def cut_in_two(lower: GPT, upper: GPT, cut: int | None) -> None:
-    """Leave of the first model its lower `cut` blocks, and of the second one those above the same share of its depth.
-
-    Raises:
-        InputError: nothing would be left of one of them.
-    """
+def _cut_in_two(lower: GPT, upper: GPT, cut: int | None) -> None:
+    """Reduce the first model to its lower `cut` blocks, and the second to those above the same share of its depth."""
     depth, other = lower.config.n_layer, upper.config.n_layer
     cut = max(1, depth // 2) if cut is None else cut
     above = round(other * cut / depth) if depth else other
@@ -183,12 +166,8 @@ def cut_in_two(lower: GPT, upper: GPT, cut: int | None) -> None:
         model.blocks, model.config = blocks, replace(model.config, n_layer=len(blocks))
 
 
-def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
-    """Refuse runs whose ids mean different things.
-
-    Raises:
-        InputError: the first id that differs is named, with both tokens.
-    """
+def _check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
+    """Refuse runs of different vocabularies; the first id that differs is named, with both tokens."""
     first, name = tokenizers[0], runs[0]
     for run, other in zip(runs[1:], tokenizers[1:]):
         if other.fingerprint == first.fingerprint:
@@ -202,12 +181,8 @@ def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> 
                          "--level bytes")
 
 
-def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
-    """The model of a run, or the experts that it was fused from, each with its own columns of the head.
-
-    Raises:
-        InputError: it has trained parts that belong to no single expert.
-    """
+def _experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
+    """The model of a run, or the experts that it was fused from, each with its own columns of the head."""
     if isinstance(model, GPT):
         return [Expert(run, model, 1.0, number)]
     if model.fusion.method in ("gate", "adapter", "stitch"):
@@ -215,18 +190,18 @@ def experts_of(model: GPT | Fusion, run: str, number: int) -> list[Expert]:
     if model.fusion.routers:
         raise InputError(f"{run} has {model.fusion.routers} routers, which belong to its experts; name the runs instead")
     return [Expert(f"{run}, expert {place}", expert, share, number)
-            for place, (expert, share) in enumerate(zip(taken_apart(model), model.weights), start=1)]
+            for place, (expert, share) in enumerate(zip(_taken_apart(model), model.weights), start=1)]
 
 
-def taken_apart(fusion: Fusion) -> list[GPT]:
-    """The experts as models of their own; what was trained of the head goes with them, and nothing of `fusion` is left."""
+def _taken_apart(fusion: Fusion) -> list[GPT]:
+    """The experts as separate models, with their parts of a trained head; `fusion` is unusable afterwards."""
     for expert, read in zip(fusion.experts, fusion.reads):
         expert.substrate = fusion.substrates[read]
     if not fusion.joined:
         for expert, head in zip(fusion.experts, fusion.head):
             expert.head = head
         return list(fusion.experts)
-    for expert, (weight_VD, bias_V) in zip(fusion.experts, fusion.heads()):
+    for expert, (weight_VD, bias_V) in zip(fusion.experts, fusion.head.of_experts()):
         # An expert that had no bias has one if training has moved it from 0.
         if bias_V is not None and not (expert.config.head_bias or bias_V.is_meta or bool(bias_V.any())):
             bias_V = None
@@ -238,12 +213,8 @@ def taken_apart(fusion: Fusion) -> list[GPT]:
     return list(fusion.experts)
 
 
-def join_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
-    """Let experts whose substrates are equal, lifted to the same width, hold one module.
-
-    Raises:
-        InputError: substrates differ, and that is not allowed.
-    """
+def _share_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
+    """Let experts whose substrates are equal, and lifted to the same width, hold one module."""
     first = experts[0]
     for place, expert in enumerate(experts):
         if not allow_different and not _same_codes(first.model.substrate, expert.model.substrate):
@@ -256,7 +227,7 @@ def join_substrates(experts: Sequence[Expert], allow_different: bool) -> None:
 
 
 def _same_codes(one: Substrate, two: Substrate) -> bool:
-    """Whether every id has the same code; trained tables differ in their values, so without values they are not the same."""
+    """Whether every id has the same code. Trained tables are compared by value; without values (meta) they differ."""
     tensors, others = (
         {name: values for name, values in substrate.state_dict().items() if name != "lift_ED"} for substrate in (one, two)
     )
@@ -273,22 +244,12 @@ def _named(expert: Expert) -> str:
 
 
 def describe_untrained(described: dict[str, Any]) -> dict[str, Any]:
-    """Summary fields of a fused model that is not trained further."""
-    return {
-        **described,
-        "tokens": 0,
-        "steps": 0,
-        "bits_per_byte": {"train": None, "validation": None},
-        "unigram_bits_per_byte": {"validation": None},
-    }
+    """The summary of a fused model that was not trained."""
+    return described | {"tokens": 0, "steps": 0, "bits_per_byte": {"train": None, "validation": None},
+                        "unigram_bits_per_byte": {"validation": None}}
 
 
 def describe_fusion(model: Fusion, settings: FusionSettings) -> dict[str, Any]:
-    """Method, experts in order with their weights, and how many substrates they read."""
-    return {
-        "method": settings.method,
-        "experts": list(settings.experts),
-        "weights": model.weights,
-        "substrates": len(model.substrates),
-        "settings": asdict(model.fusion),
-    }
+    """Summary fields: method, experts in order with their weights, number of substrates, settings."""
+    return {"method": settings.method, "experts": list(settings.experts), "weights": model.weights,
+            "substrates": len(model.substrates), "settings": asdict(model.fusion)}

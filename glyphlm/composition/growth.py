@@ -1,7 +1,7 @@
-"""GPT of n blocks -> GPT of n + k: how new blocks start, what of the grown model trains, adapters on what is frozen.
+"""Growth: GPT of n blocks -> GPT of n + k, with its new blocks initialized, its old ones frozen or adapted.
 
-Published growth (arXiv 2507.07129, sections 3 and 4): blocks are trained on a frozen substrate, frozen, and new random ones
-are trained on top of them with the head; low-rank adapters (LoRA, arXiv 2106.09685) let old blocks follow when it is deep.
+Published growth (arXiv 2507.07129, sections 3 and 4) trains blocks on a frozen substrate, freezes them, and trains new
+random blocks on top of them, with the head; in deep models low-rank adapters (LoRA, 2106.09685) change the old blocks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
-from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.composition.settings import GrowthSettings
 from glyphlm.modeling.config import ModelConfig
-from glyphlm.modeling.model import GPT, Block
+from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.adapters import add_adapters
 from glyphlm.substrate.codes import fingerprint
@@ -20,10 +20,9 @@ from glyphlm.substrate.codes import fingerprint
 
 def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, tokenizer_fingerprint: str,
          scale: Callable[[GPT], None] = lambda model: None) -> GPT:
-    """The model of `config.n_layer` blocks that `base` is a part of; what is not to train has requires_grad False.
+    """A model of `config.n_layer` blocks that contains those of `base`; what does not train has requires_grad False.
 
-    The new blocks draw from `seed` by their names, as `GPT.init_weights`, and are scaled by `scale`. Of `base` nothing is
-    changed.
+    New blocks are initialized from `seed` as by `GPT.init_weights`, and scaled by `scale`. `base` is not changed.
 
     Raises:
         InputError: the shapes differ in more than the depth, there are fewer blocks than before, or nothing would train.
@@ -46,7 +45,7 @@ def grow(base: GPT, config: ModelConfig, settings: GrowthSettings, seed: int, to
 
 
 def carried(moments: Mapping[str, Tensor], before: int, after: int, settings: GrowthSettings) -> dict[str, Tensor]:
-    """What the optimizer held of each tensor of the base, under the names of the grown model.
+    """The optimizer moments of the base, under the names of the grown model.
 
     Old blocks keep theirs, blocks that start as copies copy them, other new blocks have none.
 
@@ -99,14 +98,14 @@ def adapts(settings: GrowthSettings, depth: int) -> bool:
 
 
 def places_of_old(before: int, after: int, place: str) -> list[int]:
-    """Where the old blocks stand in the grown model; new ones have the other places."""
+    """The numbers that the old blocks have in the grown model."""
     if place == "top":
         return list(range(before))
     return [number + number * (after - before) // before for number in range(before)]
 
 
 def frozen(substrate: Substrate, tokenizer_fingerprint: str) -> Substrate:
-    """A trained table as a frozen one; its fingerprint is that of the values it has now."""
+    """A trained table as a frozen one, with the fingerprint of its present values."""
     tensors = {"table_VE": substrate.table_VE.detach().cpu()}
     config = replace(substrate.config, trainable=False)
     config = replace(config, fingerprint=fingerprint(config, tokenizer_fingerprint, tensors))
@@ -116,30 +115,25 @@ def frozen(substrate: Substrate, tokenizer_fingerprint: str) -> Substrate:
 
 
 def _start(model: GPT, old: Sequence[int], start: str) -> None:
-    """Fill the new blocks, which are random so far; from below, so that copies can be copied."""
-    new = [place for place in range(len(model.blocks)) if place not in old]
-    for place in new if start == "zero" else []:
-        _add_nothing(model.blocks[place])
+    """Initialize the new blocks, which are random so far; from below, so that copies can be copied."""
+    for place, block in enumerate(model.blocks):
+        if start == "zero" and place not in old:  # LLaMA-Pro: the block adds nothing yet, but its gradients are not zero
+            for values in (block.attention.out.weight, block.mlp.down.weight, block.mlp.down.bias):
+                nn.init.zeros_(values)
     for place, source in sources_of_new(old, len(model.blocks), start).items():
         model.blocks[place].load_state_dict(model.blocks[source].state_dict())
 
 
 def sources_of_new(old: Sequence[int], after: int, start: str) -> dict[int, int]:
-    """The block that each new one is a copy of, from below; empty where they start otherwise."""
+    """The block that each new block is a copy of, from below; empty if new blocks are no copies."""
     new = [place for place in range(after) if place not in old]
     if start == "stack":
         return {place: old[number % len(old)] for number, place in enumerate(new)}
     return {place: max(0, place - 1) for place in new} if start == "copy" else {}
 
 
-def _add_nothing(block: Block) -> None:
-    """Zero what a block adds to the stream (LLaMA-Pro); gradients of these matrices are not zero, so it learns."""
-    for values in (block.attention.out.weight, block.mlp.down.weight, block.mlp.down.bias):
-        nn.init.zeros_(values)
-
-
 def choose_trained(model: GPT, old: Sequence[int], settings: GrowthSettings, seed: int) -> None:
-    """Freeze what is not to train, and add the adapters; `old` are the places of the blocks that were there before."""
+    """Freeze what does not train, and add the adapters; `old` are the numbers of the old blocks."""
     names = [f"blocks.{place}.{target}" for place in old for target in settings.lora.targets]
     ranks = dict.fromkeys(names if adapts(settings, len(model.blocks)) else [], settings.lora.rank)
     if settings.head == "low_rank":

@@ -27,11 +27,11 @@ class HiddenCache:
         block_size: T; sequences of another length are not kept.
         d_model: D.
         capacity: Sequences.
-        folder: Where to keep them; by default in memory. It is found again by the next process.
-        made_from: What the values depend on; a folder that was made from something else is refused.
+        folder: Stores the cache for later processes; by default it is in memory.
+        made_from: What the values depend on; a folder with another record is refused.
 
     Raises:
-        InputError: the folder was made from something else (the first difference is named), or another process uses it.
+        InputError: the folder has another record (the first difference is named), or another process uses it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class HiddenCache:
         self._places = {self._keys["key"][place]: int(place) for place in held}
 
     def __call__(self, ids_BT: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """x_BTD of the sequences; `compute` gives that of those whose numbers [N] it is called with."""
+        """x_BTD of the sequences; `compute` is called with the numbers [N] of those that are not cached."""
         keys = [hashlib.blake2b(ids.tobytes(), digest_size=15).digest() + b"\1" for ids in ids_BT.cpu().numpy()]
         found = {number: row for number, key in enumerate(keys) if (row := self._find(key, ids_BT.shape[1])) is not None}
         missing = [number for number in range(len(keys)) if number not in found]
@@ -73,7 +73,7 @@ class HiddenCache:
         return x_BTD
 
     def take_hits(self) -> int:
-        """How many sequences were found since the last call."""
+        """Number of sequences served from the cache since the last call."""
         hits, self._hits = self._hits, 0
         return hits
 
@@ -82,7 +82,7 @@ class HiddenCache:
         if place is None or length != self._rows.shape[1]:
             return None
         row_TD = self._rows[place]
-        # A machine that stopped may have written the key and not the row.
+        # After a crash the key may be on disk without its row.
         return row_TD if zlib.crc32(row_TD) == self._keys["checksum"][place] else None
 
     def _keep(self, key: bytes, x_TD: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Token shards -> seeded batches (x_BT, y_BT) with a position that can be saved."""
+"""Token shards -> seeded batches (x_BT, y_BT), at a position that can be saved."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ CHUNK = 1 << 24  # number of ids checked at a time
 
 
 class _Shard(NamedTuple):
-    """One file of ids, as recorded in build.json."""
+    """The record in build.json of one file of ids."""
 
     path: Path
     tokens: int
@@ -92,10 +92,10 @@ class TokenText:
         return np.concatenate(parts)
 
     def check(self) -> None:
-        """Read every file once.
+        """Read all files and compare them with their record.
 
         Raises:
-            InputError: an id is outside the vocabulary, or a file is not the one that was recorded; the file is named.
+            InputError: an id is outside the vocabulary, or a checksum differs; the file is named.
         """
         with meter(f"checking {self.split} shards", self.tokens) as bar:
             for shard, ids in zip(self._shards, self._ids):
@@ -114,7 +114,7 @@ class TokenText:
 
     @cached_property
     def bytes_per_id_V(self) -> np.ndarray:
-        """uint16 [V]: bytes of text that each id stands for.
+        """uint16 [V]: bytes of text that each id decodes to.
 
         Raises:
             InputError: the file is missing, damaged or of another vocabulary.
@@ -130,7 +130,7 @@ class TokenText:
         return np.array(found)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Ids start .. start + length as int64; a range may cross shards."""
+        """Ids start .. start + length as int64, across shards."""
         parts, at = [], int(np.searchsorted(self._ends, start, side="right"))
         while length > 0:
             begin = start - (int(self._ends[at - 1]) if at else 0)
@@ -140,7 +140,7 @@ class TokenText:
         return np.concatenate(parts)
 
     def count_ids(self) -> np.ndarray:
-        """int64 [V]: how often each id occurs."""
+        """int64 [V]: number of occurrences of each id."""
         return sum((np.bincount(ids, minlength=self.vocab_size) for ids in self._ids),
                    np.zeros(self.vocab_size, dtype=np.int64))
 
@@ -159,7 +159,7 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Interface of training data: an endless stream of batches with a position that can be saved."""
+    """The interface of training data: an endless stream of batches, at a position that can be saved."""
 
     @property
     def tokens_per_batch(self) -> int:
@@ -173,7 +173,7 @@ class BatchSource(Protocol):
 
     @property
     def bytes_per_id_V(self) -> np.ndarray:
-        """uint16 [V]: bytes of text that each id stands for."""
+        """uint16 [V]: bytes of text that each id decodes to."""
         ...
 
     def __next__(self) -> Batch: ...
@@ -190,10 +190,10 @@ class BatchSource(Protocol):
 class Batches:
     """An endless stream of batches from weighted sources, determined by the seed alone.
 
-    A text of N tokens is cut into windows of T + 1 tokens that overlap by one, from an offset drawn for each epoch, and
-    visited in an order drawn for each epoch. The next sequence comes from the source furthest behind its weight. With
-    `same_windows` the offset is always 0, so that later epochs read the same windows again.
-    The position is one count per source: `state()` and `restore()` are exact, at any point.
+    A text is cut into windows of T + 1 tokens that overlap by one, from an offset drawn for each epoch, and visited in an
+    order drawn for each epoch. The next sequence comes from the source that is furthest behind its weight. With
+    `same_windows` the offset is always 0, so that all epochs read the same windows.
+    The position is one count per source, so `state()` and `restore()` are exact at any point.
 
     Raises:
         InputError: a text is too short for `block_size`, or a value is out of range.
@@ -226,7 +226,7 @@ class Batches:
 
     @property
     def bytes_per_id_V(self) -> np.ndarray:
-        """uint16 [V]: bytes of text that each id stands for."""
+        """uint16 [V]: bytes of text that each id decodes to."""
         return self._texts[0].bytes_per_id_V
 
     @property
@@ -287,9 +287,9 @@ class Batches:
         return ids, np.where(self._texts[source].answers[start + 1 : start + 1 + self._block], ids[1:], IGNORED)
 
     def _window(self, source: int, number: int) -> int:
-        """Where the `number`-th sequence of the source begins."""
+        """The start of the `number`-th sequence of the source."""
         tokens = self._texts[source].tokens
-        windows = tokens // self._block - 1  # a whole window is left free, so that borders differ between epochs
+        windows = tokens // self._block - 1  # one window fewer than fit, so that borders can differ between epochs
         epoch, place = divmod(number, windows)
         if source not in self._orders or self._orders[source][0] != epoch:
             random = np.random.default_rng([self._seed, source, epoch])
@@ -332,10 +332,10 @@ def open_validation(folders: Iterable[str], tokenizer: Tokenizer) -> list[TokenT
 
 
 def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: int, limit: int) -> Iterator[Batch]:
-    """Windows over the validation texts in turn; the last of a text may be shorter.
+    """Windows over the validation texts in turn; the last window of a text may be shorter.
 
-    Where a text has more than `limit` tokens, limit / block_size windows are spread evenly over it: its beginning may be in
-    a different language from its end.
+    Of a text of more than `limit` tokens, limit / block_size windows are spread evenly over it, as its beginning and end
+    may be in different languages.
     """
     for text in texts:
         starts = np.arange(0, text.tokens - 1, block_size)
@@ -343,14 +343,9 @@ def validation_batches(texts: Sequence[TokenText], block_size: int, batch_size: 
             starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // block_size)).round().astype(int)]
         windows = (torch.from_numpy(text.read(int(s), min(block_size + 1, text.tokens - int(s)))) for s in starts)
         for _, same in itertools.groupby(windows, key=len):
-            for rows in _batched(same, batch_size):
+            while rows := list(itertools.islice(same, batch_size)):
                 ids_BT = torch.stack(rows)
                 yield Batch(ids_BT[:, :-1], ids_BT[:, 1:])
-
-
-def _batched(items: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
-    while rows := list(itertools.islice(items, size)):
-        yield rows
 
 
 def unigram_bits_per_byte(train: Sequence[TokenText], batches: Iterable[Batch]) -> float:

@@ -1,4 +1,4 @@
-"""Characters that training must not see: text that holds one is left out, and counted."""
+"""Exclusion of characters from training data: text that contains one is left out, and counted."""
 
 import hashlib
 import re
@@ -21,11 +21,11 @@ LAST = 0x110000
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Characters, and what happens to a document that holds one.
+    """Characters, and what happens to a document that contains one.
 
     Args:
-        characters: Each of them, sorted.
-        how: drop leaves the document out; cut leaves out the sentences that hold one, and what stands between them become
+        characters: All of them, sorted.
+        how: drop leaves out the document; cut leaves out the sentences that contain one, and makes the text between them
             documents of their own.
     """
 
@@ -34,7 +34,7 @@ class Exclusion:
 
     @classmethod
     def of(cls, named: str | None, how: Literal["drop", "cut"] = "drop") -> "Exclusion | None":
-        """That of the characters that `named` names, as `characters_of`; None of None."""
+        """The exclusion of the characters that `named` describes, as for `characters_of`; None for None."""
         return None if named is None else cls(characters_of(named), how)
 
     def settings(self) -> dict[str, Any]:
@@ -42,9 +42,9 @@ class Exclusion:
         return {"excluded": hashlib.sha256(self.characters.encode()).hexdigest(), "excluded_how": self.how}
 
     def apply(self, passages: Iterable[Passage], counts: Counter[str]) -> Iterator[Passage]:
-        """The passages without these characters. Each document is held whole.
+        """The passages without these characters; each document is held in memory as a whole.
 
-        `counts` grows by the `documents` that held some, the `characters` of the text left out, and the `occurrences`.
+        Adds to `counts` the `documents` that contained some, the `characters` of text left out, and the `occurrences`.
         """
         held: list[str] = []
         for passage in passages:

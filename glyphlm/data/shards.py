@@ -1,4 +1,4 @@
-"""Documents or supervised examples -> token shards on disk, part by part: in parallel, and continued after a stop.
+"""Documents or supervised examples -> token shards on disk, in parallel and resumable, part by part.
 
 A shard folder holds parts, each made from one large file or several small ones: flat files of ids (uint16 up to 65,536
 ids, else uint32) for the splits `train` and `validation`, documents one after another, each ended by `</s>`;
@@ -218,7 +218,7 @@ def _complete(folder: Path, tokenizer: Tokenizer, counts: dict[str, Any]) -> dic
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """np.save, whose error on a full disk does not mention the disk, with the system's error instead."""
+    """Write an array as np.save does, whose own error on a full disk does not mention the disk."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     path.write_bytes(buffer.getvalue())
@@ -243,7 +243,7 @@ def _say_counts(out: Path, result: dict[str, Any], validation_share: float) -> N
 
 
 def _write_pieces(pieces: Iterator[Piece], writers: dict[str, "_ShardWriter"], share: float) -> None:
-    """Each piece to its split; where a document changes sides, its first part ends with a document border."""
+    """Write each piece to its split; where a document changes split, its first part ends as a document."""
     opened: _ShardWriter | None = None
     for ids, last in pieces:
         writer = writers["validation" if _held_out(ids, share) else "train"]
@@ -261,7 +261,7 @@ def _held_out(ids: np.ndarray, share: float) -> bool:
 
 
 class _ShardWriter:
-    """Appends documents of one split to numbered files; with `answers`, flags of their tokens to files beside them."""
+    """Appends documents of one split to numbered files; with `answers`, also writes flags of their tokens."""
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, answers: bool = False):
         self._folder, self._split = folder, split

@@ -36,6 +36,8 @@ class Source:
         if self.exclude is not None and self.text is None:
             raise InputError(f"data.exclude {self.exclude} applies only to text, from which shards are made; remove it, or "
                              "give it to glyphlm prepare")
+        if self.weight is not None and self.epochs is not None:
+            raise InputError(f"a data source has weight {self.weight} and epochs {self.epochs}; give only one")
         check_values(self, "data.", {"weight": Range(0, 1e12, above=True), "epochs": Range(0, 1e6, above=True)})
 
     @property

@@ -8,9 +8,9 @@ from torch import Tensor
 from glyphlm.base.errors import InputError
 from glyphlm.base.tensors import load_tensors
 from glyphlm.composition.fuse import build_fusion
-from glyphlm.composition.fusionsettings import TRAINED, FusionSettings
 from glyphlm.composition.growth import carried, grow
 from glyphlm.composition.hidden_cache import HiddenCache
+from glyphlm.composition.settings import TRAINED, FusionSettings
 from glyphlm.data.batches import Batches, TokenText
 from glyphlm.experiments.recipe import Recipe
 from glyphlm.modeling.config import SubstrateConfig
@@ -98,21 +98,21 @@ def go_on_from_base(recipe: Recipe, model: GPT, training: Sequence[TokenText], b
     """Start at the base's data position if the data are the same; open the frozen-activation cache if the recipe has one.
 
     Raises:
-        InputError: there is nothing to keep, or the folder keeps what another model or other data made.
+        InputError: no block is frozen, or the cache folder belongs to another model or other data.
     """
     growth, base = recipe.growth, Path(recipe.growth.base or "")
     before = read_summary(base) or {}
     if growth.continue_data and before.get("shards") == shards_read(training):
         batches.restore(before["position"])
     if growth.cache != "none":
-        model.kept = _hidden_cache(recipe, model, training)
+        model.frozen_cache = _hidden_cache(recipe, model, training)
 
 
 def moments_of_base(recipe: Recipe) -> dict[str, Tensor]:
-    """What the optimizer of the base held when it ended, under the names of the grown model; empty without growth.carry.
+    """The last optimizer moments of the base, under the names of the grown model; empty without growth.carry.
 
     Raises:
-        InputError: its last checkpoint is gone, or was written by several processes that each had a part.
+        InputError: its last checkpoint is missing or sharded.
     """
     growth = recipe.growth
     if not (growth.base and growth.carry):

@@ -1,7 +1,7 @@
-"""A run or a tokenizer with more characters: they get ids and codes at the end, and nothing that was trained changes.
+"""Adding characters to a run or a tokenizer: they get new ids and codes at the end; no trained value changes.
 
-Frozen codes follow from a rule or from pictures, so a model over them can read a character that it never saw, and with a
-tied head write it. Shapes: V ids before, U new ones, E n_embed, P pixels.
+Frozen codes follow from a rule or from pictures, so a model can read a character that was not in its training data and, with
+a tied head, write it. Shapes: V ids before, U new ones, E n_embed, P pixels.
 """
 
 from dataclasses import replace
@@ -45,7 +45,7 @@ def extend(source: Path, characters: str, out: Path) -> int:
         if build.is_done(out):
             say(f"{out} is done already")
             return new
-        model = extended_model(source, before, after) if is_run else None
+        model = _extended_model(source, before, after) if is_run else None
         with build.folder(out) as partial:
             after.save(partial)
             build.result = {"fingerprint": after.fingerprint, "vocab_size": after.vocab_size}
@@ -60,20 +60,14 @@ def extend(source: Path, characters: str, out: Path) -> int:
 
 
 @torch.no_grad()
-def extended_model(run: Path, before: Tokenizer, after: Tokenizer) -> GPT:
-    """The model of a run with codes and, where the head has values for each id, values for the new ids.
-
-    A full head gives a new id the mean of its rows, and the smallest bias: it knows nothing of it.
-
-    Raises:
-        InputError: the run is fused, or its codes or its head cannot be extended.
-    """
+def _extended_model(run: Path, before: Tokenizer, after: Tokenizer) -> GPT:
+    """The model of a run with codes for the new ids, and rows for them in the head where it has a row for each id."""
     old = load_run(run)[0].gpt
     if not isinstance(old, GPT):
         raise InputError(f"{run} is fused; extend the runs that it was made from, and fuse them")
     config = replace(old.substrate.config, vocab_size=after.vocab_size)
     substrate = Substrate(config, old.substrate.d_model)
-    tensors = {name: values for name, values in old.substrate.state_dict().items()}
+    tensors = dict(old.substrate.state_dict())
     if "table_VE" in tensors:
         tensors["table_VE"] = torch.cat([old.substrate.table_VE, _new_codes(run, old.substrate, before, after)])
     elif "shuffled_V" in tensors or config.places > config.n_embed or config.kind == "affine_bits":
@@ -96,7 +90,7 @@ def extended_model(run: Path, before: Tokenizer, after: Tokenizer) -> GPT:
 
 
 def _longer(name: str, before: Tensor, place: Tensor) -> Tensor:
-    """The tensor of a head with rows for the new ids."""
+    """The tensor of a head with rows for the new ids: of a full head the mean of its rows, and its smallest bias."""
     new = len(place) - len(before)
     if not new:
         return before
@@ -110,7 +104,7 @@ def _longer(name: str, before: Tensor, place: Tensor) -> Tensor:
 
 
 def _new_codes(run: Path, substrate: Substrate, before: Tokenizer, after: Tokenizer) -> Tensor:
-    """Codes [U, E] of the new ids: what the pictures of glyphs give; of other frozen tables the mean of all rows."""
+    """Codes [U, E] of the new ids, from the pictures of glyphs; the mean of all codes where a table has other content."""
     config, new = substrate.config, range(before.vocab_size, after.vocab_size)
     if config.kind != "glyph" or config.trainable:
         say(f"{run}: codes of kind {config.kind}{' that were trained' if config.trainable else ''} say nothing of a new "
@@ -129,11 +123,7 @@ def _new_codes(run: Path, substrate: Substrate, before: Tokenizer, after: Tokeni
 
 
 def _glyph_settings(run: Path) -> SubstrateSettings:
-    """How the codes of a run were drawn; those of a path are read there.
-
-    Raises:
-        InputError: the folder of the codes is missing.
-    """
+    """The settings that the codes of a run were drawn with, from the run or the folder that its substrate.path names."""
     settings = read_settings(run).substrate
     if not settings.path:
         return settings

@@ -1,7 +1,7 @@
-"""run_growth(): a recipe with stages -> one run folder a stage, each grown out of the one before, and their controls.
+"""run_growth(): a recipe with stages -> one run folder per stage, each grown out of the previous one, and their controls.
 
-Each stage, and each control, is a recipe like any other and is trained by the same run_recipe(): the settings.yaml of a
-stage, given to `glyphlm train`, makes the stage again.
+Each stage and each control is a recipe like any other, trained by run_recipe(): `glyphlm train` on the settings.yaml of a
+stage trains that stage again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 
 from glyphlm.base.names import MADE_INPUTS
 from glyphlm.base.outputs import one_writer
-from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.composition.settings import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.experiments.resume import has_begun
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe
@@ -21,7 +21,6 @@ from glyphlm.experiments.train_recipe import build_inputs, device_of, prepared_d
 from glyphlm.modeling.config import SubstrateConfig
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
-from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.parallel import joined
 
@@ -38,9 +37,9 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     check_stages(recipe)
     with joined(device_of(recipe, out / "stage-1")) as world, one_writer(out):
         if world.size > 1 and world.is_main:
-            with_inputs(recipe, out)  # rank 0 only; the others wait and read them
+            _with_inputs(recipe, out)  # the others wait, and read them
         world.wait()
-        recipe = with_inputs(recipe, out)
+        recipe = _with_inputs(recipe, out)
         summaries = {run: run_recipe(stage, run, command) for run, stage in stage_recipes(recipe, out)}
         controls = {out / f"monolithic-{kind}": control(recipe, kind, list(summaries.values())) for kind in recipe.controls}
         for run, monolithic in controls.items():
@@ -48,18 +47,14 @@ def run_growth(recipe: GrowthRecipe, out: Path, command: str) -> list[Path]:
     return [*summaries, *controls]
 
 
-def with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
+def _with_inputs(recipe: GrowthRecipe, out: Path) -> GrowthRecipe:
     """The recipe with tokenizer, substrate and shards made and named, for all stages to share."""
     inputs, begun = out / MADE_INPUTS, any(has_begun(run) for run in out.glob("stage-*"))
     tokenizer, recipe = build_inputs(recipe, inputs, begun)
     path = recipe.tokenizer.path or str(inputs / "tokenizer")
-    stages = [_with_data(stage, tokenizer, inputs / f"stage-{number}", begun)
-              for number, stage in enumerate(recipe.stages, 1)]
+    stages = [replace(stage, data=prepared_data(stage.data, tokenizer, inputs / f"stage-{number}", begun)) if stage.data
+              else stage for number, stage in enumerate(recipe.stages, 1)]
     return replace(recipe, tokenizer=replace(recipe.tokenizer, path=path), stages=stages)
-
-
-def _with_data(stage: Stage, tokenizer: Tokenizer, inputs: Path, begun: bool) -> Stage:
-    return stage if stage.data is None else replace(stage, data=prepared_data(stage.data, tokenizer, inputs, begun))
 
 
 def stage_recipes(recipe: GrowthRecipe, out: Path) -> Iterator[tuple[Path, Recipe]]:

@@ -10,8 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from glyphlm.base.errors import InputError
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import read_yaml, to_yaml
-from glyphlm.composition.fusionsettings import FusionSettings
-from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.composition.settings import FusionSettings, GrowthSettings
 from glyphlm.data.source import Source
 from glyphlm.experiments.schedules import SCHEDULES
 from glyphlm.modeling.config import ModelConfig
@@ -21,6 +20,7 @@ from glyphlm.training.settings import RANGES, TrainSettings, batch_rows, count_s
 
 Settings = TypeVar("Settings")
 RECIPES = "recipes"  # folder of those that come with glyphlm: in the package, or beside it in a checkout
+
 
 @dataclass
 class Recipe:
@@ -32,13 +32,13 @@ class Recipe:
         model: The shape of the transformer.
         data: Training sources, each shards (a folder of glyphlm prepare), text (files, folders, hf:NAME) or sft
             (NAME=PATH of supervised examples), with weight or epochs.
-        validation: Shard folders to validate on; by default what the data sources hold out.
+        validation: Shard folders to validate on; by default the held-out parts of the data sources.
         prompts: Texts that the trained model continues, for samples.jsonl and the report.
         train: How to train.
         growth: The run that the model is grown out of, and how.
-        head_start: Of a new model of no blocks: whether its head begins at random, or solved, at the least loss on the
-            tokens of this training, which is that of a softmax regression on the codes (stages then grow from there).
-        fusion: The runs that it is fused from, and what of it trains; model, tokenizer and substrate are then theirs.
+        head_start: Initial head of a new model without blocks: random, or solved, the one with the lowest loss on the tokens
+            of this training, a softmax regression on the codes (from which stages then grow).
+        fusion: The runs that it is fused from, and how; it has their model shape, tokenizer and substrate.
     """
 
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -52,10 +52,15 @@ class Recipe:
     fusion: FusionSettings = field(default_factory=FusionSettings)
     head_start: Literal["random", "solved"] = "random"
 
+    def __post_init__(self) -> None:
+        if self.fusion.experts and self.growth.base:
+            raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {self.fusion.experts} or "
+                             f"growth.base {self.growth.base}")
+
 
 @dataclass
 class Stage:
-    """One stage of growth; what is not given is as in `train`, `growth` and `data` of the recipe.
+    """One stage of growth; values that are not given are those of `train`, `growth` and `data` of the recipe.
 
     Args:
         layers: Blocks to add; 0 trains adapters, head and norm alone.
@@ -123,20 +128,14 @@ def resolve(recipe: Recipe, recorded: Recipe | None = None) -> Recipe:
     from glyphlm.base.devices import resolve_compile, resolve_device, resolve_precision  # loads torch
 
     for source in recipe.data:
-        check_values(source, "data.", dict.fromkeys(("weight", "epochs"), Range(0, 1e12, above=True)))
         if sum(map(bool, (source.shards, source.text, source.sft))) != 1:
             raise InputError(f"a data source needs shards, text or sft, one of them (shards: {source.shards}, "
                              f"text: {source.text}, sft: {source.sft})")
-        if source.weight is not None and source.epochs is not None:
-            raise InputError(f"a data source has weight {source.weight} and epochs {source.epochs}; give only one")
     if recipe.head_start == "solved" and (recipe.model.n_layer or recipe.growth.base or recipe.fusion.experts):
         raise InputError(f"head_start solved is for a new model of no blocks, not of {recipe.model.n_layer}; set "
                          "model.n_layer to 0, or a first stage to layers: 0, or head_start to random")
     if recipe.growth.base is None and recipe.growth != GrowthSettings():
         raise InputError("growth describes how a model is grown out of another; name that run as growth.base")
-    if recipe.fusion.experts and recipe.growth.base:
-        raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts} or "
-                         f"growth.base {recipe.growth.base}")
     if not recipe.fusion.experts and recipe.fusion != FusionSettings():
         raise InputError("fusion describes how runs become one model; name them as fusion.experts")
     count_steps(recipe.train)
@@ -170,7 +169,7 @@ def load_recipe(
             the wrong type.
     """
     read = dict(source or {}) if isinstance(source, Mapping | None) else read_yaml(find_recipe(source))
-    values = with_profile(read, profile)
+    values = _with_profile(read, profile)
     for override in overrides:
         for name, value in override.items():
             for part in reversed(name.split(".")):
@@ -178,16 +177,12 @@ def load_recipe(
             values = _laid_over(values, value)
     found: Any = settings_of(kind, values)
     if isinstance(found, GrowthRecipe):
-        found = with_stages(found)
+        found = _with_stages(found)
     return found
 
 
-def with_stages(recipe: GrowthRecipe) -> GrowthRecipe:
-    """The recipe with the stages of its growth schedule, which grow to `model.n_layer` and share `train.tokens` or steps.
-
-    Raises:
-        InputError: it has stages of its own, or fewer blocks or tokens than the schedule needs.
-    """
+def _with_stages(recipe: GrowthRecipe) -> GrowthRecipe:
+    """The recipe with the stages of its growth schedule, which grow to `model.n_layer` and share `train.tokens` or steps."""
     if recipe.schedule is None:
         return recipe
     if recipe.stages:
@@ -231,12 +226,8 @@ def schema_of(kind: str) -> str:
     return (shipped_recipes() / f"{kind}.schema.json").as_uri()
 
 
-def with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
-    """The values of a recipe with one of its `profiles` merged over them; unchanged for None.
-
-    Raises:
-        InputError: the profiles have the wrong shape, or this is not one of them.
-    """
+def _with_profile(recipe: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
+    """The values of a recipe with one of its `profiles`, if any, merged over them."""
     values = dict(recipe)
     profiles = values.pop("profiles", {})
     if not isinstance(profiles, dict) or not all(isinstance(one, dict) for one in profiles.values()):

@@ -28,10 +28,10 @@ PATHS = (
 
 
 def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
-    """Make `out` this recipe's folder, or make sure that it is; the resolved recipe, and whether its text is the recorded.
+    """Record the recipe in `out`, or compare it with the recorded one; the resolved recipe, and whether they are equal.
 
-    What changes no result (OPERATIONAL, prompts) may change when a run goes on; inputs may have other paths, and are
-    compared by `pin_inputs`, which also records such changes.
+    Settings that change no result (OPERATIONAL, prompts) may differ when a run is resumed. Paths of inputs may differ too;
+    `pin_inputs` compares their content, and records such changes.
 
     Raises:
         InputError: the recipe contradicts itself, or `out` holds something that is not a run, another run (the first
@@ -52,10 +52,7 @@ def record_settings(out: Path, recipe: Recipe) -> tuple[Recipe, bool]:
 
 
 def as_used(recipe: Recipe, recorded: Recipe | None) -> Recipe:
-    """The recipe with what the folders that it names say of their tokenizer and substrate, so that it tells what is trained.
-
-    A run that was begun keeps what it recorded.
-    """
+    """The recipe with the settings of the tokenizer and substrate that it names; a run that began keeps its record."""
     tokenizer, substrate = recipe.tokenizer, recipe.substrate
     if tokenizer.path:
         tokenizer = replace(recorded.tokenizer, path=tokenizer.path) if recorded else _described(tokenizer)
@@ -65,18 +62,18 @@ def as_used(recipe: Recipe, recorded: Recipe | None) -> Recipe:
 
 
 def _described(settings: Any) -> Any:
-    """Settings of a tokenizer or substrate that is a folder: those that it was built with, of a run what its config says."""
-    folder, said = Path(settings.path), {}
+    """The settings of a tokenizer or substrate folder, from its build.json, or from the config.json of a run."""
+    folder, found = Path(settings.path), {}
     if (folder / BUILD).is_file():
-        said = read_build(folder).settings
+        found = read_build(folder).settings
     elif (folder / CONFIG).is_file():
-        said = read_json(folder / CONFIG).get("substrate") or {}
+        found = read_json(folder / CONFIG).get("substrate") or {}
     names = {field.name for field in fields(settings)} - {"path", "file", "font", "strict"}
-    return replace(settings, **{name: value for name, value in said.items() if name in names})
+    return replace(settings, **{name: value for name, value in found.items() if name in names})
 
 
 def read_settings(out: Path) -> Recipe:
-    """The recipe that `out` was begun with.
+    """The recipe with which the run in `out` began.
 
     Raises:
         InputError: settings.yaml is damaged, is not a recipe, or has changed since the first step.
@@ -94,7 +91,7 @@ def read_settings(out: Path) -> Recipe:
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """The values that a result depends on; inputs only by their number and kind, because they are known by digest."""
+    """The values that determine the result; inputs only by number and kind, because their digests are compared."""
     values = asdict(replace(recipe, prompts=[]))
     train, growth = values["train"], values["growth"]
     for name in OPERATIONAL:
@@ -110,16 +107,16 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def digest_of(recipe: Recipe) -> str:
-    """sha256 of the non-default values of `comparable`: settings added in later versions do not change it."""
+    """sha256 of the non-default values of `comparable`, which settings added by later versions do not change."""
     plain, values = comparable(Recipe()), comparable(recipe)
-    said = {name: part for name, part in values.items() if part != plain[name]}
-    said |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
-             for name, part in said.items() if isinstance(part, dict)}
-    if said.get("data"):
+    found = {name: part for name, part in values.items() if part != plain[name]}
+    found |= {name: {key: value for key, value in part.items() if value != plain[name].get(key)}
+             for name, part in found.items() if isinstance(part, dict)}
+    if found.get("data"):
         later = {key: value for key, value in asdict(Source()).items() if key not in FIRST_OF_SOURCE}
-        said["data"] = [{key: value for key, value in source.items() if key not in later or value != later[key]}
-                        for source in said["data"]]
-    return hashlib.sha256(to_json(said).encode()).hexdigest()
+        found["data"] = [{key: value for key, value in source.items() if key not in later or value != later[key]}
+                        for source in found["data"]]
+    return hashlib.sha256(to_json(found).encode()).hexdigest()
 
 
 def has_begun(out: Path) -> bool:
@@ -128,10 +125,10 @@ def has_begun(out: Path) -> bool:
 
 
 def pin_inputs(out: Path, settings: Recipe, digests: dict[str, Any]) -> None:
-    """Record the digests of the run's inputs, or check that it is resumed with the same.
+    """Record the digests of the run's inputs before its first step; later, compare them.
 
     Raises:
-        InputError: tokenizer, substrate, shards or runs are others than at the first step; the first difference is named.
+        InputError: tokenizer, substrate, shards or runs differ; the first difference is named.
     """
     path, inputs = out / INPUTS, digests | {"settings": digest_of(settings)}
     if not has_begun(out):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glyphlm.base.errors import InputError
-from glyphlm.composition.growthsettings import GrowthSettings
+from glyphlm.composition.settings import GrowthSettings
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe, Stage
 from glyphlm.modeling.config import ModelConfig
 
@@ -20,6 +20,8 @@ def check_stages(recipe: GrowthRecipe) -> None:
     """
     if not recipe.stages:
         raise InputError("the recipe has no stages; give stages: [{layers: 1, steps: 1000}, ..], or use glyphlm train")
+    if recipe.fusion.experts:
+        raise InputError(f"a model is fused or grown, not both; leave out stages or fusion.experts {recipe.fusion.experts}")
     base_shape(recipe)  # refuses what cannot be grown
     for number, stage in enumerate(recipe.stages, 1):
         if stage.layers < 0:
@@ -35,12 +37,9 @@ def base_shape(recipe: Recipe) -> ModelConfig | None:
     """The shape of the run that the recipe is grown out of; None where the model is new.
 
     Raises:
-        InputError: that run is not finished or is fused, or the recipe fuses runs itself.
+        InputError: that run is not finished, or is fused.
     """
-    base, fused = recipe.growth.base, recipe.fusion.experts
-    if fused and (base or isinstance(recipe, GrowthRecipe) and recipe.stages):
-        raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {fused}, or growth.base {base} and "
-                         "stages")
+    base = recipe.growth.base
     if base is None:
         return None
     from glyphlm.runs.folder import read_summary, run_config  # loads transformers
@@ -55,7 +54,7 @@ def base_shape(recipe: Recipe) -> ModelConfig | None:
 
 
 def with_parts_of_base(recipe: AnyRecipe) -> AnyRecipe:
-    """A base brings its own tokenizer and substrate, where the recipe does not describe them."""
+    """The recipe with tokenizer and substrate of its base, where it does not describe its own."""
     base, parts = recipe.growth.base, (recipe.tokenizer, recipe.substrate)
     if base is None:
         return recipe
@@ -64,7 +63,7 @@ def with_parts_of_base(recipe: AnyRecipe) -> AnyRecipe:
 
 
 def stage_recipe(recipe: GrowthRecipe, stage: Stage, base: str | None, depth: int) -> Recipe:
-    """The recipe of one stage: that of all stages with the values of this one."""
+    """The recipe of one stage, which replaces values of the recipe of all stages."""
     train = _overridden(recipe.train, stage)
     if stage.steps is not None or stage.tokens is not None:
         train = replace(train, steps=stage.steps, tokens=stage.tokens)

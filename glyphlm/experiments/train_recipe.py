@@ -1,4 +1,4 @@
-"""run_recipe(): one recipe -> one run folder; what is finished is skipped."""
+"""run_recipe(): one recipe -> one run folder; finished steps are skipped."""
 
 import hashlib
 import math
@@ -47,7 +47,6 @@ from glyphlm.runs.generate import generate
 from glyphlm.runs.sampling import Sampling
 from glyphlm.substrate.build import build_substrate, substrate_config
 from glyphlm.substrate.numbering import number_ids
-from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.tokenizer import Tokenizer
 from glyphlm.training.checkpoint import TrainState, load_state
@@ -56,7 +55,7 @@ from glyphlm.training.loop import train
 from glyphlm.training.loss import Objective
 from glyphlm.training.parallel import is_sharded, joined
 from glyphlm.training.settings import batch_rows, count_steps, micro_batch_rows
-from glyphlm.training.trackers import check_trackers
+from glyphlm.training.trackers import load_trackers
 
 Made = TypeVar("Made")
 PACKAGES = ("glyphlm", "torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -83,10 +82,12 @@ class OpenedRecipe:
 def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -> dict[str, Any]:
     """Train the model of a recipe into the run folder `out` and return its summary.
 
-    Inputs that have no path in the recipe are built under `out`/inputs. The same call again resumes a stopped run and skips
-    a finished one. `command` is the command line recorded for repeating it. With `dry_run` everything up
-    to the first step is checked, one loss is computed, and nothing is trained. Started by torchrun, all processes train
-    together; the first one does the rest.
+    Inputs that have no path in the recipe are built under `out`/inputs. The same call resumes a stopped run and skips a
+    finished one. Started by torchrun, all processes train together; the first one does the rest.
+
+    Args:
+        command: The command line, recorded for repeating the run.
+        dry_run: Check everything up to the first step, compute one loss, and train nothing.
 
     Raises:
         InputError: the recipe contradicts itself or its inputs, or `out` holds another run.
@@ -95,39 +96,39 @@ def run_recipe(recipe: Recipe, out: Path, command: str, dry_run: bool = False) -
         if world.is_main:
             recipe, _ = record_settings(out, recipe)
             if world.size > 1 and read_summary(out) is None:
-                build_inputs(recipe, out / MADE_INPUTS, has_begun(out))  # the others wait, and find them there
+                build_inputs(recipe, out / MADE_INPUTS, has_begun(out))  # the others wait, and read them
         world.wait()
         (recipe, same), summary = record_settings(out, recipe), read_summary(out)
         if summary is not None and same:
             say(f"{out} is done already: {result_line(summary)}")
             return summary
-        opened = open_recipe(recipe, out)
+        opened = _open_recipe(recipe, out)
         if world.is_main:
-            pin_inputs(out, recipe, digests_of(opened))
+            pin_inputs(out, recipe, _digests_of(opened))
         if summary is not None:
             say(f"{out} is done already, with these inputs: {result_line(summary)}")
             return summary
         if dry_run:
-            return try_out(opened, out)
-        summary = describe_start(opened, command)
+            return _try_out(opened, out)
+        summary = _describe_start(opened, command)
         validation = opened.validation if opened.held_out else None
         moments = moments_of_base(opened.recipe)
         state = train(opened.model, opened.batches, opened.recipe.train, out, validation, moments=moments)
         if world.is_main:
-            finish(opened, state, summary, out)
+            _finish(opened, state, summary, out)
         world.wait()
         return read_summary(out) or {}
 
 
 def device_of(recipe: Recipe, out: Path) -> str:
-    """The device of training; for `auto` that on which the run in `out` was begun, if any."""
+    """The device of training; for `auto` the one on which the run in `out` was begun, if any."""
     begun = recipe.train.device == "auto" and (out / SETTINGS).exists()
     return read_settings(out).train.device if begun else recipe.train.device
 
 
-def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
+def _try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
     """The loss of the first micro-batch; weights and checkpoints stay untouched."""
-    check_trackers(opened.recipe.train.trackers)
+    load_trackers(opened.recipe.train.trackers)
     rows = micro_batch_rows(opened.recipe.train, opened.recipe.model.block_size)
     x_BT, y_BT = (ids_BT[:rows].to(opened.model.device) for ids_BT in next(opened.batches))
     loss = float(Objective(opened.model, torch.float32)(x_BT, y_BT).mean())
@@ -136,17 +137,19 @@ def try_out(opened: OpenedRecipe, out: Path) -> dict[str, Any]:
     return {"loss": loss}
 
 
-def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out: Path) -> None:
+def _finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out: Path) -> None:
     """Complete the run folder of a trained model: weights, card, samples, summary."""
     if is_sharded(opened.model):
         opened = replace(opened, model=build_model(opened.recipe, opened.tokenizer))
         load_state(out, opened.model, alone=True)
-    summary = before | describe_training(opened, state, out)
+    summary = before | _describe_training(opened, state, out)
     if isinstance(opened.model, GPT) and opened.recipe.growth.lora.apart and adapted(opened.model):
         detach_adapters(opened.model, out / ADAPTER)
     merge_adapters(opened.model)
-    export_model(opened.model, with_chat(opened), out)
-    write_samples(opened, out)
+    has_examples = any(next(text.folder.glob("*.answers"), None) for text in opened.training)
+    tokenizer = opened.tokenizer.with_chat_template(TEMPLATE) if has_examples else opened.tokenizer
+    export_model(opened.model, tokenizer, out)
+    _write_samples(opened, out)
     sheet = Path(opened.recipe.substrate.path or "") / GLYPH_SHEET
     if sheet.exists():
         shutil.copyfile(sheet, out / GLYPH_SHEET)
@@ -155,13 +158,7 @@ def finish(opened: OpenedRecipe, state: TrainState, before: dict[str, Any], out:
     say(f"{out}: {result_line(summary)}")
 
 
-def with_chat(opened: OpenedRecipe) -> Tokenizer:
-    """The tokenizer, with our chat template where the model was trained on examples."""
-    learned = any(next(text.folder.glob("*.answers"), None) for text in opened.training)
-    return opened.tokenizer.with_chat_template(TEMPLATE) if learned else opened.tokenizer
-
-
-def digests_of(opened: OpenedRecipe) -> dict[str, Any]:
+def _digests_of(opened: OpenedRecipe) -> dict[str, Any]:
     """Digests of the inputs of a run, independent of their paths."""
     recipe = opened.recipe
     made_of = [recipe.growth.base] if recipe.growth.base else recipe.fusion.experts
@@ -174,12 +171,8 @@ def digests_of(opened: OpenedRecipe) -> dict[str, Any]:
     }
 
 
-def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
-    """Build the inputs that the recipe describes but does not name, and open all of them.
-
-    Raises:
-        InputError: text is bad, or vocabularies, widths or sizes do not fit each other.
-    """
+def _open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
+    """Build the inputs that have no path in the recipe, and open all inputs."""
     tokenizer, recipe = build_inputs(recipe, out / MADE_INPUTS, has_begun(out))
     model = build_model(recipe, tokenizer)
     training, weights = open_training(recipe.data, tokenizer)
@@ -200,9 +193,9 @@ def open_recipe(recipe: Recipe, out: Path) -> OpenedRecipe:
 
 
 def build_inputs(recipe: AnyRecipe, inputs: Path, begun: bool) -> tuple[Tokenizer, AnyRecipe]:
-    """The tokenizer, and the recipe with every path filled in; a grown model has its base's, a fused one its experts'.
+    """The tokenizer, and the recipe with every path filled in: those of the base for growth, of the experts for a fusion.
 
-    Before the first step (not `begun`) what an earlier, refused recipe left in `inputs` is made again.
+    Before the first step (not `begun`), inputs that an earlier, refused recipe left in `inputs` are made again.
 
     Raises:
         InputError: as `stages.base_shape`, before any text is read, or text is bad or a width does not fit.
@@ -219,7 +212,10 @@ def build_inputs(recipe: AnyRecipe, inputs: Path, begun: bool) -> tuple[Tokenize
         tokenizer = _made(folder, begun, lambda: build_tokenizer(texts, recipe.tokenizer, folder))
     substrate = recipe.substrate
     if not substrate.path:
-        check_lift(substrate, tokenizer.vocab_size, recipe.model.d_model)
+        try:
+            substrate_config(substrate, tokenizer.vocab_size).check_lift(recipe.model.d_model)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         folder = inputs / "substrate"
         _made(folder, begun, lambda: build_substrate(tokenizer, recipe.substrate, folder))
         substrate = replace(substrate, path=str(folder))
@@ -237,25 +233,12 @@ def _made(folder: Path, begun: bool, make: Callable[[], Made]) -> Made:
         return make()
 
 
-def check_lift(settings: SubstrateSettings, vocab_size: int, d_model: int) -> None:
-    """Refuse a width of codes that cannot be lifted to `d_model`.
-
-    Raises:
-        InputError: with both.
-    """
-    try:
-        substrate_config(settings, vocab_size).check_lift(d_model)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
 def prepared_data(sources: Sequence[Source], tokenizer: Tokenizer, inputs: Path, begun: bool) -> list[Source]:
-    """The sources as shards, those that are text or examples under `inputs`."""
-    return [prepared(source, tokenizer, inputs / f"shards-{number}", begun) for number, source in enumerate(sources)]
+    """The sources as shards; those of text or examples are tokenized into folders under `inputs`."""
+    return [_prepared(source, tokenizer, inputs / f"shards-{number}", begun) for number, source in enumerate(sources)]
 
 
-def prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) -> Source:
-    """The source as shards; its text or its examples are tokenized into `folder` where they are not."""
+def _prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) -> Source:
     if source.shards:
         return source
     if source.sft:
@@ -266,7 +249,7 @@ def prepared(source: Source, tokenizer: Tokenizer, folder: Path, begun: bool) ->
     return replace(source, shards=str(folder), text=None, sft=None, exclude=None)
 
 
-def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
+def _describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
     """Summary fields known before training: name, sizes, fingerprints, digest of the initial values, versions."""
     settings = opened.recipe.train
     return {
@@ -282,7 +265,7 @@ def describe_start(opened: OpenedRecipe, command: str) -> dict[str, Any]:
     }
 
 
-def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dict[str, Any]:
+def _describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dict[str, Any]:
     """Summary fields of the results: amounts, speed, bits per byte and the unigram baseline, digest of the batches."""
     last = {row["split"]: row for row in read_json_lines(out / METRICS)}
     train, validation = last.get("train", {}), last.get("validation", {})
@@ -296,7 +279,7 @@ def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dic
         "epochs": opened.batches.epochs,
         "shards": shards_read(opened.training),
         "position": opened.batches.state(),
-        "cost": describe_cost(opened, state),
+        "cost": _describe_cost(opened, state),
         "seconds": round(state.seconds, 1),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
         "mfu": train.get("mfu"),
@@ -306,7 +289,7 @@ def describe_training(opened: OpenedRecipe, state: TrainState, out: Path) -> dic
     }
 
 
-def describe_cost(opened: OpenedRecipe, state: TrainState) -> dict[str, Any]:
+def _describe_cost(opened: OpenedRecipe, state: TrainState) -> dict[str, Any]:
     """Floating-point operations of the run by part, both passes; those of frozen blocks only where they were computed."""
     parts = flops_per_token(opened.model, recompute=opened.recipe.train.recompute)
     flops = {part: found.total * (state.tokens - (state.cached if part == "frozen" else 0)) for part, found in parts.items()}
@@ -315,8 +298,8 @@ def describe_cost(opened: OpenedRecipe, state: TrainState) -> dict[str, Any]:
             "trained": trained, "optimizer_bytes": 8 * trained, "seconds": round(state.seconds, 1)}
 
 
-def write_samples(opened: OpenedRecipe, out: Path) -> None:
-    """samples.jsonl: how the run folder, loaded as anybody loads it, continues the prompts of the recipe."""
+def _write_samples(opened: OpenedRecipe, out: Path) -> None:
+    """Write samples.jsonl: continuations of the recipe's prompts by the model as loaded from the run folder."""
     sampling = Sampling(max_new_tokens=min(100, opened.recipe.model.block_size))
     texts = generate(out, opened.recipe.prompts, sampling) if opened.recipe.prompts else []
     rows = [{"prompt": prompt, "text": text, "settings": sampling.describe()}
@@ -325,7 +308,7 @@ def write_samples(opened: OpenedRecipe, out: Path) -> None:
 
 
 def initial_digest(model: GPT | Fusion) -> str:
-    """sha256 of the values of every tensor that twins have in common: all but the substrate's."""
+    """sha256 of the values of all tensors but those of the substrate: equal for twins, before training."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not name.startswith(("substrate.", "substrates.")):

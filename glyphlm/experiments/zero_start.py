@@ -1,4 +1,4 @@
-"""The best model of no blocks: a softmax regression on the code of the last token, which is convex, so it can be solved."""
+"""The optimal head of a model without blocks: a softmax regression on the code of the last token, a convex problem."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,10 +16,10 @@ ITERATIONS = 100
 
 
 def solve_head(model: GPT, texts: Sequence[TokenText], tokens: int) -> float:
-    """Set the head to the one that gives the pairs of neighbouring tokens in the first `tokens` of the texts the least loss.
+    """Set the head to the one with the lowest loss on the pairs of neighbouring tokens in the first `tokens` of the texts.
 
-    L-BFGS over the counts of pairs, so its work depends on the number of different tokens and not on that of all. Returns
-    the loss in nats a token.
+    L-BFGS over the counts of pairs, so the cost depends on the number of different tokens, not of all. Returns the loss in
+    nats per token.
 
     Raises:
         InputError: the model has blocks, or a head that is not a full matrix.

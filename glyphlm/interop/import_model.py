@@ -21,7 +21,7 @@ from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import load_foreign
 from glyphlm.composition.fuse import fuse
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.interop.checkpoint_files import (
     Sizes,
     digests,

@@ -1,4 +1,4 @@
-"""The model that config.json describes, its weights still to be filled in. This file travels inside every run folder."""
+"""Builds the model that config.json describes, without its weights. This file travels inside every run folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from .config import FusionConfig, HeadConfig, ModelConfig, SubstrateConfig
 from .fusion import Fusion
 from .model import GPT
+from .stitching import make_fusion
 from .substrate import Substrate
 
 Shape = tuple[ModelConfig, SubstrateConfig, int]
@@ -50,11 +51,11 @@ def make_model(pairs: Sequence[Any], fusion: Mapping[str, Any] | None) -> GPT | 
         if first == number:
             substrates[first] = Substrate(substrate, model.d_model)
         experts.append(GPT(model, substrates[first]))
-    return experts[0] if fusion is None else Fusion(FusionConfig(**fusion), experts)
+    return experts[0] if fusion is None else make_fusion(FusionConfig(**fusion), experts)
 
 
 def count_blocks(names: Iterable[str]) -> int:
-    """Number of blocks that tensors of these names belong to."""
+    """Number of blocks among tensors of these names."""
     parts = (name.partition(".blocks.") for name in names if ".blocks." in name)
     return len({before + after.partition(".")[0] for before, _, after in parts})
 

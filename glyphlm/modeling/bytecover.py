@@ -1,4 +1,4 @@
-"""A model of tokens read as a model of bytes, exactly. Torch and transformers; travels inside run folders.
+"""Exact next-byte probabilities of a model of tokens. Torch and transformers; travels inside run folders.
 
 A token model gives a text the probability of the ids that its tokenizer makes of it. After n bytes of a text, the covers
 of these bytes are the sequences of ids whose bytes begin with them: the last id alone reaches byte n or beyond, and those
@@ -6,8 +6,8 @@ before it are what the tokenizer makes of their own bytes (the covering tree of 
 pruning). The probability of a byte is that of the covers of n + 1 bytes over that of the covers of n, so the product over
 the bytes of a text is the probability that the token model gives it.
 
-A token model also spends probability on sequences that no text has (`t`, `he` where `the` is a token). That part is not
-lost and not shared out: it is the probability of the id <unk>, so the distribution over all ids sums to 1.
+A token model also gives probability to sequences that no text is encoded as (`t`, `he` where `the` is a token). That part is
+the probability of the id <unk>, so the distribution over all ids sums to 1.
 
 Shapes: as in model.py; O ids of a byte model (specials and bytes), S tokens of a vocabulary in the order of their bytes.
 """
@@ -29,9 +29,9 @@ from .hf import CACHE
 
 END, UNKNOWN, FIRST_BYTE, OUTCOMES = 2, 3, 4, 260  # ids: <pad>, <s>, </s>, <unk>, then the 256 bytes
 POSSIBLE = OUTCOMES - END  # <pad> and <s> are never predicted
-FLOOR = 2.0**-40  # shared by all possible ids, so that a byte that an expert cannot spell has a finite cost
-RECENT = 48  # last ids whose text is encoded alone to see whether they are canonical, before that of all of them is
-NARROW = 4096  # tokens of a span whose next bytes are listed anew; those of wider ones are kept
+FLOOR = 2.0**-40  # probability shared by all possible ids, so that a byte that no token spells has a finite cost
+RECENT = 48  # last ids whose text alone is encoded first, to see whether they are canonical
+NARROW = 4096  # tokens of a span whose next bytes are not cached
 READERS = 8  # caches of keys and values of an expert
 PINNED = ("config.json", "tokenizer.json")  # files of an expert that are compared besides its weights
 
@@ -65,15 +65,15 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Canonical ids and the tokens that may follow them.
+    """A canonical sequence of ids, and the tokens that may follow it.
 
     Args:
         ids: From the beginning of the text.
-        place: Number of bytes that they stand for.
-        weight: Their probability over that of all covers of the text.
+        place: Number of bytes that they decode to.
+        weight: Their probability divided by that of all covers of the text.
         p_S: Probability of each token that has bytes, float64.
         p_end: Probability of the end of the text.
-        span: The tokens that begin with the bytes of the text after `place`, and go on.
+        span: The tokens that begin with the bytes of the text after `place`, and are longer.
     """
 
     ids: tuple[int, ...]
@@ -90,8 +90,8 @@ class Cover:
 
     Args:
         text: Bytes, with those that its vocabulary puts before every text.
-        nodes: Those of the covers that can go on.
-        closed: Probability, over that of all covers, that a token ends where the text does.
+        nodes: Covers that can continue.
+        closed: Share of the probability of all covers in which a token ends where the text does.
     """
 
     text: bytes
@@ -100,7 +100,7 @@ class Cover:
 
 
 def incomplete(text: bytes) -> int:
-    """Number of bytes at the end of a text that begin a character of UTF-8 and do not end it."""
+    """Number of bytes of an incomplete UTF-8 character at the end of a text."""
     for back, byte in enumerate(reversed(text[-3:]), 1):
         if byte >= 0xC0:
             needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
@@ -193,7 +193,7 @@ class ByteExpert(nn.Module):
         return Cover(text, tuple(nodes), sum(weight for _, weight in ended))
 
     def log_probs(self, cover: Cover) -> Tensor:
-        """Log-probabilities of what comes next, float64 [POSSIBLE]: the end of the text, no text, and each byte."""
+        """Log-probabilities of the next id, float64 [POSSIBLE]: the end of the text, <unk>, and each byte."""
         p_O, size = torch.zeros(POSSIBLE, dtype=torch.float64), len(cover.text)
         for node in cover.nodes:
             bytes_s, p_s = self._pieces.next_byte(node.span, size - node.place), node.p_S[slice(*node.span)]
@@ -204,7 +204,7 @@ class ByteExpert(nn.Module):
         return ((1 - FLOOR) * p_O / p_O.sum() + FLOOR / POSSIBLE).log()
 
     def _restart(self, text: bytes) -> Cover:
-        """The cover of a text that the expert cannot have written (it has no such token): what its tokenizer makes of it."""
+        """The cover of a text that is impossible under the expert's vocabulary: the ids that its tokenizer makes of it."""
         place = len(text) - incomplete(text)
         ids = self._encode(text[len(self.docked["lead"].encode()) : place].decode(errors="replace"))
         node = self._node(ids, place, 1.0)
@@ -217,7 +217,7 @@ class ByteExpert(nn.Module):
         return Cover(text, (replace(node, span=(first, end), weight=1 / total),) if total > 0 else (), 0.0)
 
     def _is_canonical(self, ids: tuple[int, ...], text: bytes) -> bool:
-        """Whether the tokenizer makes `ids` of the text, of which it made all but the last id."""
+        """Whether the tokenizer encodes the text as `ids`, given that it does so for all but the last id."""
         if incomplete(text):
             return True  # it depends on the rest of the character
         recent = ids[-RECENT:]
@@ -240,7 +240,7 @@ class ByteExpert(nn.Module):
     def _next(self, ids: tuple[int, ...]) -> Tensor:
         """Probabilities of the next id, float64 [V].
 
-        Longer contexts are cut as in scoring, where windows slide by half: the ids see those that they see there.
+        Longer contexts are cut as in scoring, where windows slide by half a context.
         """
         block = self.docked["block_size"]
         slid = max(0, -(-(len(ids) + 1 - block) // (block - block // 2)))
@@ -250,7 +250,7 @@ class ByteExpert(nn.Module):
 
     @torch.no_grad()
     def _read(self, ids: tuple[int, ...]) -> Tensor:
-        """logits_V after `ids`, from the cached keys and values of the text that has most of its beginning in common."""
+        """logits_V after `ids`, from the cached keys and values of the text with the longest common beginning."""
         held = max(self._readers, key=lambda known: _common(known, ids), default=())
         shared = min(_common(held, ids), len(ids) - 1)
         cache = self._readers.pop(held, None) if shared else None
@@ -267,7 +267,7 @@ class ByteExpert(nn.Module):
 
 
 def _decoded(raw: bytes) -> str | None:
-    """The text, or None where the bytes are not UTF-8, as of a part that begins inside a character."""
+    """The text, or None if the bytes are not UTF-8, such as of a part that begins inside a character."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -286,7 +286,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def expert_sha256(folder: Path) -> bytes:
-    """Digest of the files of an expert that decide what it computes."""
+    """Digest of the files that determine an expert: weights, config.json and tokenizer.json."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.name in PINNED or path.suffix == ".safetensors":

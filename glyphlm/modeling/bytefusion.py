@@ -1,4 +1,4 @@
-"""Experts of different vocabularies -> one model of the next byte. Torch and transformers; travels in its run folders.
+"""Experts of different vocabularies as one model of the next byte. Torch and transformers; travels in its run folders.
 
 Shapes: as in model.py; M experts, O ids of the fused model (specials and bytes).
 """
@@ -22,13 +22,13 @@ from .mixing import max_confidence, mean_probs, posterior, updated_nats
 from .model import Cache
 
 LONGEST = 1 << 20  # bytes of a text
-MEMORY = 64  # texts whose covers are remembered
+MEMORY = 64  # texts whose covers are cached
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A text as all experts have read it: their covers, and their distributions logp_MO of what comes next; what the
-    posterior counts of each so far, nats_M."""
+    """The state of all experts after a text: their covers, their distributions logp_MO over the next id, and the summed
+    nats_M that `posterior` reads."""
 
     covers: tuple[Cover, ...]
     logp_MO: Tensor
@@ -36,15 +36,14 @@ class Reading:
 
 
 class ByteFusion(nn.Module):
-    """Experts of any vocabularies, with the face of GPT over ids that are bytes.
+    """Experts of any vocabularies, with the interface of GPT, over ids that are bytes; logits are log-probabilities.
 
-    It gives log-probabilities as logits. Texts are read one after another; what a cache holds are the ids alone, by which
-    the covers of a text are found again, or made again.
+    Texts are read one after another. A cache holds only the ids, which are the key of the covers of a text.
     """
 
     def __init__(self, fusion: FusionConfig, docked: Sequence[dict[str, Any]]):
         super().__init__()
-        self.fusion, self.recompute, self.kept = fusion, False, None
+        self.fusion, self.recompute, self.frozen_cache = fusion, False, None
         self.experts: Any = nn.ModuleList(map(ByteExpert, docked))
         weights = fusion.weights or [1 / len(docked)] * len(docked)
         self.weights_M = nn.Parameter(torch.tensor(weights), requires_grad=False)
@@ -60,7 +59,7 @@ class ByteFusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.weights_M.device
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class ByteFusion(nn.Module):
         return self.hidden(ids_BT)
 
     def logits(self, x_BTO: Tensor) -> Tensor:
-        """What `hidden` gives, as it is."""
+        """x_BTO, unchanged: `hidden` returns log-probabilities."""
         return x_BTO
 
     def nats(self, x_NO: Tensor, y_N: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class ByteFusion(nn.Module):
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities [B, T, O] of what follows each position; arguments as those of `GPT.hidden`."""
+        """Log-probabilities [B, T, O] of the next id at each position; arguments as those of `GPT.hidden`."""
         past = int(cache.get_seq_length()) if cache is not None else 0
         all_BS = ids_BT
         if cache is not None:
@@ -107,7 +106,7 @@ class ByteFusion(nn.Module):
                 text, reading = b"", self._begin()
             if attended[place]:
                 text, reading = self._read(text, reading, ids[place])
-            found.append(self._mixed(reading))
+            found.append(self._mix(reading.logp_MO, reading.nats_M))
         self._remember(text, reading)
         return F.pad(torch.stack(found), (END, 0), value=-torch.inf).float()
 
@@ -133,11 +132,8 @@ class ByteFusion(nn.Module):
     def _prior(self) -> Tensor:
         return self.weights_M.cpu().double()
 
-    def _mixed(self, reading: Reading) -> Tensor:
-        """Log-probabilities of the fused model [POSSIBLE]."""
-        return self._mix(reading.logp_MO, reading.nats_M)
-
     def _mix(self, logp_MO: Tensor, nats_M: Tensor) -> Tensor:
+        """Log-probabilities of the fused model, [POSSIBLE]."""
         method, weights_M = self.fusion.method, self._prior()
         if method == "max_confidence":
             return max_confidence(logp_MO[:, None, None])[0, 0]
@@ -149,13 +145,13 @@ class ByteFusion(nn.Module):
 
     @torch.no_grad()
     def document_nats(self, ids_T: Sequence[int]) -> Tensor:
-        """Nats of each id after the first one, which stands before the text; float64.
+        """Nats of each id after the first one, which precedes the text; float64.
 
-        The last one also counts that a token ends with the text, as the bits per byte of a token model do.
+        The last value includes the event that a token ends where the text does, as in the bits per byte of a token model.
         """
         text, reading, nats = b"", self._begin(), []
         for number in ids_T[1:]:
-            nats.append(-float(self._mixed(reading)[int(number) - END]))
+            nats.append(-float(self._mix(reading.logp_MO, reading.nats_M)[int(number) - END]))
             text, reading = self._read(text, reading, int(number))
         closed_M = torch.tensor([cover.closed for cover in reading.covers], dtype=torch.float64).clamp(FLOOR, 1 - FLOOR)
         closing_M2 = torch.stack([closed_M, 1 - closed_M], -1).log()
@@ -163,7 +159,7 @@ class ByteFusion(nn.Module):
         return torch.tensor(nats, dtype=torch.float64)
 
     def _recall(self, text: bytes) -> Reading:
-        """How the experts have read a text; it is read again where that is forgotten."""
+        """The state of the experts after a text, from the longest prefix whose state is cached."""
         reading, known = self._memory.get(text), text
         while reading is None and known:
             known = known[:-1]
@@ -181,13 +177,13 @@ class ByteFusion(nn.Module):
 
 
 def _last_text(ids: Sequence[int]) -> bytes:
-    """The bytes after the last end of a text."""
+    """The bytes after the last end-of-text id."""
     begin = max((place for place, number in enumerate(ids, 1) if number == END), default=0)
     return bytes(number - FIRST_BYTE for number in ids[begin:] if number >= FIRST_BYTE)
 
 
 class ByteFusionConfig(GlyphLMConfig):
-    """config.json: `docked` holds what `ByteExpert` needs of each expert, `fusion` the fields of FusionConfig.
+    """config.json: `docked` holds the arguments of `ByteExpert` for each expert, `fusion` the fields of FusionConfig.
 
     The experts themselves are complete folders, experts/1, experts/2 ..
     """
@@ -220,7 +216,7 @@ class ByteFusionForCausalLM(GlyphLMForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *inputs: Any, **options: Any) -> Any:
-        """As of any model of transformers, from a local folder, whose experts are loaded with it.
+        """As of any model of transformers, but from a local folder, whose experts are loaded with it.
 
         Raises:
             ValueError: it is no folder, or a file of an expert is not the one that was fused.
@@ -239,7 +235,7 @@ class ByteFusionForCausalLM(GlyphLMForCausalLM):
         return None
 
     def get_output_embeddings(self) -> Any:
-        """None: logits are log-probabilities, which no one matrix gives."""
+        """None: logits are log-probabilities, not the product of one matrix."""
         return None
 
 

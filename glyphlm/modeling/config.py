@@ -24,7 +24,7 @@ def check_fields(config: Any, least: Mapping[str, float], most: Mapping[str, flo
     """Compare each field of a config, which may come from a file of others, with its type, its least and its largest value.
 
     Raises:
-        ValueError: with the field, its value and what it may be.
+        ValueError: the field, its value and the allowed values are named.
     """
     for name, kind in get_type_hints(type(config)).items():
         value, options = getattr(config, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
@@ -50,7 +50,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 @dataclass
 class SubstrateConfig:
-    """What stands below the first block: the code of each id, and how it becomes a vector of width D.
+    """The input embeddings: the code of each id, and how it is lifted to width D.
 
     Args:
         vocab_size: Number of ids.
@@ -61,9 +61,9 @@ class SubstrateConfig:
         lift: repeat_interleave (each value; papers 1, 2), tile (the whole code; paper 3), orthogonal (a fixed matrix with
             orthonormal rows), none (E is D). All multiply the norm by sqrt(D / E).
         trainable: Whether training changes the table.
-        seed: Of kinds that are drawn by chance.
+        seed: Of random kinds.
         lift_seed: Of the orthogonal matrix.
-        shuffle_seed: Ids were permuted before they got their codes: of a rule it removes the order of code points.
+        shuffle_seed: Ids are permuted before they get their codes; of a rule this removes the order of code points.
         fingerprint: Identifies kind, vocabulary, parameters and initial values; growth and fusion compare it.
     """
 
@@ -105,18 +105,18 @@ class SubstrateConfig:
 
 @dataclass
 class HeadConfig:
-    """How the last state becomes a distribution over the ids.
+    """The head, which maps the final state to a distribution over the ids.
 
     Args:
         kind: full is a trained matrix [V, D]. tied gives each id the logit (M h) . code, over the codes of the substrate,
             with a trained M [E, D]. code gives the probability of the digits of the id's number, one after the other; no
             parameter of it grows with the vocabulary.
-        digits: Of code: how many; each has about V^(1 / digits) values.
+        digits: Of code: number of digits; each has about V^(1 / digits) values.
         width: Of code: of the network that computes a later digit from the state and the earlier digits.
         shortlist: Of code: ids with the lowest numbers that are values of the first digit themselves, such as the 2,048 most
             frequent ones; only the others have further digits.
-        order: Of code: how ids are numbered. identity as they are; frequency by their number in the training data;
-            clusters puts ids of similar codes side by side; shuffled at random (a control).
+        order: Of code: how ids are numbered. identity keeps them; frequency sorts them by their count in the training data;
+            clusters places ids of similar codes side by side; shuffled is random (a control).
         seed: Of order shuffled.
     """
 
@@ -149,7 +149,7 @@ class ModelConfig:
         activation: Exact GELU, or its tanh approximation.
         rope_base: Base of the rotary frequencies.
         norm_eps: Epsilon of the LayerNorms.
-        head: How the last state becomes a distribution over the ids.
+        head: The head, which maps the final state to a distribution over the ids.
     """
 
     d_model: int = 256
@@ -172,7 +172,7 @@ class ModelConfig:
 
 
 def model_fields(config: Any) -> dict[str, Any]:
-    """The fields of a shape; of a full head nothing, as in files of versions that had no other."""
+    """The fields of a shape, without a full head, as in files of versions that had no other head."""
     fields = asdict(config)
     if fields.get("head") == asdict(HeadConfig()):
         del fields["head"]
@@ -181,21 +181,21 @@ def model_fields(config: Any) -> dict[str, Any]:
 
 @dataclass
 class FusionConfig:
-    """How the experts become one model.
+    """How several experts become one model.
 
     Args:
         method: mean_logits, weighted_logits, gate, head and adapter mix logits; mean_probs and posterior mix probabilities;
-            max_confidence takes one expert. The functions of mixing.py say how, and from where. stitch runs the
-            second expert on what leaves the first.
+            max_confidence and router choose one expert. mixing.py has the formulas and their sources. stitch continues
+            the hidden states of the first expert in the blocks of the second.
         weights: Weights of the experts, in their order; by default equal.
-        top_k: Of gate: experts that go on after the first `route_after` tokens; by default all do.
-        route_after: Tokens of a text that all experts read before top_k of them are chosen.
+        top_k: Of gate: experts that still run after the first `route_after` tokens; by default all do.
+        route_after: Tokens of a text that all experts read before top_k of them, or one by a router, are chosen.
         rank: Of adapter.
-        temperature: Of posterior: above 1 it moves more slowly.
-        memory: Of posterior: tokens after which what an expert gave to them counts 1/e; None forgets nothing.
-        reset: Of posterior: probability that a text goes over to another expert at a token.
-        routers: Of router: how many of the models, the last ones, only choose among the others, as many as they are.
-        segment: Of router: tokens after which an expert is chosen anew; by default one reads the whole text.
+        temperature: Of posterior: above 1 the weights follow the text more slowly.
+        memory: Of posterior: tokens after which the evidence of earlier ones counts 1/e; by default it never fades.
+        reset: Of posterior: probability per token that the text switches to another expert.
+        routers: Of router: the last so many models are routers, which only choose; each expert has one.
+        segment: Of router: tokens after which an expert is chosen again; by default one reads the whole text.
     """
 
     method: Method = "mean_logits"
@@ -210,23 +210,41 @@ class FusionConfig:
     segment: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, {"top_k": 1, "route_after": 1, "rank": 1, "reset": 0, "routers": 0, "segment": 2})
-        if self.memory is not None and self.memory <= 0:
-            raise ValueError(f"memory {self.memory} must be above 0")
-        if self.reset >= 1:
-            raise ValueError(f"reset {self.reset} must be below 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0")
+        least = {"top_k": 1, "route_after": 1, "rank": 1, "reset": 0, "routers": 0, "segment": 2}
+        check_fields(self, least, {"rank": 1 << 20, "reset": 0.999})
+        for name in ("temperature", "memory"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} {value} must be above 0")
         if self.weights is not None and not (self.weights and min(self.weights) >= 0 < sum(self.weights)):
             raise ValueError(f"weights {self.weights} must be at least 0, and some above it")
+        for name, method in (("top_k", "gate"), ("memory", "posterior"), ("reset", "posterior"), ("segment", "router")):
+            if getattr(self, name) and self.method != method:
+                raise ValueError(f"{name} {getattr(self, name)} applies only to method {method}, not to {self.method}; "
+                                 "remove it")
         if (self.routers > 0) != (self.method == "router"):
-            raise ValueError(f"routers {self.routers} do not fit method {self.method}; router needs one an expert")
+            raise ValueError(f"routers {self.routers} do not fit method {self.method}: router needs one for each expert, "
+                             "other methods none")
         if self.segment is not None and self.segment <= self.route_after:
             raise ValueError(f"segment {self.segment} must be longer than route_after {self.route_after}")
-        if self.top_k is not None and self.method != "gate":
-            raise ValueError(f"top_k {self.top_k} belongs to method gate, not {self.method}; leave it out")
+
+    def check_experts(self, models: int) -> None:
+        """Check the number of `models`, experts and routers together, against the method.
+
+        Raises:
+            ValueError: there are too few or too many, or not as many as weights or routers.
+        """
+        experts = models - self.routers
+        if self.method == "stitch" and models != 2:
+            raise ValueError(f"stitch puts the upper blocks of one model on the lower ones of another: give 2, not {models}")
+        if self.routers and self.routers != experts:
+            raise ValueError(f"{self.routers} routers do not fit {experts} experts; give each expert one")
+        if self.weights is not None and len(self.weights) != experts:
+            raise ValueError(f"weights {self.weights} do not fit {experts} experts; give each expert one")
+        if self.top_k is not None and self.top_k > experts:
+            raise ValueError(f"top_k {self.top_k} is more than the {experts} experts; give 1 to {experts}")
 
     @property
     def records(self) -> int:
-        """Layers of the cache that hold no keys and values, but what the method remembers of earlier positions."""
+        """Layers of the cache that hold what the method remembers of earlier positions, instead of keys and values."""
         return int(self.method in ("posterior", "router") or self.top_k is not None)

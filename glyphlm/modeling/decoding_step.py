@@ -1,6 +1,6 @@
-"""One step of generation as a CUDA graph: a token costs one launch. Torch only; travels inside every run folder.
+"""One step of generation as a CUDA graph, which is a single launch. Torch only; travels inside every run folder.
 
-A step of a few sequences is hundreds of small kernels, and a GPU does them faster than a host launches them one by one.
+A step of a few sequences is hundreds of small kernels, which a GPU executes faster than the host launches them one by one.
 Shapes: as in model.py.
 """
 
@@ -14,9 +14,9 @@ from .model import GPT, capacity
 
 
 class DecodingStep:
-    """The logits of one new token a sequence, after a cache of fixed length that holds some positions.
+    """Computes the logits of one new token of each sequence, after a cache of fixed length that holds some positions.
 
-    It is recorded when it is made, for the tensors of this cache and this model: whoever replaces them makes a new one.
+    The constructor records the step for the tensors of this cache and this model; if they are replaced, record a new one.
     """
 
     def __init__(self, model: GPT, cache: Any, ids_B1: Tensor, positions_B1: Tensor | None):
@@ -59,9 +59,9 @@ def can_record(device: torch.device) -> bool:
 
 
 def record(compute: Callable[[], Tensor], put_back: Callable[[], None]) -> tuple[Callable[[], None], Tensor]:
-    """A function that does again on the GPU what `compute` does, and the tensor in which its result then stands.
+    """A function that repeats `compute` on the GPU, and the tensor that then holds its result.
 
-    `put_back` undoes what one call of `compute` changes, but for what the next call overwrites.
+    `put_back` undoes the side effects of one call of `compute` that the next call does not overwrite.
     """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())

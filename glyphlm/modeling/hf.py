@@ -1,4 +1,4 @@
-"""The model as Hugging Face transformers know it. This file travels inside every run folder, with those it imports."""
+"""The model as a class of Hugging Face transformers. This file and those it imports travel inside every run folder."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -17,8 +17,8 @@ from .fusion import OF_PROBABILITIES
 from .heads import CodeHead, damaged_order
 from .model import GPT, capacity
 
-# What may stand in config.json besides our own keys and the fields of PretrainedConfig. Others are refused, as they could
-# choose code or how weights are read: quantization_config, per_layer_config, configuration_files ..
+# Keys allowed in config.json besides our own and the fields of PretrainedConfig. Others are refused, because some select
+# code or how weights are read: quantization_config, per_layer_config, configuration_files ..
 KEYS = set("""attn_implementation auto_map bos_token_id eos_token_id model_type name_or_path num_labels output_attentions
 pad_token_id tie_word_embeddings tokenizer_class tokenizer_fingerprint torch_dtype use_cache""".split())
 ATTENTION = (None, "sdpa", "eager")
@@ -43,7 +43,7 @@ class GlyphLMConfig(PretrainedConfig):
         fusion: dict[str, Any] | None = None,
         **others: Any,
     ):
-        """Of transformers' own fields `others` may hold any.
+        """`others` are fields of PretrainedConfig.
 
         Raises:
             ValueError: a key is unknown or missing, or a value is not allowed.
@@ -70,7 +70,7 @@ class GlyphLMConfig(PretrainedConfig):
         """
         return shapes_of(self.pairs, self.fusion)
 
-    # The names under which caches and other libraries look for the sizes.
+    # The names under which caches and other libraries read the sizes.
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
@@ -83,7 +83,7 @@ class GlyphLMConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers of the cache: n_layer of all experts together, and what the fusion records."""
+        """Layers of the cache: n_layer of all experts together, and those in which the fusion records."""
         records = 0 if self.fusion is None else FusionConfig(**self.fusion).records
         return sum(pair["model"]["n_layer"] for pair in self.pairs) + records
 
@@ -129,7 +129,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *inputs: Any, output_loading_info: bool = False, **options: Any
     ) -> Any:
-        """As of any model of transformers, but a folder that does not fit its config.json is refused, not completed.
+        """As of any model of transformers, but weights that do not fit config.json are refused instead of completed.
 
         Raises:
             ValueError: tensors are missing, unknown, of another shape, or hold NaN or infinity; the first is named.
@@ -146,7 +146,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, report) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a run folder holds every tensor, and GPT.init_weights starts a training."""
+        """Does nothing: a run folder holds every tensor, and a training starts with GPT.init_weights."""
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
@@ -158,7 +158,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def base_model(self) -> Any:
-        """What gives the states that the head reads; trainers with a loss of their own call it (GPT takes other names)."""
+        """Computes the states that the head reads; trainers with a loss of their own call it, by transformers' names."""
         return self._states
 
     def get_input_embeddings(self) -> nn.Module:
@@ -187,11 +187,11 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """input_ids [B, T] -> logits [B, T, V]; with `labels` (shifted here) also the mean loss in nats.
 
-        `likeliest` asks a head of kind code for the logits of that many ids at the last position, found without computing
-        the others, which are -inf: generate(do_sample=True, top_k=50, likeliest=50) draws from the same distribution.
+        `likeliest` makes a head of kind code compute only that many logits, the highest at the last position; the others are
+        -inf: generate(do_sample=True, top_k=50, likeliest=50) samples from the same distribution.
 
-        The cache has two names: `past_key_values` until transformers 5.23, `cache` since. `more` is what `_states` names
-        besides.
+        The cache has two names: `past_key_values` until transformers 5.23, `cache` since. `more` are other arguments of
+        `_states`.
 
         Raises:
             ValueError: an argument has a value that this model does not support.
@@ -213,7 +213,9 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
             logits = self.gpt.head.best(states.last_hidden_state[:, -1], likeliest)[:, None]
         else:
             raise ValueError(f"likeliest {likeliest} is for a head of kind code, without labels; leave it out")
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: getattr(states, CACHE)})
         return out if self._returns_dict(return_dict) else out.to_tuple()
 
@@ -255,7 +257,7 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
         return out if self._returns_dict(return_dict) else out.to_tuple()
 
     def _can_replay(self, ids_BT: Tensor, cache: Any) -> bool:
-        """Whether this is one more token of each sequence, on a GPU, after a cache of fixed length that holds some."""
+        """Whether this is one more token of each sequence, on a GPU, after a filled cache of fixed length."""
         return (
             can_record(self.device) and not torch.is_grad_enabled() and isinstance(self.gpt, GPT)
             and ids_BT.shape[1] == 1 and capacity(cache) is not None and cache.layers[-1].is_initialized
@@ -275,18 +277,15 @@ class GlyphLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **unused: Any) -> Tensor | None:
-        """The mask as generate() was given it, [B, S], for caches of fixed length too."""
+        """The attention_mask given to generate(), [B, S], also for caches of fixed length."""
         return attention_mask
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)
 
-    def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
-
 
 def _check_depth(folder: Path, config: GlyphLMConfig) -> None:
-    """Compare the number of blocks with the files before blocks are made: 10^9 of them would have no end.
+    """Compare the number of blocks with that in the files, before blocks are built: config.json could ask for 10^9.
 
     Raises:
         ValueError: they differ; both are named.
@@ -317,7 +316,7 @@ def _check_tensors(model: nn.Module, report: Any) -> None:
 
 
 def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> None:
-    """Refuse caches and masks that would be computed with, but wrongly.
+    """Refuse caches and masks that would silently give wrong results.
 
     Raises:
         ValueError: the cache has a fixed length, or the mask does not cover the cache and the new ids.
@@ -337,6 +336,6 @@ def _check_shapes(ids_BT: Tensor, attended_BS: Tensor | None, cache: Any) -> Non
 
 AutoConfig.register("glyphlm", GlyphLMConfig, exist_ok=True)
 AutoModelForCausalLM.register(GlyphLMConfig, GlyphLMForCausalLM, exist_ok=True)
-# Whoever saves the model saves these files with it, as config.json names them.
+# save_pretrained then copies these files into the folder, and config.json names them.
 GlyphLMConfig.register_for_auto_class()
 GlyphLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,8 +1,8 @@
-"""The whole model: ids_BT -> x_BTD -> logits_BTV. Torch only; this file travels inside every run folder.
+"""GPT, the decoder-only transformer: ids_BT -> x_BTD -> logits_BTV. Torch only; this file travels inside every run folder.
 
 Shapes: B batch, T new positions, S positions seen (cache + new), V vocabulary, D d_model, H heads of width K.
-The block is the one that the published parameter counts force (12 D^2 + 9 D): two affine LayerNorms, q/k/v/o without
-bias, an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-split), a final LayerNorm, an untied head.
+The block is the one that the published parameter counts imply (12 D^2 + 9 D): two affine LayerNorms, q/k/v/o without bias,
+an MLP of ratio 4 with biases, GELU, rotary positions (base 10000, half-split); then a final LayerNorm and an untied head.
 """
 
 import math
@@ -30,54 +30,35 @@ CALL = 330_000
 
 
 class Cache(Protocol):
-    """Keys and values of earlier positions; DynamicCache of transformers is one."""
+    """Keys and values of earlier positions; KVCache below, or DynamicCache and StaticCache of transformers."""
 
     def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
         """Append the new positions of `layer`; return all of them, [B, H, S, K] each."""
         ...
 
     def get_seq_length(self) -> int | Tensor:
-        """Positions held; a cache of fixed length that holds some has their number on its device."""
+        """Number of positions held; of a cache of fixed length it is a tensor on the device of the cache."""
         ...
 
 
 def capacity(cache: Any) -> int | None:
-    """Positions that a cache of fixed length (StaticCache of transformers) returns, filled or not; None if it grows."""
+    """Length of a cache of fixed length (StaticCache of transformers), however many positions it holds; else None."""
     return cache.layers[0].max_cache_len if getattr(cache, "is_compileable", False) else None
-
-
-class KVCache:
-    """The plain cache: one pair of tensors a layer."""
-
-    def __init__(self) -> None:
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append the new positions of `layer`; return all of them."""
-        if layer in self._layers:
-            k_BHSK, v_BHSK = self._layers[layer]
-            k_BHTK, v_BHTK = torch.cat([k_BHSK, k_BHTK], dim=2), torch.cat([v_BHSK, v_BHTK], dim=2)
-        self._layers[layer] = (k_BHTK, v_BHTK)
-        return k_BHTK, v_BHTK
-
-    def get_seq_length(self) -> int:
-        """Positions held."""
-        return self._layers[0][0].shape[2] if self._layers else 0
 
 
 @dataclass
 class Context:
-    """What every block shares in one forward pass."""
+    """Values that all blocks share in one forward pass."""
 
     cos_BTK: Tensor
     sin_BTK: Tensor  # its first half negated
-    mask_BTS: Tensor | None  # True where a position may look; None means every one before it
+    mask_BTS: Tensor | None  # True where a position may attend; None: to itself and all positions before it
     cache: Cache | None
     continues: bool = False  # whether the cache held positions before
     spans: list[list[int]] | None = None  # lengths of the documents in each row, inside which attention stays
 
     def of_rows(self, rows_N: Tensor) -> "Context":
-        """The context of some sequences of the batch."""
+        """The context of these rows of the batch."""
 
         def chosen(x_B: Tensor) -> Tensor:
             return x_B if len(x_B) == 1 else x_B[rows_N]
@@ -117,7 +98,7 @@ def _attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, context: Context) ->
     if context.spans:
         return _in_spans(q_BHTK, k_BHSK, v_BHSK, context.spans)
     mask = None if context.mask_BTS is None else context.mask_BTS[:, None]
-    is_causal = mask is None and not context.continues  # a single new position sees all
+    is_causal = mask is None and not context.continues  # a single new position attends to all
     if is_causal and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] in HALVED:
         return _in_halves(q_BHTK, k_BHSK, v_BHSK)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=is_causal)
@@ -152,7 +133,7 @@ def _spans(documents_BT: Tensor, width: int) -> list[list[int]] | None:
 
 
 def _attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """Those that SDPA may choose from. cuDNN prepares its kernel anew for each length, tens of ms: it is for training."""
+    """Limits the kernels of SDPA in inference: cuDNN prepares a new kernel for each length, which takes tens of ms."""
     if device.type != "cuda" or torch.is_grad_enabled():
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -187,77 +168,25 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class Sizes(Protocol):
-    """What every model says of its shape."""
-
-    @property
-    def block_size(self) -> int:
-        """Longest context in tokens."""
-        ...
-
-
-class LanguageModel(Protocol):
-    """What scoring needs of a model: GPT, Fusion, and models of other libraries in a thin wrapper."""
-
-    @property
-    def config(self) -> Sizes:
-        """Sizes."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        ...
-
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        """What `logits` reads, x_BTD."""
-        ...
-
-    def logits(self, x_BTD: Tensor, /) -> Tensor:
-        """logits_BTV."""
-        ...
-
-    def nats(self, x_ND: Tensor, y_N: Tensor, /) -> Tensor:
-        """Cross-entropy of each target, float32 [N]."""
-        ...
-
-
-class Kept(Protocol):
-    """What left the frozen blocks before, by the ids that entered."""
-
-    def __call__(self, ids_BT: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """x_BTD; `compute` gives that of the rows whose numbers [N] it is called with."""
-        ...
-
-    def take_hits(self) -> int:
-        """Rows that were found since the last call."""
-        ...
-
-
 class GPT(nn.Module):
     """Substrate, blocks, final norm, head."""
 
     def __init__(self, config: ModelConfig, substrate: Substrate):
         super().__init__()
         self.config, self.substrate = config, substrate
-        self.recompute = False  # trade time for memory: training keeps only what enters each block
-        self.kept: Kept | None = None  # where training finds again what leaves the frozen blocks
+        self.recompute = False  # activation checkpointing: training stores only the input of each block
+        self.frozen_cache: FrozenCache | None = None  # cache of frozen activations, used in training
         blocks: Any = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.blocks: Sequence[Block] = blocks
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.head = make_head(config.head, config.d_model, substrate, config.head_bias)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """ids_BT -> logits_BTV, each position seeing itself and what stands before it."""
+        """ids_BT -> logits_BTV; each position attends to itself and those before it."""
         return self.logits(self.hidden(ids_BT))
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """What `hidden` gives -> logits_BTV."""
+        """Final state -> logits_BTV."""
         return self.head(x_BTD)
 
     def nats(self, x_ND: Tensor, y_N: Tensor) -> Tensor:
@@ -271,7 +200,7 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.norm.weight.device
 
     def hidden(
@@ -283,13 +212,13 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """x_BTD after the final norm, what the head reads.
+        """The final state x_BTD, after the last norm, which the head reads.
 
         Args:
-            cache: keys and values of earlier positions; is extended by this call.
-            attended_BS: 0 where a position is padding (cache included), as transformers' attention_mask.
-            positions_BT: place of each id in its text; by default they follow what the cache holds.
-            documents_BT: number of the document of each id; a position then sees only its own. Without cache.
+            cache: Keys and values of earlier positions; this call appends the new ones.
+            attended_BS: 0 where a position, cached or new, is padding, as the attention_mask of transformers.
+            positions_BT: Place of each id in its text; by default they continue those of the cache.
+            documents_BT: Number of the document of each id, to attend only within a document. Not with a cache.
         """
         past = cache.get_seq_length() if cache is not None else 0
         if positions_BT is None:
@@ -315,11 +244,10 @@ class GPT(nn.Module):
 
     @property
     def frozen_depth(self) -> int:
-        """Number of blocks, from below, in and below which nothing trains: no gradient has to go through them."""
-        if any(values.requires_grad for values in self.substrate.parameters()):
+        """Number of blocks, from below, that no gradient has to go through, as nothing in or below them trains."""
+        if trains(self.substrate):
             return 0
-        frozen = [not any(values.requires_grad for values in block.parameters()) for block in self.blocks]
-        return frozen.index(False) if False in frozen else len(frozen)
+        return next((depth for depth, block in enumerate(self.blocks) if trains(block)), len(self.blocks))
 
     @property
     def _is_compiled(self) -> bool:
@@ -327,7 +255,7 @@ class GPT(nn.Module):
         return torch.compiler.is_compiling() or any(block._compiled_call_impl is not None for block in self.blocks)
 
     def _frozen_part(self, ids_BT: Tensor, context: Context, depth: int) -> Tensor:
-        """What leaves the substrate and `depth` frozen blocks, without autograd; or what was kept of it."""
+        """The output of the substrate and `depth` frozen blocks, without autograd and from the cache where it holds it."""
         if not depth:
             return self._embed(ids_BT)
 
@@ -338,15 +266,16 @@ class GPT(nn.Module):
             return x_NTD
 
         with torch.no_grad():
-            if self.kept is not None:
-                return self.kept(ids_BT, compute)
+            if self.frozen_cache is not None:
+                return self.frozen_cache(ids_BT, compute)
             return compute(torch.arange(len(ids_BT), device=ids_BT.device))
 
     def _embed(self, ids_BT: Tensor) -> Tensor:
-        return self.substrate(ids_BT).to(self.norm.weight.dtype)  # rules give float32 in a model of bfloat16, too
+        return self.substrate(ids_BT).to(self.norm.weight.dtype)  # rules give float32 also in a bfloat16 model
 
     def _angles(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        # Computed at each call: tables kept as non-persistent buffers come back from from_pretrained as zeros.
+        """cos_BTK and sin_BTK of the rotary positions; the first half of sin is negated."""
+        # Computed in each call, because from_pretrained restores non-persistent buffers as zeros.
         width = self.config.d_model // self.config.n_head
         places = torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32)
         angles_BTk = positions_BT[..., None] * self.config.rope_base ** (-places / width)
@@ -356,9 +285,9 @@ class GPT(nn.Module):
     def _mask(
         self, new: int, past: int | Tensor, attended_BS: Tensor | None, device: torch.device, fixed: int | None
     ) -> Tensor | None:
-        """True where a position may look; None where that is every position before it."""
+        """mask_BTS of `Context`."""
         starts = isinstance(past, int) and past == 0
-        # Beside a cache on a GPU nobody waits to learn whether anything is padding.
+        # With a cache on a GPU, finding out whether there is padding would cost a synchronization.
         if (starts or (new == 1 and fixed is None and device.type == "cpu")) and (
             attended_BS is None or bool(attended_BS.all())
         ):
@@ -369,14 +298,14 @@ class GPT(nn.Module):
         if attended_BS is None:
             return causal_TS[None]
         attended_BS = F.pad(attended_BS, (0, len(seen_S) - attended_BS.shape[1]))
-        # A padding position sees itself: a row without any True would be NaN.
+        # A padding position attends to itself: a row without any True would be NaN.
         return causal_TS & attended_BS[:, None].bool() | (seen_S == new_T1)
 
     def init_weights(self, seed: int) -> None:
-        """Normal(0, 0.02), projections into the residual stream divided by sqrt(2 layers), as GPT-2; norms 1, biases 0.
+        """Normal(0, 0.02), divided by sqrt(2 layers) for projections into the residual stream, as GPT-2; norms 1, biases 0.
 
-        Each tensor draws from a generator of its own, seeded by its name: arms of a comparison that share a tensor's
-        name and shape start from the same values, whatever else differs. The substrate's table is left alone.
+        Each tensor has a generator of its own, seeded by `seed` and its name: models that share a tensor's name and shape
+        start from the same values, whatever else differs. The table of the substrate is not changed.
         """
         for name, parameter in self.named_parameters():
             if name.startswith("substrate."):
@@ -391,10 +320,86 @@ class GPT(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers of values: `trained` by the optimizer, `frozen` (parameters and the frozen table), and their `total`.
+class KVCache:
+    """A cache that grows: one pair of tensors for each layer."""
 
-    The integers of a rule (bits, a permutation of the ids) are no parameters.
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append the new positions of `layer`; return all of them."""
+        if layer in self._layers:
+            k_BHSK, v_BHSK = self._layers[layer]
+            k_BHTK, v_BHTK = torch.cat([k_BHSK, k_BHTK], dim=2), torch.cat([v_BHSK, v_BHTK], dim=2)
+        self._layers[layer] = (k_BHTK, v_BHTK)
+        return k_BHTK, v_BHTK
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self._layers[0][0].shape[2] if self._layers else 0
+
+
+class FrozenCache(Protocol):
+    """A cache of frozen activations: the outputs of the frozen blocks, by the ids of a sequence."""
+
+    def __call__(self, ids_BT: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """x_BTD; `compute` is called with the numbers [N] of the rows that are not cached, and returns their x_NTD."""
+        ...
+
+    def take_hits(self) -> int:
+        """Number of rows served from the cache since the last call."""
+        ...
+
+
+class Sizes(Protocol):
+    """The part of a model's config that other code reads."""
+
+    @property
+    def block_size(self) -> int:
+        """Longest context in tokens."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """The interface that scoring needs: of GPT, Fusion, and models of other libraries in a thin wrapper."""
+
+    @property
+    def config(self) -> Sizes:
+        """Sizes."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        ...
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """The final state x_BTD, which `logits` reads."""
+        ...
+
+    def logits(self, x_BTD: Tensor, /) -> Tensor:
+        """logits_BTV."""
+        ...
+
+    def nats(self, x_ND: Tensor, y_N: Tensor, /) -> Tensor:
+        """Cross-entropy of each target, float32 [N]."""
+        ...
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any parameter of the module requires a gradient."""
+    return any(values.requires_grad for values in module.parameters())
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers of values: `trained` by the optimizer, `frozen` (other parameters, and frozen tables), and their `total`.
+
+    The integers of a rule (bits, a permutation of the ids) are not counted.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in [*model.parameters(), *model.buffers()] if p.is_floating_point())

@@ -1,4 +1,4 @@
-"""Input embeddings that need not be trained: ids_BT -> codes -> x_BTD. Torch only; copied into every run folder.
+"""Substrates, input embeddings that can stay frozen: ids_BT -> codes -> x_BTD. Torch only; travels in every run folder.
 
 Shapes: B batch, T positions, V vocabulary, D d_model, E n_embed, N binary places of an id.
 """
@@ -21,10 +21,10 @@ def scale_rows(code: Tensor, scale: str) -> Tensor:
 
 
 class Substrate(nn.Module):
-    """ids_BT -> x_BTD.
+    """ids_BT -> x_BTD: the code of each id, lifted to width D.
 
-    What is frozen is a buffer, because from_pretrained would turn a parameter trainable again. The constructor only makes
-    the places (tables of zeros, maps that change nothing); load_substrate or the weights of a run fill them.
+    A frozen table is a buffer, because from_pretrained would make a parameter trainable again. The constructor allocates
+    tables of zeros and identity maps; load_substrate or the weights of a run fill them.
     """
 
     table_VE: Tensor
@@ -50,7 +50,7 @@ class Substrate(nn.Module):
         width, places = self.config.n_embed, self.config.places
         if self.config.kind == "token_bits" and width < places:
             raise ValueError(f"n_embed {width} of token_bits must be at least {places}, the binary places of an id")
-        # Integers, which a model cast to bfloat16 keeps exact.
+        # Integers, which stay exact when the model is cast to bfloat16.
         if self.config.shuffle_seed is not None:
             self.register_buffer("shuffled_V", torch.arange(self.config.vocab_size, dtype=torch.int32))
         if self.config.kind == "affine_bits":
@@ -58,7 +58,7 @@ class Substrate(nn.Module):
             self.register_buffer("offset_E", torch.zeros(self.config.n_embed, dtype=torch.uint8))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """The code of each id, lifted to width D; in float32 also under autocast, as the residual stream begins here."""
+        """x_BTD, in float32 also under autocast, because the residual stream begins here."""
         return self._lift(self.codes(ids_BT))
 
     def codes(self, ids: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Substrate(nn.Module):
         return scale_rows(self._bits(ids), self.config.scale)
 
     def _bits(self, ids: Tensor) -> Tensor:
-        """Binary digits of each id, the lowest first, then zeros; or what the affine map makes of the digits."""
+        """Binary digits of each id, the lowest first, padded with zeros, or mapped by the affine map."""
         if self.config.shuffle_seed is not None:
             ids = self.shuffled_V[ids]
         places_N = torch.arange(self.config.places, device=ids.device)

@@ -1,6 +1,6 @@
-"""Experts of one shape, computed as one: M products as one batched product. Torch only; travels inside every run folder.
+"""Experts of one shape as one batched model, and their caches. Torch only; this file travels inside every run folder.
 
-Where few tokens are at work, as in generation, a product waits for its weights and not for arithmetic, and one call that
+In generation, where few tokens are processed at a time, a matrix product is bound by reading the weights, and one call that
 reads the weights of all experts costs less than M calls (benchmarks/fusion.py).
 
 Shapes: as in model.py; M experts. Rows N of a batch are text 1 of expert 1, text 1 of expert 2 .., text 2 of expert 1 ..
@@ -20,7 +20,7 @@ from .model import GPT, Cache
 
 
 class Linears(nn.Module):
-    """A matrix of each expert."""
+    """nn.Linear of all experts as one batched product."""
 
     def __init__(self, layers: Sequence[nn.Linear]):
         super().__init__()
@@ -36,7 +36,7 @@ class Linears(nn.Module):
 
 
 class Norms(nn.Module):
-    """A layer norm of each expert."""
+    """nn.LayerNorm of all experts."""
 
     def __init__(self, layers: Sequence[nn.LayerNorm]):
         super().__init__()
@@ -49,14 +49,31 @@ class Norms(nn.Module):
         return torch.addcmul(self.bias[:, None], x_BMTD, self.weight[:, None]).flatten(0, 1)
 
 
+class ExpertCache:
+    """The layers of one expert in the cache of all experts."""
+
+    def __init__(self, cache: Cache, first: int, past: int):
+        self._cache, self._first, self._past = cache, first, past
+
+    def update(self, k_BHTK: Tensor, v_BHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """As of the whole cache; `layer` counts from the expert's first layer."""
+        k_BHSK, v_BHSK = self._cache.update(k_BHTK, v_BHTK, self._first + layer)
+        held = self._past + k_BHTK.shape[2]  # a cache of fixed length returns more
+        return k_BHSK[:, :, :held], v_BHSK[:, :, :held]
+
+    def get_seq_length(self) -> int:
+        """Positions held before this pass; during the pass, layers of earlier experts already hold more."""
+        return self._past
+
+
 class SharedCache:
-    """A cache in which the heads of all experts stand side by side, so that each of its rows is one text."""
+    """A cache whose rows are texts, with the attention heads of all experts side by side."""
 
     def __init__(self, cache: Cache, experts: int):
         self._cache, self._experts = cache, experts
 
     def update(self, k_NHTK: Tensor, v_NHTK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """As the cache below, on the rows of all experts."""
+        """As of the underlying cache, on the rows of all experts."""
         heads = self._experts * k_NHTK.shape[1]
         k_BXTK, v_BXTK = (x_NHTK.reshape(-1, heads, *x_NHTK.shape[2:]) for x_NHTK in (k_NHTK, v_NHTK))
         k_NHSK, v_NHSK = (x_BXSK.reshape(len(k_NHTK), -1, *x_BXSK.shape[2:])
@@ -69,10 +86,10 @@ class SharedCache:
 
 
 class Together:
-    """The experts as one model of the same depth.
+    """Experts of one shape as one batched model.
 
-    From now on their weights are views into those of this one: there is one copy of them, whichever way they are used.
-    What moves or replaces the weights of an expert ends that (`holds`).
+    The weights of the experts become views of its weights, so there is one copy of them. Moving or replacing the weights of
+    an expert breaks this (`holds`).
     """
 
     def __init__(self, experts: Sequence[GPT]):
@@ -87,7 +104,7 @@ class Together:
         self._places = self._find()
 
     def holds(self) -> bool:
-        """Whether the experts still have the weights that this one has, and no others."""
+        """Whether the weights of the experts are still views of these."""
         return self._places == self._find()
 
     def _find(self) -> list[dict[str, int]]:
@@ -97,7 +114,7 @@ class Together:
     def hidden(
         self, parts: Sequence[Tensor], cache: Cache, attended_BS: Tensor | None, positions_BT: Tensor | None
     ) -> list[Tensor]:
-        """x_BTD of each expert after its last norm, of what their substrates give; else as `GPT.hidden`."""
+        """The final state x_BTD of each expert, given its input embeddings `parts`; the rest as of `GPT.hidden`."""
         many = len(parts)
         rows = (None if t is None or len(t) == 1 else t.repeat_interleave(many, 0) for t in (attended_BS, positions_BT))
         attended_NS, positions_NT = rows
@@ -109,7 +126,7 @@ class Together:
 
 
 def can_join(experts: Sequence[GPT]) -> bool:
-    """Whether the experts have one shape and nothing but plain, frozen layers."""
+    """Whether the experts have one shape and only plain, frozen layers."""
     shapes = [replace(expert.config, block_size=1, head_bias=False, head=HeadConfig()) for expert in experts]
     if len(experts) < 2 or any(shape != shapes[0] for shape in shapes):
         return False
@@ -121,7 +138,7 @@ def can_join(experts: Sequence[GPT]) -> bool:
 
 
 def _side_by_side(weights: Sequence[Tensor]) -> nn.Buffer:
-    """[M, ..] of all of them; they become views of it."""
+    """The weights stacked, [M, ..]; each of them becomes a view of the result."""
     with torch.inference_mode(False), torch.no_grad():
         together = torch.stack([values.detach() for values in weights])
         for values, part in zip(weights, together):

@@ -106,7 +106,7 @@ class Reader:
         ids_BT = torch.tensor([ids])
         if isinstance(self.gpt, Fusion):
             rows = [F.linear(expert.hidden(self.gpt.substrates[read](ids_BT)), *head)
-                    for expert, read, head in zip(self.gpt.experts, self.gpt.reads, self.gpt.heads())]
+                    for expert, read, head in zip(self.gpt.experts, self.gpt.reads, self.gpt.head.of_experts())]
             rows.append(self.gpt(ids_BT))
         else:
             states = layer_outputs(self.gpt, ids_BT)[:-1]

@@ -1,4 +1,4 @@
-"""What a model can be trained on: GPUs by name, from their data sheets, or this machine, as it is found."""
+"""Machines to train on: GPUs by name, from their data sheets, or this machine."""
 
 from dataclasses import dataclass, replace
 
@@ -14,9 +14,9 @@ from glyphlm.training.settings import TrainSettings
 
 ASSUMED = 4e10  # operations a second of a core where nothing was measured; in float32 AVX2 reaches 5e10 to 9e10 at 3 GHz
 
-# How GPUs train, fitted to steps of 16,384 to 32,768 tokens on one H200 (torch 2.11, bf16; 470M, 335M and 34M parameters,
-# eager and with compiled blocks; benchmarks/training.py), which it repeats within 20%. Time is that of products, of memory
-# traffic and of waiting; or that in which the host launches kernels, where it is longer. Communication is not counted.
+# A model of GPU time, fitted to steps of 16,384 to 32,768 tokens on one H200 (torch 2.11, bf16; 470M, 335M and 34M
+# parameters, eager and with compiled blocks; benchmarks/training.py), within 20%. It is the sum of matrix products, memory
+# traffic and waiting, or the time in which the host launches kernels if that is longer. Communication is not counted.
 PRODUCTS = 0.8  # share of the data sheet's rate that wide products reach (796 of 989 TFLOP/s)
 NARROW = 128  # products of width d reach d / (d + NARROW) of that
 LOGIT_BYTES = 97  # read and written for each logit: 30.9 ms of loss at V 65,536, d 1024, 16,384 tokens
@@ -47,7 +47,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an optimizer step (of which `update` are the optimizer's and clipping), and how they were obtained."""
+    """Seconds of an optimizer step (of which `update` for clipping and the optimizer), and how they were obtained."""
 
     step: float
     update: float

@@ -1,9 +1,9 @@
-"""What training holds in memory, by part, in bytes; tests compare it with every tensor that a step really holds.
+"""Memory of training by part, in bytes; tests compare it with the tensors that exist during a step.
 
-Weights, gradients, both moments of AdamW and the one of Muon are float32. Per token of a micro-batch each block keeps for
-its backward pass the two inputs of its norms (float32) and, in the precision of the products, 16 D values: 2 normed inputs,
-q, k and v before and q and k after the rotation, the attention's result, 4 D before and 4 D after GELU. The blocks of a
-fused model are frozen and keep nothing: there is what a block holds while it runs, then the states of all experts, joined.
+Weights, gradients, both moments of AdamW and the one of Muon are float32. Per token of a micro-batch, a block stores for its
+backward pass the two inputs of its norms (float32) and, in the precision of the products, 16 D values: 2 normed inputs,
+q, k and v before and q and k after the rotation, the result of attention, 4 D before and 4 D after GELU. The frozen blocks
+of a fused model store nothing: the peak is what one block needs while it runs, or the joined states of all experts.
 """
 
 from bisect import bisect_right
@@ -13,19 +13,19 @@ from torch import nn
 
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
-from glyphlm.modeling.model import GPT, HALVED, count_parameters
+from glyphlm.modeling.model import GPT, HALVED, count_parameters, trains
 from glyphlm.training.loss import LOGITS_AT_ONCE
 from glyphlm.training.optim import hidden_matrices
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
 
 FLOAT = 4  # bytes
-HEAP = 0.8  # the C library's heap keeps freed pieces: up to this much more, measured on CPU in steps of one and two passes
+HEAP = 0.8  # share by which memory that the C library frees but keeps adds, at most; measured on CPU, one and two passes
 MOST_ROWS = 1 << 20  # the largest micro-batch that is tried
 
 
 @dataclass(frozen=True)
 class Load:
-    """How one device trains.
+    """The work of one device in a step, and how it is done.
 
     Args:
         rows: Sequences of a micro-batch.
@@ -35,7 +35,7 @@ class Load:
         documents: Whether attention stays inside documents, which needs a mask.
         gpus: Devices that share the work.
         parallel: ddp (each holds everything) or fsdp2 (each holds a part of what trains).
-        heap: Whether memory is that of the C library (on a CPU), which does not give all back that is freed.
+        heap: Whether the C library allocates the memory (on a CPU), which keeps a part of what is freed.
         muon: Whether Muon, which keeps one moment, updates the matrices of blocks; else AdamW, which keeps two.
     """
 
@@ -71,7 +71,7 @@ def load_of(settings: TrainSettings, block_size: int, rows: int, gpus: int = 1) 
 
 
 def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
-    """Bytes of each part on one device. Not all exist at the same time: see `peak_bytes`."""
+    """Bytes of each part on one device; not all exist at the same time, see `peak_bytes`."""
     trained = count_parameters(model)["trained"]
     of_muon = sum(values.numel() for values in hidden_matrices(model).values()) if load.muon else 0
     shards = load.gpus if load.sharded else 1
@@ -93,9 +93,10 @@ def memory_by_part(model: GPT | Fusion, load: Load) -> dict[str, int]:
 
 
 def peak_bytes(model: GPT | Fusion, load: Load) -> int:
-    """The most bytes held at one time on one device.
+    """The most bytes in use at a time on one device.
 
-    With one micro-batch a step, gradients appear while activations go; with several, or in the buckets of DDP, they stay.
+    With one micro-batch a step, activations are freed while gradients appear; with several, or in the buckets of DDP,
+    gradients exist beside the activations.
     """
     parts = memory_by_part(model, load)
     gradients = parts.pop("gradients")
@@ -110,10 +111,10 @@ def largest_rows(model: GPT | Fusion, load: Load, limit: int) -> int:
 
 
 def activation_bytes(model: GPT | Fusion, load: Load) -> int:
-    """What is kept until the backward pass of each block that it goes through, and around the head."""
+    """Activations stored for the backward pass, of the blocks that it reaches and around the head."""
     entering = FLOAT * load.rows * model.config.block_size * model.config.d_model
     if isinstance(model, Fusion):  # what the head reads; for a gate or an adapter also its gradient, and what they read
-        if any(values.requires_grad for values in model.head.parameters()):
+        if trains(model.head):
             return entering
         # In bf16 an adapter gives the head bf16, of which head_bytes counts a copy that is not made; a gate gives float32.
         half = entering // 2 if load.bf16 else 0
@@ -124,10 +125,10 @@ def activation_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def head_bytes(model: GPT | Fusion, load: Load) -> int:
-    """What the head's loss holds for a moment: a chunk of logits and what is made of them, and the head's gradient.
+    """Temporary memory of the head's loss: a chunk of logits and tensors computed from them, and the head's gradient.
 
-    A head of kind code holds for its backward pass logits and log-probabilities of each digit, and four times the width of
-    its network for each later one; twice the width more for a moment.
+    A head of kind code stores for its backward pass logits and log-probabilities of each digit, and four times the width of
+    its network for each later digit; during the pass twice the width more.
     """
     tokens, vocab_size = load.rows * model.config.block_size, model.vocab_size
     chunk, in_bf16 = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size)), 2 if load.bf16 else 0
@@ -143,7 +144,7 @@ def head_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def backward_bytes(model: GPT | Fusion, load: Load) -> int:
-    """What the backward pass of a block holds for a moment, with the head's gradient; recomputed, all that is inside."""
+    """Temporary memory of the backward pass of a block, with the head's gradient and all recomputed activations."""
     tokens, width = load.rows * model.config.block_size, model.config.d_model
     of_head, trained = _matrix(model)
     gradient = FLOAT * model.vocab_size * of_head * trained
@@ -154,7 +155,7 @@ def backward_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def forward_bytes(model: GPT | Fusion, load: Load) -> int:
-    """What is held while a frozen block runs: input, normed input, 4 D before and after GELU; states of other experts."""
+    """Temporary memory of a frozen block: input, normed input, 4 D before and after GELU; states of other experts."""
     widths = [block.attention.qkv.in_features for block in model.blocks[: model.frozen_depth]]
     if not widths:
         return 0
@@ -164,13 +165,13 @@ def forward_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def copied_bytes(model: GPT | Fusion, load: Load) -> int:
-    """The weights of one block in bf16; a model may have none."""
+    """The weights of one block in bf16; 0 of a model without blocks."""
     matrices = [values for block in model.blocks[:1] for values in block.parameters() if values.dim() > 1]
     return 2 * sum(values.numel() for values in matrices) if load.bf16 else 0
 
 
 def gathered_bytes(model: GPT | Fusion) -> int:
-    """Whole weights that FSDP2 holds at a time: those outside blocks, and two blocks (one is fetched ahead)."""
+    """Weights that FSDP2 gathers at a time: those outside blocks, and of two blocks (one is prefetched)."""
     of_blocks = [sum(values.numel() for values in block.parameters()) for block in model.blocks]
     outside = sum(values.numel() for values in model.parameters()) - sum(of_blocks)
     return FLOAT * (outside + 2 * max(of_blocks, default=0))
@@ -179,8 +180,8 @@ def gathered_bytes(model: GPT | Fusion) -> int:
 def traffic_bytes(model: GPT | Fusion, load: Load) -> int:
     """Bytes that each device sends in one step; frozen codes are never sent.
 
-    DDP adds gradients up once a step, in a ring. FSDP2 gathers weights for each forward and each backward pass, and
-    scatters gradients once a step; weights that are frozen it gathers for the forward passes alone.
+    DDP sums gradients once a step, in a ring. FSDP2 gathers weights for each forward and each backward pass (frozen weights
+    for the forward pass only), and scatters gradients once a step.
     """
     trained = count_parameters(model)["trained"]
     sent = (2 * load.passes + 1) * trained + load.passes * _frozen(model) if load.sharded else 2 * trained
@@ -188,30 +189,30 @@ def traffic_bytes(model: GPT | Fusion, load: Load) -> int:
 
 
 def _frozen(model: GPT | Fusion) -> int:
-    """Number of the parameters that do not train; frozen codes are no parameters, but buffers, whole on every device."""
+    """Number of frozen parameters; without frozen codes, which are buffers, complete on every device."""
     return sum(values.numel() for values in model.parameters() if not values.requires_grad)
 
 
 def _matrix(model: GPT | Fusion) -> tuple[int, bool]:
-    """Width of the matrix of V rows that gives the logits (0 where there is none), and whether it gets a gradient.
+    """Width of the matrix of V rows that computes the logits (0 if there is none), and whether it gets a gradient.
 
-    A head with an adapter is made whole, and gets one.
+    A head with an adapter is merged into one matrix, which gets a gradient.
     """
     head = model.head
     if isinstance(head, TiedHead):
-        return head.substrate.config.n_embed, any(values.requires_grad for values in head.substrate.parameters())
+        return head.substrate.config.n_embed, trains(head.substrate)
     if isinstance(head, (CodeHead, nn.ModuleList)):
         return 0, False
-    return model.config.d_model, any(values.requires_grad for values in head.parameters())
+    return model.config.d_model, trains(head)
 
 
 def _reached(model: GPT | Fusion) -> int:
-    """Blocks that the backward pass goes through: those from the lowest value that trains."""
+    """Number of blocks that the backward pass goes through."""
     return len(model.blocks) - model.frozen_depth
 
 
 def _inside(model: GPT | Fusion, load: Load) -> int:
-    """What the backward pass of one block needs."""
+    """Activations that the backward pass of one block needs."""
     config, tokens = model.config, load.rows * model.config.block_size
     mask = tokens * config.block_size * load.width if load.documents else 0  # as numbers that are added to scores
     values = 17 if load.heap and config.block_size in HALVED else 16  # attention in halves: each result, and both together

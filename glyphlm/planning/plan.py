@@ -1,4 +1,4 @@
-"""What a recipe costs, before anything of it is built: parameters, memory, operations, time, money, and what would save."""
+"""The cost of a recipe before anything is built: parameters, memory, operations, time, money, and options that save."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -11,13 +11,12 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD, CONFIG
 from glyphlm.base.outputs import read_build
 from glyphlm.base.progress import say
-from glyphlm.composition.fusionsettings import check_settings as check_fusion
 from glyphlm.composition.growth import check_growth, choose_trained, places_of_old
 from glyphlm.experiments.recipe import GrowthRecipe, Recipe
 from glyphlm.experiments.stages import base_shape, check_stages, stage_recipe, with_parts_of_base
 from glyphlm.modeling.config import HeadConfig, ModelConfig, SubstrateConfig, model_fields
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT
+from glyphlm.modeling.model import GPT, trains
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.planning.machines import Machine, Pace, choose_machine, seconds_on_gpu
 from glyphlm.planning.memory import Load, largest_rows, load_of, memory_by_part, peak_bytes, traffic_bytes
@@ -60,33 +59,32 @@ def make_plans(recipe: GrowthRecipe, settings: PlanSettings) -> list[dict[str, A
 def make_plan(
     recipe: Recipe, settings: PlanSettings | None = None, before: ModelConfig | None = None, timed: bool = True
 ) -> dict[str, Any]:
-    """The plan of a recipe, as JSON has it; in bytes, seconds and operations. Nothing is allocated but what is measured.
+    """The plan of a recipe, as JSON: bytes, seconds and operations. Only models that are timed are allocated.
 
     Args:
         before: The shape of the model that it is grown out of.
-        timed: Whether steps of it may be timed, where the settings allow measurements.
+        timed: Whether steps may be timed, if the settings allow measurements.
 
     Raises:
         InputError: the recipe contradicts itself, its vocabulary is not known, or the machine cannot be used; and as
             `planned_model` and `check_growth`.
     """
-    settings = settings or PlanSettings()
-    _check(recipe, settings)
+    settings, rows = settings or PlanSettings(), batch_rows(recipe.train, recipe.model.block_size)
+    if settings.gpus > rows:
+        raise InputError(f"--gpus {settings.gpus} is more than the {rows} sequences of a step; raise train.batch_tokens")
     model = planned_model(recipe)
     if before:
-        if isinstance(model, Fusion):
-            raise InputError(f"a model is fused or grown, not both; leave out fusion.experts {recipe.fusion.experts}, or "
-                             f"the shape of a base with {before.n_layer} blocks")
+        assert isinstance(model, GPT)  # a recipe with a base fuses nothing
         check_growth(before, recipe.model, recipe.growth)
         old = places_of_old(before.n_layer, recipe.model.n_layer, recipe.growth.place)
         choose_trained(model, old, recipe.growth, recipe.train.seed)
     train = replace(recipe.train, parallel=settings.parallel or recipe.train.parallel)
     machine, train = choose_machine(train, model.substrate.d_model, settings.gpu, settings.gpus, settings.measure)
-    load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
+    load = load_of(train, model.config.block_size, rows, machine.count)
     flops = flops_per_token(model, recompute=load.recompute)
     return {
         "model": model_fields(model.config) | {"vocab_size": model.vocab_size},
-        "substrate": asdict(model.substrate.config) | {"trainable": _trains(model.substrate)},
+        "substrate": asdict(model.substrate.config) | {"trainable": trains(model.substrate)},
         "fusion": _describe_fusion(model) if isinstance(model, Fusion) else None,
         "train": {"steps": count_steps(train), "batch_tokens": train.batch_tokens, **asdict(load)},
         "machine": asdict(machine),
@@ -96,16 +94,6 @@ def make_plan(
         "forecast": forecast(model, train, machine, flops, settings, timed and before is None),
         "savings": [] if before else list(savings(model, load)),
     }
-
-
-def _check(recipe: Recipe, settings: PlanSettings) -> None:
-    rows = batch_rows(recipe.train, recipe.model.block_size)
-    if settings.gpus > rows:
-        raise InputError(f"--gpus {settings.gpus} is more than the {rows} sequences of a step; raise train.batch_tokens")
-
-
-def _trains(substrate: Substrate) -> bool:
-    return any(values.requires_grad for values in substrate.parameters())
 
 
 def _describe_fusion(model: Fusion) -> dict[str, Any]:
@@ -162,7 +150,7 @@ def _measured(model: GPT, train: TrainSettings, machine: Machine, flops: dict[st
 
 
 def _computed(model: GPT | Fusion, train: TrainSettings, machine: Machine, flops: int, mfu: float | None) -> Pace:
-    """The pace by the share of the peak rate that is reached; on a GPU also by what was measured on another."""
+    """The pace from an assumed share of the peak rate; of a GPU from measurements on another GPU."""
     if mfu is None and machine.name != "cpu" and machine.bandwidth:
         load = load_of(train, model.config.block_size, batch_rows(train, model.config.block_size), machine.count)
         how = f"computed: as measured on an H200, scaled to {machine.rate / 1e12:,.3g} TFLOP/s and its memory"
@@ -176,7 +164,7 @@ def _computed(model: GPT | Fusion, train: TrainSettings, machine: Machine, flops
 
 
 def savings(model: GPT | Fusion, load: Load) -> Iterator[dict[str, Any]]:
-    """What each option that is not used yet would save: bytes on one device, and operations a token (below 0: costs)."""
+    """Savings of each option that is not used yet: bytes on one device, and operations per token (below 0: costs)."""
     peak, flops = peak_bytes(model, load), _operations(model, load)
     for option, other_model, other_load in _options(model, load):
         yield {
@@ -219,11 +207,8 @@ def _with(model: GPT, config: SubstrateConfig, head: HeadConfig | None = None) -
         return GPT(replace(model.config, head=head or model.config.head), Substrate(config, model.config.d_model))
 
 
-# The model that a recipe is about, on the meta device: shapes without values, before anything of it is built
-
-
 def planned_model(recipe: Recipe) -> GPT | Fusion:
-    """The recipe's model on the meta device; a fused one with only what its method trains not frozen.
+    """The recipe's model on the meta device (shapes without values), with frozen parameters as in training.
 
     Raises:
         InputError: the vocabulary is not known, widths do not fit, or the experts cannot be fused and trained.
@@ -244,14 +229,14 @@ def _fused(recipe: Recipe) -> Fusion:
     from glyphlm.experiments.build_model import check_context, check_trained  # these load transformers
 
     check_trained(recipe.fusion)
-    check_fusion(recipe.fusion)
+    recipe.fusion.check_runs()
     fusion = assemble(recipe.fusion, _models_of_runs(recipe))
     check_context(fusion, recipe.model.block_size)
     return fusion
 
 
 def _models_of_runs(recipe: Recipe) -> list[GPT | Fusion]:
-    """The model of each expert's run; where that is not trained yet, the one that the recipe describes."""
+    """The model of each expert's run; of runs that are not trained yet the one that the recipe describes."""
     from glyphlm.modeling.assembly import make_model
     from glyphlm.runs.folder import run_config
 
@@ -267,7 +252,7 @@ def _models_of_runs(recipe: Recipe) -> list[GPT | Fusion]:
                          "runs that were trained with one tokenizer")
     known = [model.substrate.config for run, model in zip(runs, models) if run not in missing]
     for run, model in zip(runs, models):
-        if run in missing:  # codes that are described like those of a run will be the same
+        if run in missing:  # its codes will be those of a run with the same settings
             same = (config for config in known if replace(config, fingerprint="") == model.substrate.config)
             model.substrate.config = next(same, model.substrate.config)
     return models
@@ -295,10 +280,10 @@ def _built(folder: str, made: str) -> dict[str, Any]:
 
 
 def vocabulary_size(settings: TokenizerSettings) -> int:
-    """Number of ids of the tokenizer folder, or of the layout where it is not built yet.
+    """Number of ids of the tokenizer folder or, if it is not built yet, of the layout.
 
     Raises:
-        InputError: the size is in neither.
+        InputError: neither has a known size.
     """
     if settings.path and (Path(settings.path) / BUILD).is_file():
         return _built(settings.path, "tokenizer")["vocab_size"]

@@ -1,7 +1,7 @@
-"""How fast this machine trains a model: true steps of train() on random ids, timed; of large models, a part of the work.
+"""Measures how fast this machine trains a model: steps of train() on random ids, timed.
 
-What would take too long is timed with fewer layers and fewer sequences, at full widths and vocabulary, and extended: a step
-costs one update, and for each sequence the head's work and each layer's.
+A large model is timed with fewer layers and sequences, at full width and vocabulary, and the time extrapolated: a step costs
+one update and, for each sequence, the work of the head and of each layer.
 """
 
 import statistics
@@ -38,7 +38,7 @@ class _Enough(Exception):
 
 
 class _RandomBatches:
-    """Batches without a text; the least that is a BatchSource."""
+    """A BatchSource of random ids."""
 
     def __init__(self, vocab_size: int, rows: int, block_size: int):
         self.bytes_per_id_V, self.end_id = np.ones(vocab_size, dtype=np.uint16), 0
@@ -49,11 +49,11 @@ class _RandomBatches:
         return Batch(ids_BT[:, :-1], ids_BT[:, 1:])
 
     def state(self) -> dict[str, int]:
-        """No position."""
+        """A constant: random batches have no position."""
         return {"taken": 0}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Nothing: every batch is random."""
+        """Does nothing."""
 
 
 def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], memory: int) -> Pace | None:
@@ -61,8 +61,8 @@ def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], mem
 
     Args:
         settings: With device and precision decided.
-        guess: Seconds that a sequence takes without the layers, and in each layer; it only chooses what is timed.
-        memory: Bytes that may be used. Where they do not suffice, or even a part takes too long, the answer is None.
+        guess: Seconds of a sequence outside the layers, and in each layer; they only decide what is timed.
+        memory: Bytes that may be used. If they do not suffice, or even a part takes too long, the result is None.
     """
     block_size, layers, (outside, inside) = model.config.block_size, model.config.n_layer, guess
     rows, timed_rows = settings.batch_tokens // block_size, affordable_rows(settings, block_size, outside + layers * inside)
@@ -82,7 +82,7 @@ def measure(model: GPT, settings: TrainSettings, guess: tuple[float, float], mem
 
 
 def affordable_rows(settings: TrainSettings, block_size: int, per_row: float) -> int:
-    """All sequences of a step, or whole micro-batches, or as much of one as takes no longer than LONGEST."""
+    """All sequences of a step, or as many whole micro-batches, or a part of one, as take no longer than LONGEST."""
     rows, most = settings.batch_tokens // block_size, int(LONGEST / per_row)
     micro = min(rows, micro_batch_rows(settings, block_size))
     least = min(micro, max(1, LEAST_TOKENS // block_size))
@@ -118,17 +118,17 @@ def time_step(model: GPT, settings: TrainSettings, rows: int, steps: int) -> flo
 
 
 def replicate(model: GPT, layers: int, device: str) -> GPT:
-    """A model as `model` but for its number of layers and its values, which are random."""
+    """A model of the same shape with another number of layers and random values."""
     with torch.device(device):
         trial = GPT(replace(model.config, n_layer=layers), Substrate(model.substrate.config, model.config.d_model))
     with torch.no_grad():
         for values in trial.substrate.state_dict().values():
-            values.random_(0, 2)  # zeros could be faster than what will stand there
+            values.random_(0, 2)  # computing with zeros could be faster
     return trial
 
 
 def update_seconds(model: GPT, settings: TrainSettings) -> float:
-    """Seconds in which what trains is clipped and updated; timed on at most 2^22 values, of Muon on one block's matrices."""
+    """Seconds of clipping and updating all trained values; timed on at most 2^22, for Muon on the matrices of a block."""
     hidden = hidden_matrices(model) if settings.optimizer == "muon" else {}
     count = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name not in hidden)
     rows = min(count, 1 << 22) // 1024 + 1
@@ -141,7 +141,7 @@ def update_seconds(model: GPT, settings: TrainSettings) -> float:
 
 
 def _timed_update(shapes: Sequence[tuple[int, ...]], settings: TrainSettings, kind: Literal["adamw", "muon"]) -> float:
-    """Seconds in which matrices of these shapes are clipped and updated."""
+    """Seconds of clipping and updating matrices of these shapes."""
     holder = nn.ModuleDict({"blocks": nn.ParameterList(torch.zeros(shape, device=settings.device) for shape in shapes)})
     trained, times = [*holder.parameters()], []
     optimizer = make_optimizer(holder, kind, settings.weight_decay, (settings.beta1, settings.beta2))

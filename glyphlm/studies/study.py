@@ -10,7 +10,7 @@ from pathlib import Path
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import one_writer
 from glyphlm.base.progress import say
-from glyphlm.composition.fusionsettings import FusionSettings
+from glyphlm.composition.settings import FusionSettings
 from glyphlm.evaluation.evaluate import parse_task
 from glyphlm.experiments.recipe import settings_of
 from glyphlm.runs.folder import read_summary

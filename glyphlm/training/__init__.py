@@ -1,1 +1,1 @@
-"""The one training loop, and what it is made of: loss, optimizer, checkpoints, parallelism."""
+"""The training loop and its parts: settings, loss, optimizer, checkpoints, parallelism."""

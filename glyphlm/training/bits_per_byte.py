@@ -1,4 +1,4 @@
-"""Bits per byte: the measure that compares models whatever their tokenizer (nats / ln 2 / bytes of the text)."""
+"""Bits per byte, nats / ln 2 / bytes of the text: a measure that is independent of the tokenizer."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ class NotFinite(InputError):
 
 @dataclass
 class Score:
-    """Summed cross-entropy in nats over `tokens` targets that stand for `bytes` bytes of text."""
+    """Summed cross-entropy in nats of `tokens` targets, which decode to `bytes` bytes of text."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -68,7 +68,7 @@ class Window(NamedTuple):
 def score_batches(
     nats_of: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], bytes_per_id_V: np.ndarray, device: torch.device
 ) -> Score:
-    """The score of every target of `batches`; `nats_of(x_BT, y_BT)` gives the nats of each target [N]."""
+    """The score of all targets of `batches`; `nats_of(x_BT, y_BT)` returns the nats of each target [N]."""
     score = Score()
     for x_BT, y_BT in batches:
         score.add(nats_of(x_BT.to(device), y_BT.to(device)), y_BT.flatten(), bytes_per_id_V)
@@ -91,11 +91,13 @@ def document_scores(
 ) -> Iterator[Score]:
     """The score of each document that has tokens; each token is scored once.
 
-    `seen` is called with the number of the document, counted from 0, and nats and ids of its next targets [N].
+    A document starts after `</s>`, as in training. A longer one is read in windows that slide by half a context, so that
+    every token but the first ones has at least block_size / 2 tokens before it.
 
-    A document starts after `</s>`, as in training. Longer ones slide through the context by half of it, so that every
-    token but the first ones sees at least block_size / 2 tokens before it. Windows of one or several documents are
-    computed together while they have at most `batch_tokens` with their padding; alone by default, as is best on CPU.
+    Args:
+        batch_tokens: Windows are computed together up to this many tokens with padding; one at a time by default, which is
+            fastest on a CPU.
+        seen: Called with the number of the document, from 0, and nats and ids of its next targets [N].
     """
     score, number = Score(), -1  # empty
     for batch in _batched(windows(pieces, end_id, model.config.block_size), batch_tokens):

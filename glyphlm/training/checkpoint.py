@@ -40,10 +40,17 @@ PARTIAL = re.compile(r"\.step-\d{8,}\..*partial")
 
 @dataclass
 class TrainState:
-    """Scalars that resuming needs: steps and tokens done, seconds spent, steps skipped because their loss was not
-    finite, steps whose gradient was clipped (None where an older version began the run), tokens served from the
-    frozen-activation cache (`cached`), the best validation in bits per byte and how many came after it (`flat`), position
-    of the batches, and the sums since the last logged row (`window`)."""
+    """The state of a run besides its tensors.
+
+    Args:
+        step, tokens, seconds: Steps and tokens done, and the time that they took.
+        skipped: Steps without an update, because loss or gradient were not finite.
+        clipped: Steps whose gradient was clipped; None where an older version began the run.
+        cached: Tokens served from the frozen-activation cache.
+        best, flat: Lowest validation in bits per byte, and the number of validations since.
+        batches: Position in the data.
+        window: Sums since the last logged row, fields of Score.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -63,7 +70,7 @@ class TrainState:
             raise InputError(f"batches {self.batches!r:.60} is not a position")
 
     def clipped_share(self, steps: int) -> float | None:
-        """Share of the first `steps` steps, all of them read, whose gradient was clipped; None where it was not counted."""
+        """Share of the first `steps` steps whose gradient was clipped; None where it was not counted."""
         return None if self.clipped is None or not steps else self.clipped / steps
 
 
@@ -116,7 +123,7 @@ def load_state(
         return state
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{folder} cannot be restored ({reason}); remove it to go on from an earlier one") from None
+        raise InputError(f"{folder} cannot be restored ({reason}); remove it to resume from an earlier one") from None
 
 
 def _digests(folder: Path, device: torch.device, alone: bool = False) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Micro-batches for the training loop; for a GPU they are made ahead by a thread, in pinned memory.
+"""Micro-batches for the training loop; for a GPU a thread prefetches them into pinned memory.
 
-The position that a checkpoint records is that of the last batch that was taken, however many were made ahead.
+A checkpoint records the position of the last batch that was consumed, not of those that were prefetched.
 """
 
 import queue
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from glyphlm.data.batches import IGNORED, BatchSource
 
-AHEAD = 2  # batches; making one takes a fraction of a step
+AHEAD = 2  # batches prefetched; making one takes a fraction of a step
 
 
 @dataclass
-class Fed:
+class LocalBatch:
     """This process's part of one global batch.
 
     Args:
@@ -34,32 +34,32 @@ class Fed:
 
 
 class Feed:
-    """An endless iterator over `batches`, whose `position` is that of the last batch taken.
+    """An endless iterator over `batches`; `position` is that of the last batch consumed.
 
     Args:
         rank: Which of `size` processes this is; each takes every `size`-th row.
         micro_rows: Rows of one forward pass.
-        ahead: Make batches in a thread, in pinned memory.
+        ahead: Prefetch batches in a thread, into pinned memory.
     """
 
     def __init__(self, batches: BatchSource, rank: int, size: int, micro_rows: int, ahead: bool):
         self._batches, self._rank, self._size, self._micro_rows, self._ahead = batches, rank, size, micro_rows, ahead
         self.position: dict[str, Any] = batches.state()
-        self._made: queue.Queue[Fed | BaseException] = queue.Queue(AHEAD)
+        self._made: queue.Queue[LocalBatch | BaseException] = queue.Queue(AHEAD)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         if ahead:
             self._thread.start()
 
-    def __next__(self) -> Fed:
-        fed = self._made.get() if self._ahead else self._make()
-        if isinstance(fed, BaseException):
-            raise fed
-        self.position = fed.position
-        return fed
+    def __next__(self) -> LocalBatch:
+        batch = self._made.get() if self._ahead else self._make()
+        if isinstance(batch, BaseException):
+            raise batch
+        self.position = batch.position
+        return batch
 
     def close(self) -> None:
-        """End the thread, and put the batches back to `position`."""
+        """Stop the thread, and reset the batches to `position`."""
         if not self._ahead:
             return
         self._ended.set()
@@ -78,7 +78,7 @@ class Feed:
                 self._made.put(error)
                 return
 
-    def _make(self) -> Fed:
+    def _make(self) -> LocalBatch:
         x_BT, y_BT = next(self._batches)
         position = self._batches.state()
         y_N = y_BT[y_BT != IGNORED].numpy()
@@ -87,4 +87,4 @@ class Feed:
         if self._ahead and torch.cuda.is_available():
             mine = [ids_BT.contiguous().pin_memory() for ids_BT in mine]
         parts = list(zip(*(ids_BT.split(self._micro_rows) for ids_BT in mine), strict=True))
-        return Fed(parts, len(y_N), text_bytes, position)
+        return LocalBatch(parts, len(y_N), text_bytes, position)

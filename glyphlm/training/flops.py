@@ -14,7 +14,7 @@ from torch import nn
 
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import TiedHead
-from glyphlm.modeling.model import GPT, count_parameters
+from glyphlm.modeling.model import GPT, count_parameters, trains
 from glyphlm.modeling.substrate import Substrate
 
 PARTS = ("substrate", "frozen", "attention", "scores", "mlp", "norms", "mixing", "head")
@@ -52,7 +52,7 @@ def parameters_by_part(model: GPT | Fusion) -> dict[str, dict[str, int]]:
 
 
 def parameters_in_copies(model: Fusion) -> int:
-    """Number of values of the experts as whole models, each with the codes that it reads, as published sizes count them."""
+    """Number of values of the experts as complete models, each with its own copy of the substrate, as in published sizes."""
     parts = [model.head, *model.experts, *(model.substrates[read] for read in model.reads)]
     return sum(count_parameters(part)["total"] for part in parts)
 
@@ -60,8 +60,8 @@ def parameters_in_copies(model: Fusion) -> int:
 def flops_per_token(model: GPT | Fusion, *, causal: bool = True, recompute: bool = False) -> dict[str, Flops]:
     """Operations per token of training, by part, in a context of `block_size` tokens.
 
-    A weight that is frozen gets no gradient, and no gradient goes further down than the lowest value that trains. The part
-    `frozen` is the forward pass of the blocks below it.
+    A frozen weight gets no gradient, and backpropagation ends at the lowest trained value; the part `frozen` is the forward
+    pass of the blocks below that value.
 
     Args:
         causal: False counts scores of positions that the mask hides, as FlopCounterMode does.
@@ -91,7 +91,7 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
         if isinstance(module, TiedHead):
             config = module.substrate.config
             forward["head"] += (products := 2 * config.vocab_size * config.n_embed)
-            backward["head"] += products * (1 + any(values.requires_grad for values in module.substrate.parameters()))
+            backward["head"] += products * (1 + trains(module.substrate))
         below |= any(values.requires_grad for values in module.parameters(recurse=False))
         if isinstance(module, Substrate):
             twice = 2 * _readers(model, module)
@@ -102,10 +102,10 @@ def _count(model: GPT | Fusion, scores: int) -> tuple[Counter[str], Counter[str]
 
 
 def _readers(model: GPT | Fusion, substrate: Substrate) -> int:
-    """Number of lookups per token: experts that share a table look up one after the other."""
+    """Number of experts that read a substrate, each of which computes its codes anew."""
     return sum(model.substrates[read] is substrate for read in model.reads) if isinstance(model, Fusion) else 1
 
 
 def _is_trained(matrix: nn.Linear, name: str) -> bool:
-    """Whether the gradient of a matrix is computed; a head with an adapter is merged before each step, so it is."""
+    """Whether the gradient of a matrix is computed; it is for a head with an adapter, which is merged before each step."""
     return matrix.weight.requires_grad or name == "head.base_layer"

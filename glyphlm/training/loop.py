@@ -1,7 +1,7 @@
-"""train(): the one loop, for scratch runs, twins and whatever else trains a model on batches.
+"""train(): the one training loop, for new models, twins, growth stages and trained fusions.
 
-On a GPU the next step is launched before the last one has finished: its loss and gradient norm are read a step later, and
-updates that are not finite are skipped on the device. What is logged and saved does not depend on it.
+On a GPU the next step is launched before the previous one has finished: loss and gradient norm are read one step later, and
+updates that are not finite are skipped on the device. Logs and checkpoints are the same as without this overlap.
 """
 
 import json
@@ -30,7 +30,7 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.training.bits_per_byte import NotFinite, Score, score_batches
 from glyphlm.training.checkpoint import TrainState, load_state, save_state
-from glyphlm.training.feed import Fed, Feed
+from glyphlm.training.feed import Feed, LocalBatch
 from glyphlm.training.flops import flops_per_token
 from glyphlm.training.loss import Objective, to_device
 from glyphlm.training.optim import make_optimizer, take_moments
@@ -57,9 +57,9 @@ def train(
     In a world of several processes (`glyphlm.training.parallel.joined`) all of them call this with the same arguments.
 
     Args:
-        validation: gives a fresh pass over held-out batches each time it is called.
-        on_step: callback after every step.
-        moments: what a new run's optimizer begins with, named TENSOR/KEY; tensors without any begin at nothing.
+        validation: Returns a new pass over the held-out batches each time it is called.
+        on_step: Callback after every step.
+        moments: Initial optimizer state of a new run, named TENSOR/KEY; tensors without any start at 0.
 
     Raises:
         InputError: settings contradict each other, a checkpoint is damaged, or the loss is not finite (NaN or infinite).
@@ -68,7 +68,7 @@ def train(
     state = trainer.resume(moments or {})
     signals = _stop_signals(trainer.signals)
     cores = sharing_cores() if model.device.type == "cpu" else nullcontext()
-    with meter(out.name, steps, done=state.step) as bar, signals, cores, trainer.fed():
+    with meter(out.name, steps, done=state.step) as bar, signals, cores, trainer.feeding():
         if validation and settings.validate_first and state.step == 0:
             trainer.validate(validation())
         while not trainer.is_done and not trainer.stop_signal:
@@ -89,12 +89,12 @@ def train(
 
 @dataclass
 class _Launched:
-    """A launched step whose results may not be there yet: the state after it, and [loss, gradient norm, stop signals]."""
+    """A launched step: the state after it, and [loss, gradient norm, stop signals], which may not have been computed yet."""
 
     step: int
     tokens: int
     lr: float
-    fed: Fed
+    batch: LocalBatch
     numbers_3: Tensor
     arrived: "torch.cuda.Event | None"
 
@@ -102,8 +102,8 @@ class _Launched:
         """Wait for the results and return them."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        loss, norm, heard = self.numbers_3.tolist()
-        return loss, norm, heard
+        loss, norm, stops = self.numbers_3.tolist()
+        return loss, norm, stops
 
 
 class _Trainer:
@@ -121,16 +121,15 @@ class _Trainer:
         betas = settings.beta1, settings.beta2
         rates = {name: rate for name, (_, rate) in scales_of(model, settings).items()}
         self._optimizer = make_optimizer(model, settings.optimizer, settings.weight_decay, betas, rates)
-        self._is_sharded = is_sharded(model)
-        # A sharded optimizer, or one that is not fused, cannot leave out an update on the device.
-        can_wait = not self._is_sharded and self._optimizer.defaults.get("fused")
-        self._in_flight = STEPS_IN_FLIGHT.get(self._device.type, 0) if can_wait else 0
+        # A sharded optimizer, or one that is not fused, cannot skip an update on the device.
+        can_skip = not is_sharded(model) and self._optimizer.defaults.get("fused")
+        self._in_flight = STEPS_IN_FLIGHT.get(self._device.type, 0) if can_skip else 0
         self._launched: deque[_Launched] = deque()
         self._schedule = schedule_of(settings)
-        self._trackers = Trackers(settings.trackers, out) if self._world.is_main else Trackers([], out)
+        self._trackers = Trackers(settings.trackers if self._world.is_main else [], out)
         self._state, self._window, self._started, self._saved = TrainState(), Score(), 0.0, 0
         self.signals: list[int] = []  # received by this process
-        self._agreed = 0  # number of signals that all processes know of
+        self._agreed = 0  # the stop signal that all ranks know of
 
     @property
     def is_done(self) -> bool:
@@ -140,7 +139,7 @@ class _Trainer:
 
     @property
     def stop_signal(self) -> int:
-        """The signal that ends the run after this step, or 0; all ranks agree on it."""
+        """The signal that ends the run after this step, or 0; the same on all ranks."""
         return sum(self.signals[:1]) if self._world.size == 1 else self._agreed
 
     def _spread_objective(self) -> nn.Module:
@@ -154,7 +153,7 @@ class _Trainer:
         return spread(Objective(model, dtype, end_id), model.blocks, settings.parallel)
 
     def resume(self, moments: Mapping[str, Tensor]) -> TrainState:
-        """Restore the newest checkpoint, if any, and drop the metrics that were logged after it; else take `moments`."""
+        """Restore the newest checkpoint, if any, and drop metrics that were logged after it; a new run takes `moments`."""
         self._out.mkdir(parents=True, exist_ok=True)
         found = load_state(self._out, self._model, self._optimizer)
         if found is not None:
@@ -169,8 +168,8 @@ class _Trainer:
         return self._state
 
     @contextmanager
-    def fed(self) -> Iterator[None]:
-        """Provide batches while the block runs; at the end their position is that of training, whatever was prefetched."""
+    def feeding(self) -> Iterator[None]:
+        """Provide batches while the block runs; afterwards their position excludes batches that were only prefetched."""
         rows = micro_batch_rows(self._settings, self._model.config.block_size)
         ahead = self._in_flight > 0
         self._feed = Feed(self._batches, self._world.rank, self._world.size, rows, ahead)
@@ -184,29 +183,29 @@ class _Trainer:
         lr = self._schedule(self._state.step)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
-        fed = next(self._feed)
-        loss, heard = self._gradients(fed)
+        batch = next(self._feed)
+        loss, stops = self._gradients(batch)
         norm = self._update(loss)
         self._optimizer.zero_grad()
         self._state.step += 1
         self._state.tokens += self._batches.tokens_per_batch
         self._state.cached += self._hits()
-        numbers_3, arrived = _on_its_way(torch.stack([loss.double(), norm.double(), heard.double()]))
-        self._launched.append(_Launched(self._state.step, self._state.tokens, lr, fed, numbers_3, arrived))
+        numbers_3, arrived = _to_cpu(torch.stack([loss.double(), norm.double(), stops.double()]))
+        self._launched.append(_Launched(self._state.step, self._state.tokens, lr, batch, numbers_3, arrived))
         self.settle(bar, self._in_flight)
 
     def settle(self, bar: Meter, left: int = 0) -> None:
-        """Read, count and log all steps that were launched but the last `left`."""
+        """Read, count and log all launched steps except the last `left`."""
         while len(self._launched) > left:
             done = self._launched.popleft()
-            loss, norm, heard = done.read()
-            self._agreed = (self.signals or [signal.SIGTERM])[0] if heard else 0
-            if not done.fed.targets:
+            loss, norm, stops = done.read()
+            self._agreed = (self.signals or [signal.SIGTERM])[0] if stops else 0
+            if not done.batch.targets:
                 say(f"step {done.step} had no target: every position of its batch is masked, so it learned nothing")
             if self._is_finite(loss, norm, done):
-                self._window.nats += loss * done.fed.targets
-                self._window.tokens += done.fed.targets
-                self._window.bytes += done.fed.bytes
+                self._window.nats += loss * done.batch.targets
+                self._window.tokens += done.batch.targets
+                self._window.bytes += done.batch.bytes
             if self._state.clipped is not None:
                 self._state.clipped += norm > self._settings.clip
             self._advance(bar, done, norm)
@@ -251,17 +250,17 @@ class _Trainer:
         self._saved = self._state.step
         self._started += time.monotonic() - paused
 
-    def _gradients(self, fed: Fed) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: LocalBatch) -> tuple[Tensor, Tensor]:
         """Compute gradients; returns the mean loss of the global batch and the number of ranks with a stop signal."""
-        size, targets = self._world.size, max(1, fed.targets)
+        size, targets = self._world.size, max(1, batch.targets)
         total = torch.zeros((), device=self._device)
-        for number, (x_BT, y_BT) in enumerate(fed.parts, 1):
-            with without_sync(self._objective, last=number == len(fed.parts)):
+        for number, (x_BT, y_BT) in enumerate(batch.parts, 1):
+            with without_sync(self._objective, last=number == len(batch.parts)):
                 loss = self._objective(to_device(x_BT, self._device), y_BT, targets)
                 (loss * size).backward()  # DDP and FSDP2 take the mean over ranks
             total += loss.detach()
-        loss, heard = self._world.sums(total, to_device(torch.tensor(float(len(self.signals))), self._device))
-        return loss, heard
+        loss, stops = self._world.sums(total, to_device(torch.tensor(float(len(self.signals))), self._device))
+        return loss, stops
 
     def _update(self, loss: Tensor) -> Tensor:
         """Clip the gradient and update, unless loss or gradient are not finite; returns the norm before clipping."""
@@ -282,7 +281,8 @@ class _Trainer:
     def _is_finite(self, loss: float, norm: float, done: _Launched) -> bool:
         if math.isfinite(loss) and math.isfinite(norm):
             return True
-        where = f"loss {loss} and gradient norm {norm} at step {done.step - 1} (batch position {done.fed.position['taken']})"
+        position = done.batch.position["taken"]
+        where = f"loss {loss} and gradient norm {norm} at step {done.step - 1} (batch position {position})"
         if self._settings.not_finite == "stop":
             raise InputError(f"{where}; {self._last_saved()}; lower train.lr, or set train.not_finite to skip")
         self._state.skipped += 1
@@ -308,8 +308,8 @@ class _Trainer:
 
     def _hits(self) -> int:
         """Tokens of the last step served from the frozen-activation cache, assuming all ranks have as many as this one."""
-        kept = self._model.kept
-        return kept.take_hits() * self._model.config.block_size * self._world.size if kept else 0
+        cache = self._model.frozen_cache
+        return cache.take_hits() * self._model.config.block_size * self._world.size if cache else 0
 
     def _log(self, values: dict[str, Any], step: int, tokens: int) -> None:
         if not self._world.is_main:
@@ -321,8 +321,8 @@ class _Trainer:
         self._trackers.log(row)
 
 
-def _on_its_way(numbers: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
-    """The numbers copied to the CPU, and the CUDA event of the copy."""
+def _to_cpu(numbers: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
+    """An asynchronous copy on the CPU, and the CUDA event that ends it."""
     if numbers.device.type != "cuda":
         return numbers, None
     copied, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()

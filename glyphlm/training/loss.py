@@ -1,4 +1,4 @@
-"""Next-token cross-entropy over a large vocabulary: the head's loss in chunks of logits, and the training objective.
+"""Next-token cross-entropy over a large vocabulary, computed in chunks of logits, and the training objective.
 
 Shapes: as in modeling/model.py; N targets of a batch, n of one chunk.
 """
@@ -18,8 +18,8 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT, LanguageModel
 
-# Logits held at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
-# once a chunk, and chunks twice as large gain nothing. On a GPU the products need thousands of rows: 1 GiB in bf16.
+# Logits in memory at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
+# once per chunk, and chunks twice as large gain nothing. On a GPU the products need thousands of rows: 1 GiB in bf16.
 LOGITS_AT_ONCE = 1 << 25
 LOGITS_ON_GPU = 1 << 29
 
@@ -29,7 +29,7 @@ Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # summed nat
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Gradients are computed with the loss, chunk by chunk, because the logits no longer exist in the backward pass."""
+    """Computes gradients together with the loss, chunk by chunk: the logits no longer exist in the backward pass."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ def _softmax(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, 
 
 
 def _softmax_to_fuse(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
-    """As `_softmax`, without indexing, so that the compiler fuses it: two passes over the logits, in place."""
+    """As `_softmax`, without indexing, so that torch.compile fuses it into two passes over the logits, in place."""
     logits_nV = (x_nD @ head_VD.T).float()
     logp_nV = (logits_nV if bias_V is None else logits_nV + bias_V.float()).log_softmax(-1)
     is_target_nV = torch.arange(len(head_VD), device=y_n.device) == y_n[:, None]
@@ -159,7 +159,7 @@ def target_nats(model: LanguageModel, x_ND: Tensor, y_N: Tensor) -> Tensor:
 
 
 def training_loss(model: GPT | Fusion, x_ND: Tensor, y_N: Tensor, dtype: torch.dtype, targets: int) -> Tensor:
-    """The summed cross-entropy of the model's head over `targets`, as `head_loss`, whatever kind of head it has."""
+    """`head_loss` of the model's head, of any kind."""
     head, autocast = model.head, torch.autocast(x_ND.device.type, dtype, enabled=dtype != torch.float32)
     if isinstance(head, TiedHead):
         with autocast:

@@ -1,43 +1,13 @@
-"""Optimizer and learning-rate schedules; a schedule is a function step -> float."""
+"""Optimizers: AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from glyphlm.base.errors import InputError
-
-Schedule = Callable[[int], float]
-
-
-def cosine(step: int, *, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """Linear warm-up to `peak` in `warmup` steps, then half a cosine down to `floor` at `steps`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def warmup_stable_decay(step: int, *, steps: int, warmup: int, peak: float, floor: float, decay: float = 0.2) -> float:
-    """Warm-up, a plateau at `peak`, then a linear fall to `floor` in the last `decay` share (arXiv 2405.18392)."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    falling = max(1, round(steps * decay))
-    left = min(1.0, max(0, steps - step) / falling)
-    return floor + (peak - floor) * left
-
-
-def make_schedule(
-    kind: Literal["cosine", "wsd", "constant"], *, steps: int, warmup: float, peak: float, floor: float, decay: float = 0.2
-) -> Schedule:
-    """The schedule `kind` over `steps` steps; `warmup` and `decay` are shares of them, `floor` one of `peak`."""
-    if kind == "constant":
-        floor = 1.0
-    shape = cosine if kind == "cosine" else partial(warmup_stable_decay, decay=decay)
-    return partial(shape, steps=steps, warmup=round(warmup * steps), peak=peak, floor=floor * peak)
 
 
 def make_optimizer(
@@ -50,10 +20,11 @@ def make_optimizer(
     """The optimizer `kind` over the trainable parameters, with learning rate 0; a group's `scale` multiplies its rate.
 
     Args:
-        rates: Of AdamW: factors of the learning rates of tensors, whose weight decay a step stays what it is.
+        rates: Of AdamW: factors of the learning rates of tensors, by name. Their weight decay per step does not change.
     """
     if kind == "adamw":
-        return make_adamw(model.parameters(), weight_decay, betas, _by_value(model, rates or {}))
+        scales = {p: rates[name] for name, p in model.named_parameters() if name in rates} if rates else {}
+        return make_adamw(model.parameters(), weight_decay, betas, scales)
     hidden = hidden_matrices(model)
     others = make_adamw((p for name, p in model.named_parameters() if name not in hidden), weight_decay, betas)
     return Joined(Muon(hidden.values(), weight_decay), others) if hidden else others
@@ -69,29 +40,19 @@ def make_adamw(
     parameters: Iterable[nn.Parameter],
     weight_decay: float,
     betas: tuple[float, float],
-    scaled: Mapping[float, Sequence[nn.Parameter]] | None = None,
+    scales: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over those of the parameters that train; weight decay for matrices, not for vectors (norms, biases)."""
-    trained = [p for p in parameters if p.requires_grad]
-    scale_of = {id(p): scale for scale, held in (scaled or {}).items() for p in held}
-    groups = []
-    for scale in [1.0, *(scaled or {})]:
-        held = [p for p in trained if scale_of.get(id(p), 1.0) == scale]
+    trained, scales, groups = [p for p in parameters if p.requires_grad], scales or {}, []
+    for scale in dict.fromkeys([1.0, *scales.values()]):
+        held = [p for p in trained if scales.get(p, 1.0) == scale]
         groups.append({"params": [p for p in held if p.dim() >= 2], "weight_decay": weight_decay / scale, "scale": scale})
         groups.append({"params": [p for p in held if p.dim() < 2], "weight_decay": 0.0, "scale": scale})
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
-def _by_value(model: nn.Module, rates: Mapping[str, float]) -> dict[float, list[nn.Parameter]]:
-    found: dict[float, list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if rates.get(name, 1.0) != 1.0:
-            found.setdefault(rates[name], []).append(p)
-    return found
-
-
 def take_moments(optimizer: torch.optim.Optimizer, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-    """Fill an optimizer that has not made a step with moments named TENSOR/KEY, of the tensors that have some and fit.
+    """Set the state of a new optimizer to `moments`, named TENSOR/KEY, for the tensors that have some.
 
     Raises:
         InputError: a moment has another shape than its tensor, or the optimizer is sharded.
@@ -148,7 +109,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Joined(torch.optim.Optimizer):
-    """Several optimizers, each over parameters of its own, as one: they share its groups and its state."""
+    """Several optimizers over disjoint parameters as one, whose groups and state they share."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -47,14 +47,6 @@ class World:
         sums = torch.stack([value.double() for value in values])
         dist.all_reduce(sums)
         return sums.unbind()
-
-    def total(self, values: list[float], device: torch.device) -> list[float]:
-        """The sums of `values` over all processes."""
-        if self.size == 1:
-            return values
-        sums = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(sums)
-        return sums.tolist()
 
 
 def world() -> World:
@@ -100,8 +92,7 @@ def spread(module: nn.Module, blocks: Iterable[nn.Module], how: str) -> nn.Modul
 
 def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Skip gradient synchronization for all but the last micro-batch."""
-    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # exists in FSDP2
-    if set_sync is not None:
+    if set_sync := getattr(module, "set_requires_gradient_sync", None):  # exists in FSDP2
         set_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
@@ -109,10 +100,9 @@ def without_sync(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def shard_again(module: nn.Module) -> None:
-    """Let go of the weights that a forward pass without a backward pass has gathered: FSDP2 keeps those of the root, and its
-    parameters are then not those that the optimizer knows."""
-    reshard: Any = getattr(module, "reshard", None)
-    if reshard is not None:
+    """Release the weights that FSDP2 has gathered for a forward pass without a backward pass: it keeps those of the root,
+    whose parameters are then not those of the optimizer."""
+    if reshard := getattr(module, "reshard", None):
         reshard()
 
 

@@ -1,11 +1,9 @@
-"""How initial values and learning rates follow width and depth, so that what was tuned on a small model suits a large one.
+"""Scaling of initial values and learning rates with width and depth: what was tuned on a small model suits a large one.
 
-Maximal update (muP; arXiv 2203.03466, table 8, for Adam) over width, at heads of one width; CompleteP (arXiv 2505.01618)
-over depth, too. All is relative to a base shape, at which the three are the same. Multipliers of the forward pass are
-folded into initial values and learning rates (their lemma J.1), so the model and its files are as ever.
+Maximal update parametrization (muP; arXiv 2203.03466, table 8, for Adam) scales with the width, at a constant width of the
+attention heads; CompleteP (arXiv 2505.01618) also with the depth. At a base shape both equal the standard one. Multipliers
+of the forward pass are folded into initial values and learning rates (muP, lemma J.1), so model and files do not change.
 """
-
-from typing import Literal
 
 import torch
 from torch import nn
@@ -15,16 +13,14 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.model import GPT
 from glyphlm.training.settings import TrainSettings
 
-Parametrization = Literal["standard", "mup", "completep"]
 INTO_STREAM = ("attention.out.weight", "mlp.down.weight", "mlp.down.bias")
 
 
-def scales(
-    model: nn.Module, kind: Parametrization, width: float, depth: float
-) -> dict[str, tuple[float, float]]:
+def scales(model: nn.Module, kind: str, width: float, depth: float) -> dict[str, tuple[float, float]]:
     """Factors of the initial values and of the learning rate of each tensor for which they are not 1.
 
     Args:
+        kind: standard, mup or completep.
         width: Width of the model over that of the base shape.
         depth: Number of its blocks over that of the base shape.
     """
@@ -53,10 +49,10 @@ def scale_start(model: nn.Module, factors: dict[str, tuple[float, float]]) -> No
 
 
 def scales_of(model: GPT | Fusion, settings: TrainSettings) -> dict[str, tuple[float, float]]:
-    """`scales` of a model by its settings; none of a fusion, whose experts have rates of their own shapes.
+    """`scales` of a model by its settings; none for a fusion, whose experts have shapes of their own.
 
     Raises:
-        InputError: the model has a head of a kind that the rules do not speak of.
+        InputError: the model has a head for which there are no rules.
     """
     if settings.parametrization == "standard" or isinstance(model, Fusion):
         return {}

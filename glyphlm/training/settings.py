@@ -1,5 +1,6 @@
-"""Training settings, and the steps, batch rows and learning rates that follow from them."""
+"""Training settings, and the number of steps, rows of a batch and learning rates that follow from them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -163,8 +164,19 @@ def micro_batch_rows(settings: TrainSettings, block_size: int) -> int:
 
 
 def schedule_of(settings: TrainSettings) -> Callable[[int], float]:
-    """The learning rate of each step."""
-    from glyphlm.training.optim import make_schedule  # loads torch, which --help need not wait for
+    """The learning rate of each step: linear warm-up to lr, then constant, half a cosine, or wsd (a plateau, and a linear
+    decay in the last steps; arXiv 2405.18392), down to lr_floor * lr."""
+    steps, peak, floor = count_steps(settings), settings.lr, settings.lr_floor * settings.lr
+    warmup, falling = round(settings.warmup * steps), max(1, round(settings.decay * steps))
 
-    shape = {"warmup": settings.warmup, "peak": settings.lr, "floor": settings.lr_floor, "decay": settings.decay}
-    return make_schedule(settings.schedule, steps=count_steps(settings), **shape)
+    def rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        if settings.schedule == "constant":
+            return peak
+        if settings.schedule == "wsd":
+            return floor + (peak - floor) * min(1.0, max(0, steps - step) / falling)
+        done = (step - warmup) / max(1, steps - warmup)
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return rate
