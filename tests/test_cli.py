@@ -451,6 +451,7 @@ def test_results_are_printed_as_json(capsys, finished, recipe, tmp_path, substra
     ("plan r.yaml --parallel fsdp", ["--parallel fsdp", "ddp", "did you mean fsdp2?"]),
     ("export r --to gguff --out o", ["--to gguff", "gpt_neox", "did you mean gguf?"]),
     ("generate r --prompt a --temperature hot", ["--temperature", "number", "hot"]),
+    ("train --out o", ["recipe missing", "yaml"]),
     ("generate --prompt a", ["run missing"]), ("generate r", ["--prompt missing"]),
     ("fuse a b --method mean_logit --out o", ["did you mean mean_logits?"]),
 ])  # fmt: skip

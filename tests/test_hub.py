@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,3 +134,11 @@ def test_an_upload_without_network_is_refused_on_one_line(run):
     with pytest.raises(InputError, match="Hub cannot be reached for me/mine .*; go online") as refused:
         push(run, "me/mine", endpoint="http://127.0.0.1:9", token="t")  # nothing listens there
     assert "\n" not in str(refused.value)
+
+
+def test_the_hub_is_looked_for_where_nothing_else_is_loaded(tmp_path):
+    """In a new process: huggingface_hub loads its modules when they are first named."""
+    code = "from glyphlm.base.hub import fetch; fetch('me/mine')"
+    nowhere = {"HF_ENDPOINT": "http://localhost:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | nowhere)
+    assert "InputError: me/mine is not in the cache and the Hub cannot be reached" in done.stderr

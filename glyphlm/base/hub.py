@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from glyphlm.base.errors import InputError
@@ -39,7 +40,7 @@ def _can_be_reached() -> bool:
     """Whether the Hub answers within seconds: the library itself would try for minutes."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True  # the proxy decides
-    place = urlsplit(huggingface_hub.constants.ENDPOINT)
+    place = urlsplit(constants.ENDPOINT)
     try:
         socket.create_connection((place.hostname or "", place.port or 443), CONNECT_SECONDS).close()
     except OSError:

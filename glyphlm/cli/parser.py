@@ -169,6 +169,9 @@ class Parser(jsonargparse.ArgumentParser):
             rest = [*(one for one in rest if one != SHOW), *(() if "--out" in rest else ("--out", "unused"))]
         options = self.read(rest)
         given = {key: options[key] for key in own if options[key] is not None}
+        if not (options[name] or overrides or given or shown):
+            cure = "give a YAML file, or the name of a recipe that comes with glyphlm"
+            raise InputError(f"{name.upper()} missing; {cure} (see {self.prog} --help)")
         recipe = load_recipe(options[name], options.profile, [overrides, given], kind)
         if shown:
             print(f"# yaml-language-server: $schema={schema_of(name)}\n{settings_text(recipe)}", end="")
