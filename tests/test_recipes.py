@@ -111,12 +111,12 @@ def test_a_tiny_profile_trains(tmp_path):
 
 
 def test_a_model_with_a_code_head_has_no_matrix_of_the_size_of_the_vocabulary():
-    as_full = ("--model.head.kind", "full", "--model.head.order", "identity")
+    as_full = ("--model.head.kind", "full", "--model.head.order", "identity", "--model.head.shortlist", "0")
     [plan], [full] = (make_plans(read("code_head", *options), H200) for options in ((), as_full))
     heads = [sum(one["parameters"]["head"].values()) for one in (plan, full)]
-    assert heads[1] == 65_536 * 256 and heads[0] < 1_000_000 and total(plan) == 22_100_992
+    assert heads[1] == 65_536 * 256 and heads[0] < 1_200_000 and total(plan) == 22_620_152
     peaks = [one["memory"]["peak"] - one["memory"]["parts"]["beside tensors"] for one in (plan, full)]
-    assert peaks[0] < 0.5 * peaks[1]
+    assert peaks[0] < 0.6 * peaks[1]
     assert sum(part["forward"] + part["backward"] for part in plan["flops_per_token"].values()) < 0.3 * sum(
         part["forward"] + part["backward"] for part in full["flops_per_token"].values())
 

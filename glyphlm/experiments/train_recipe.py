@@ -210,6 +210,10 @@ def build_inputs(recipe: AnyRecipe, inputs: Path, begun: bool) -> tuple[Tokenize
     else:
         texts, folder = [text for source in recipe.data for text in source.texts], inputs / "tokenizer"
         tokenizer = _made(folder, begun, lambda: build_tokenizer(texts, recipe.tokenizer, folder))
+    try:
+        recipe.model.head.check_vocabulary(tokenizer.vocab_size)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     substrate = recipe.substrate
     if not substrate.path:
         try:

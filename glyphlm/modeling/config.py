@@ -135,6 +135,15 @@ class HeadConfig:
                 needed = "order shuffled of kind code" if name == "seed" else "kind code"
                 raise ValueError(f"head.{name} {value} applies only to {needed}, not to {self.kind}; leave it out")
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Check the shortlist against the number of ids.
+
+        Raises:
+            ValueError: no id would be left for the digits.
+        """
+        if self.shortlist >= vocab_size:
+            raise ValueError(f"head.shortlist {self.shortlist} must be less than the {vocab_size} ids; give a smaller one")
+
 
 @dataclass
 class ModelConfig:

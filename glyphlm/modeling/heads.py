@@ -99,8 +99,7 @@ class CodeHead(nn.Module):
     def __init__(self, config: HeadConfig, d_model: int, vocab_size: int, bias: bool):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        if config.shortlist >= vocab_size:
-            raise ValueError(f"head.shortlist {config.shortlist} must be less than the {vocab_size} ids")
+        config.check_vocabulary(vocab_size)
         self.numbered = vocab_size - config.shortlist  # ids that have digits
         self.base = next(base for base in range(2, self.numbered + 2) if base**config.digits >= self.numbered)
         later = range(1, config.digits)

@@ -198,8 +198,8 @@ def _options(model: GPT | Fusion, load: Load) -> Iterator[tuple[str, GPT | Fusio
         yield "bits of the id instead of a table", _with(model, rule), load
     if model.config.head.kind == "full" and substrate.vocab_size >= LARGE:
         yield "--model.head.kind code", _with(model, substrate, HeadConfig("code")), load
-    half = substrate.vocab_size // 2
-    yield f"a vocabulary of {half:,} ids", _with(model, replace(substrate, vocab_size=half)), load
+    if (half := substrate.vocab_size // 2) > model.config.head.shortlist:
+        yield f"a vocabulary of {half:,} ids", _with(model, replace(substrate, vocab_size=half)), load
 
 
 def _with(model: GPT, config: SubstrateConfig, head: HeadConfig | None = None) -> GPT:
