@@ -31,8 +31,8 @@ def some_ids(*shape: int) -> Tensor:
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
 
 
-class KeptRows:
-    """What leaves frozen blocks, computed row by row, the last first."""
+class CacheOfRows:
+    """A cache of frozen activations that is empty and asks for row after row, the last first."""
 
     def __call__(self, ids_BT, compute):
         rows = [compute(torch.tensor([row])) for row in reversed(range(len(ids_BT)))]
@@ -111,7 +111,7 @@ def test_documents_computed_alone_are_as_under_a_mask(frozen, monkeypatch):
         model = small_model(SubstrateConfig(V, 32)).train()
         for block in model.blocks[:frozen]:
             block.requires_grad_(False)
-        model.kept = KeptRows()
+        model.frozen_cache = CacheOfRows()
         x_BTD = model.hidden(ids_BT, documents_BT=documents_BT)
         (x_BTD * torch.arange(32)).sum().backward()
         found.append([x_BTD.detach(), model.blocks[1].attention.qkv.weight.grad])

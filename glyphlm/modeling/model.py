@@ -108,7 +108,7 @@ def _in_halves(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     """Causal attention, in which the first half of the positions reads only its own keys."""
     half, length = q_BHTK.shape[2] // 2, q_BHTK.shape[2]
     first_BHtK, second_BHtK = q_BHTK.split([half, length - half], 2)
-    seen_tT = torch.ones(length - half, length, dtype=torch.bool).tril(half)
+    seen_tT = torch.ones(length - half, length, dtype=torch.bool, device=q_BHTK.device).tril(half)
     return torch.cat([
         F.scaled_dot_product_attention(first_BHtK, k_BHTK[:, :, :half], v_BHTK[:, :, :half], is_causal=True),
         F.scaled_dot_product_attention(second_BHtK, k_BHTK, v_BHTK, attn_mask=seen_tT),
