@@ -20,7 +20,7 @@ from glyphlm.modeling.bytefusion import ByteFusion, ByteFusionConfig, ByteFusion
 from glyphlm.modeling.model import count_parameters
 from glyphlm.runs.adapters import ADAPTER
 from glyphlm.runs.folder import export_model, load_run, special_ids
-from glyphlm.runs.foreign import context_of, load_foreign
+from glyphlm.runs.foreign import context_of, load_foreign, quiet
 from glyphlm.runs.opening import OURS
 from glyphlm.runs.sampling import SAMPLING
 from glyphlm.runs.where import folder_of
@@ -41,6 +41,7 @@ def sources(runs: Sequence[str]) -> list[str]:
     return found
 
 
+@quiet()
 def dock(settings: FusionSettings, out: Path) -> tuple[ByteFusionForCausalLM, Tokenizer]:
     """Write the fused model and unchanged copies of its experts, each a complete folder, into `out`; model and tokenizer.
 

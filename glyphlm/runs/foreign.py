@@ -103,11 +103,12 @@ def cached_reader(model: Any, length: int, fixed: bool | None = None) -> Callabl
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the library's own bars and warnings: folders are checked and errors reported here."""
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, had_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
+        if had_bars:  # not inside another `quiet`
+            transformers.logging.enable_progress_bar()
