@@ -105,7 +105,8 @@ class CodeHead(nn.Module):
         later = range(1, config.digits)
         modules: list[Any] = [
             [nn.Linear(d_model, config.width) for _ in later],
-            [nn.Embedding(self.base * level, 2 * config.width) for level in later],
+            # Zeros, since drawing values on the meta device (`glyphlm plan`) imports torch._dynamo, which takes 3 s.
+            [nn.Embedding.from_pretrained(torch.zeros(self.base * level, 2 * config.width), False) for level in later],
             [nn.Linear(d_model, config.shortlist + self.base), *(nn.Linear(config.width, self.base) for _ in later)],
         ]
         self.inputs, self.earlier, self.outputs = (nn.ModuleList(found) for found in modules)
