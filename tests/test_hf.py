@@ -70,7 +70,7 @@ for name, one in {"frozen": model, "fused": others["fused"]}.items() if way == "
     sampled[name] = one.generate(ids_BT, **how)[0].tolist()
     one.save_pretrained(again + name)
     copied[name] = AutoModelForCausalLM.from_pretrained(again + name, trust_remote_code=True)(ids_BT).logits[0].tolist()
-json.dump({
+report = {
     "module": type(model).__module__.split(".")[0],
     "logits": logits[0].tolist(),
     "others": other_logits,
@@ -80,7 +80,9 @@ json.dump({
     "texts": [tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts],
     "specials": [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id],
     "trained": sorted(name for name, p in model.named_parameters() if p.requires_grad),
-}, open(found, "w"))
+}
+with open(found, "w") as file:
+    json.dump(report, file)
 """
 OTHERS = ["affine", "tied", "code", "fused"]
 WAYS = ["remote code", "glyphlm first", "glyphlm second"]
