@@ -234,7 +234,7 @@ def test_tokens_with_a_common_prefix_are_adjacent():
 
 @pytest.mark.parametrize(("settings", "refusal"), [
     ({"method": "gate"}, "method gate does not apply to level bytes; choose mean_logits"),
-    ({"method": "mean_probs", "reset": 0.1}, "reset 0.1 apply only to method posterior"),
+    ({"method": "mean_probs", "reset": 0.1}, "reset 0.1 applies only to method posterior"),
     ({"method": "posterior", "reset": 1.0}, "reset 1.0"),
 ])
 def test_settings_that_do_not_fit_are_refused(settings, refusal):
