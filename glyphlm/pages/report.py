@@ -11,7 +11,7 @@ from glyphlm.analysis.plots import COLOURS, MARKERS
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
 from glyphlm.base.records import parse_yaml
-from glyphlm.evaluation.rows import ComparisonRow, ResultRow
+from glyphlm.evaluation.rows import BITS_PER_BYTE, ComparisonRow, ResultRow
 from glyphlm.evaluation.text import read_published, shown
 from glyphlm.pages import results_view as bench
 from glyphlm.pages.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
@@ -229,7 +229,7 @@ def _evaluation(
     maps = bench.subject_maps(lines, published)
     depths = {f"depth-{number}": found for number, found in enumerate(_depths(runs, lines).items())}
     return {
-        "bits": bench.bits_table(lines),
+        "bits": {line: rows for line, rows in lines.items() if line.metric == BITS_PER_BYTE},
         "tables": tables,
         "given": published,
         "published": {line: bench.published_rows(line, published) for line in tables["sampled"]},
@@ -280,16 +280,12 @@ def _differences(rows: Sequence[ComparisonRow], numbers: Mapping[str, int]) -> d
     return {"differences": tables, "forests": drawn, "subjects": subjects}
 
 
-def _format(value: Any, form: str = ",.0f") -> str:
-    return DASH if finite(value) is None else format(value, form)
+def _format(value: Any, form: str = ",.0f", unit: float = 1) -> str:
+    return DASH if finite(value) is None else format(value / unit, form)
 
 
 def _shown(value: float | None, metric: str, sign: str = "+") -> str:
     return DASH if value is None else shown(metric, value, sign).replace("-", "−")
-
-
-def _scaled(value: Any, unit: float) -> float | None:
-    return None if finite(value) is None else value / unit
 
 
 def _change(value: Any, reference: Any) -> str:
@@ -300,4 +296,4 @@ def _change(value: Any, reference: Any) -> str:
 
 
 FILTERS = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
-FILTERS |= {"number": _format, "change": _change, "scaled": _scaled, "shown": _shown}
+FILTERS |= {"number": _format, "change": _change, "shown": _shown}

@@ -123,11 +123,6 @@ def result_lines(runs: Sequence[Run]) -> Lines:
     return lines
 
 
-def bits_table(lines: Lines) -> Lines:
-    """The lines of bits per byte."""
-    return {line: rows for line, rows in lines.items() if line.metric == BITS_PER_BYTE}
-
-
 def table(lines: Lines, protocol: str) -> Lines:
     """The lines of questions asked by a protocol; the subjects of MMLU have a map of their own."""
     return {line: rows for line, rows in lines.items() if line.metric != BITS_PER_BYTE
