@@ -74,6 +74,8 @@ def test_a_long_prompt_loses_its_left_end_but_not_what_the_tokenizer_puts_first(
 def test_letters_and_line_ends_are_found_by_the_text_of_ids(model, tokenizer):
     found = {tokenizer.text_bytes(number).decode() for number in model.begin_with(("A", "B")).tolist()}
     assert {"A", "a", "B", "b"} <= found and all(text.strip()[0] in "AaBb" for text in found)
+    of_b, of_a = (model.begin_with((letter,)).tolist() for letter in "BA")
+    assert model.begin_with(("B", "A", "b")).tolist() == of_b + of_a  # sums over them are the same in every process
     assert {tokenizer.text_bytes(number) for number in model.line_ends} == {b"\n"}
     p_V = torch.zeros(tokenizer.vocab_size)
     p_V[tokenizer.encode("a")], p_V[tokenizer.encode("z")] = 0.25, 0.75

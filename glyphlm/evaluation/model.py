@@ -154,7 +154,8 @@ class EvalModel:
     def begin_with(self, labels: Sequence[str]) -> Tensor:
         """The ids whose text, stripped and upper-cased, begins with the first letter of a label."""
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        return torch.cat([self._ids_by_letter.get(letter, none) for letter in {first_letter(label) for label in labels}])
+        letters = dict.fromkeys(map(first_letter, labels))  # in their order, so that sums over the ids are reproducible
+        return torch.cat([self._ids_by_letter.get(letter, none) for letter in letters])
 
     @cached_property
     def _ids_by_letter(self) -> dict[str, Tensor]:
