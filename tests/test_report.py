@@ -286,8 +286,8 @@ def test_many_arms_have_a_table_in_place_of_a_paragraph_and_stay_light(many: Pat
     rows = (r"best \S+ arm-7 .* 0\.500 −0\.500", r"reference \S+ arm-0 .* 1\.000 –", r"worst \S+ arm-50 .* 2\.000 \+1\.000")
     assert re.search(" ".join(rows), table)
     assert "−0.500" in section(page, 'id="arms"', 'id="reproduce"')  # the table of all arms has differences, too
-    looks = {(number % 7, plots.look(number)["marker"], str(plots.look(number)["linestyle"])) for number in range(64)}
-    assert len(looks) == 64 and len({report.mark(number) for number in range(49)}) == 49
+    styles = {str(plots.arm_style(number)) for number in range(64)}
+    assert len(styles) == 64 and len({report.mark(number) for number in range(49)}) == 49
 
 
 @pytest.mark.skipif(browser.PATH is None, reason=browser.MISSING)

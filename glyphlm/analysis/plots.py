@@ -64,7 +64,7 @@ def _add_legend(figure: Figure, handles: Iterable[Any], names: Sequence[str], co
         text.set_parse_math(False)  # a dollar sign begins no formula
 
 
-def look(number: int) -> dict[str, Any]:
+def arm_style(number: int) -> dict[str, Any]:
     """Colour, line style and marker of arm `number`; 49 arms differ in colour or marker."""
     of_seven = number // len(COLOURS)
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[of_seven % len(LINES)],
@@ -72,7 +72,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def _legend_line(number: int) -> Line2D:
-    return Line2D([], [], **look(number), **HOLLOW)
+    return Line2D([], [], **arm_style(number), **HOLLOW)
 
 
 def _drawable(label: str, number: int, kind: str = "run") -> str:
@@ -119,7 +119,7 @@ def draw_held_out(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     axes = figure.add_subplot(xlabel=TITLES["tokens"], ylabel=TITLES["bits_per_byte"])
     for number, points in enumerate(curves.values()):
         finite = [(tokens, bits) for tokens, bits in points if math.isfinite(bits)]
-        axes.plot(*zip(*finite), **look(number), **HOLLOW)
+        axes.plot(*zip(*finite), **arm_style(number), **HOLLOW)
     _clear(axes, "both", "top", "right")
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -174,8 +174,8 @@ def _places(groups: int, number: int, count: int) -> list[float]:
 
 
 def _draw_series(axes: Axes, values: Sequence[float], place: int, count: int, number: int) -> BarContainer:
-    look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
-    return axes.bar(_places(len(values), place, count), values, 0.8 / count, edgecolor="white", **look)
+    colour, hatch = COLOURS[number % len(COLOURS)], HATCHES[number // len(COLOURS) % len(HATCHES)]
+    return axes.bar(_places(len(values), place, count), values, 0.8 / count, color=colour, hatch=hatch, edgecolor="white")
 
 
 def _draw_spans(axes: Axes, spans: Sequence[tuple[float, float]], place: int, count: int) -> None:
@@ -196,8 +196,8 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
     for (row, column), value in np.ndenumerate(values_SR):
         if np.isfinite(value) and width >= 0.4:
             text = f"{100 * value:.0f}{('▼', '', '▲')[int(signs_SR[row, column]) + 1]}"
-            look = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
-            axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **look)
+            font = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
+            axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **font)
     names = [_drawable(name, number) for number, name in enumerate(columns)]
     upright = 90 if max(map(len, names)) * 0.09 > width else 0
     axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=upright, fontsize=9, parse_math=False)
@@ -240,8 +240,8 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
 def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: float, number: int) -> None:
     if row["mde"] is not None:
         axes.barh(place, 2 * row["mde"], height, left=-row["mde"], color="#eeeeee", zorder=0.5)
-    axes.plot([row["low"], row["high"]], [place] * 2, color=look(number)["color"], linewidth=1.8)
-    axes.plot([row["difference"]], [place], **look(number), **HOLLOW)
+    axes.plot([row["low"], row["high"]], [place] * 2, color=arm_style(number)["color"], linewidth=1.8)
+    axes.plot([row["difference"]], [place], **arm_style(number), **HOLLOW)
 
 
 @matplotlib.rc_context(DRAWING)
@@ -334,7 +334,7 @@ def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], number: int) -> None:
-    colour, marker = (look(number)[name] for name in ("color", "marker"))
+    colour, marker = (arm_style(number)[name] for name in ("color", "marker"))
     layers = [row["layer"] for row in rows]
     value, low, high, control, chance = ([row[key] for row in rows] for key in ("value", "low", "high", "control", "chance"))
     axes.fill_between(layers, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -344,7 +344,7 @@ def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], number: int) -> Non
 
 
 def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
-    handles = [Line2D([], [], **look(number) | {"linestyle": "solid"}, **HOLLOW) for number in range(len(runs))]
+    handles = [Line2D([], [], **arm_style(number) | {"linestyle": "solid"}, **HOLLOW) for number in range(len(runs))]
     handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
     names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
     _add_legend(figure, handles, names, 5)

@@ -60,7 +60,7 @@ def _read_pairs(path: Path) -> dict[str, list[str]]:
                          "languages, separated by tabs, and at least two lines of words")
     wrong = next((cells for cells in table if len(cells) != len(table[0]) or not all(cells)), None)
     if wrong:
-        raise InputError(f"{path}: {wrong} is not a word for each of {table[0]}; mend that line")
+        raise InputError(f"{path}: {wrong} is not a word for each of {table[0]}; correct that line")
     return dict(zip(table[0], map(list, zip(*table[1:]))))
 
 

@@ -139,7 +139,7 @@ def _published_row(line: str, where: str) -> ResultRow:
     found = LINE.fullmatch(line)
     task = None if found is None else found[3] if found[2] == BLEU else PUBLISHED_TASKS.get(found[2])
     if found is None or task is None:
-        raise InputError(f"{where}: {line[:60]!r} is not a line such as 'NAME MMLU: 21.30% ± 1.22% (σ=1.98%)'; mend it")
+        raise InputError(f"{where}: {line[:60]!r} is not a line such as 'NAME MMLU: 21.30% ± 1.22% (σ=1.98%)'; correct it")
     percent = 1 if found[2] == BLEU else 100  # BLEU is published in hundredths everywhere
     value, half, sigma = (float(number) / percent for number in found.groups()[3:])
     metric = "bleu" if found[2] == BLEU else "contains" if task == "squad" else "accuracy"
