@@ -40,15 +40,23 @@ def test_a_batch_of_prompts_is_read_as_each_alone(model):
 
 def test_what_was_seen_is_continued_in_any_row(model):
     _, seen = model.read_prompts(PROMPTS)
-    ids_BT = torch.tensor([[7, 8, 0], [9, 10, 11], [12, 0, 0]])
-    text_BT = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
-    rows = [1, 2, 1]
-    logits_BTV, longer = model.extend(seen.select(rows), ids_BT, text_BT, keep=0)
-    for row, new, kept, number in zip(logits_BTV, ids_BT, text_BT, rows):
-        whole = PROMPTS[number] + new[kept.bool()].tolist()
-        expected = plain_logits(model, whole)[len(PROMPTS[number]) :]
-        torch.testing.assert_close(row[: len(expected)], expected, atol=1e-4, rtol=1e-4)
-    assert longer.attended_BS.shape == (3, 8)
+    rows, ids_BT = [1, 2, 1], torch.tensor([[7, 8], [9, 10], [12, 5]])
+    logits_BV, longer = model.extend(seen.select(rows), ids_BT)
+    for row, new, number in zip(logits_BV, ids_BT, rows):
+        torch.testing.assert_close(row, plain_logits(model, PROMPTS[number] + new.tolist())[-1], atol=1e-4, rtol=1e-4)
+    assert longer.attended_BS.shape == (3, 7)
+
+
+def test_targets_are_scored_in_any_row_up_to_its_padding(model):
+    _, seen = model.read_prompts(PROMPTS)
+    rows, ids_BT = [1, 2, 1], torch.tensor([[7, 8, 0], [9, 10, 11], [12, 0, 0]])
+    text_BT, y_BT = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]]), torch.tensor([[8, 9, 0], [10, 11, 12], [3, 0, 0]])
+    nats_BT = model.score(seen.select(rows), ids_BT, text_BT, y_BT)
+    for nats_T, new, kept, y_T, number in zip(nats_BT, ids_BT, text_BT, y_BT, rows):
+        count = int(kept.sum())
+        logits_TV = plain_logits(model, PROMPTS[number] + new[:count].tolist())[-count:]
+        expected = torch.nn.functional.cross_entropy(logits_TV, y_T[:count], reduction="none")
+        torch.testing.assert_close(nats_T[:count], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_both_kinds_know_their_context_their_folder_and_what_they_are_made_of(folders, tokenizer, tmp_path):

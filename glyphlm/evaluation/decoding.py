@@ -117,7 +117,7 @@ def _write(
         if len(kept) < len(going) or len(rows) != len(prefix.attended_BS):
             prefix = prefix.select([rows[place] for place in kept])
         going, rows, last_R = [going[place] for place in kept], list(range(len(kept))), last_R[kept]
-        logits_R1V, prefix = model.extend(prefix, last_R[:, None])
-        chosen = truncated(logits_R1V[:, -1], sampling)
+        logits_RV, prefix = model.extend(prefix, last_R[:, None])
+        chosen = truncated(logits_RV, sampling)
         last_R = chosen.draw(drawn_RT[going, step : step + 1])[:, 0]
     return found

@@ -99,12 +99,11 @@ class EvalModel:
         return logits_BV, Prefix(out[CACHE], attended_BT)
 
     @torch.no_grad()
-    def extend(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor | None = None, keep: int = 1) -> tuple[Tensor, Prefix]:
-        """logits_BTV of the last `keep` new positions (0: all), and the extended prefix; `text_BT` is 0 at padding."""
-        new_BT = torch.ones_like(ids_BT) if text_BT is None else text_BT
-        attended_BS = torch.cat([prefix.attended_BS, new_BT], dim=1)
-        out = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=keep)
-        return out.logits, Prefix(out[CACHE], attended_BS)
+    def extend(self, prefix: Prefix, ids_BT: Tensor) -> tuple[Tensor, Prefix]:
+        """logits_BV after the new ids, and the extended prefix."""
+        attended_BS = torch.cat([prefix.attended_BS, torch.ones_like(ids_BT)], dim=1)
+        out = self._forward(ids_BT, attended_BS, prefix.cache, logits_to_keep=1)
+        return out.logits[:, -1], Prefix(out[CACHE], attended_BS)
 
     @torch.no_grad()
     def score(self, prefix: Prefix, ids_BT: Tensor, text_BT: Tensor, y_BT: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ RESAMPLES = 1000
 EXCHANGES, CHUNK = 9999, 500  # permutations of a test, and how many are computed at once
 SEED = 1  # of resampling: the same items give the same interval
 Z_95, Z_POWER_80 = 1.959964, 0.841621
+ENOUGH_POWER, MOST_SEEDS = 0.8, 1000
 FEWEST_DISCORDANT = 6  # with fewer items on which two models differ McNemar's p cannot be below 0.05 (2 / 2^6 = 0.03)
 Statistic = Callable[[NDArray], NDArray]  # sums [..., S] -> values [...]
 
@@ -124,9 +125,9 @@ def power(seeds: int, spread: float, effect: float) -> float:
     return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, apart))
 
 
-def seeds_for(spread: float, effect: float, wanted: float = 0.8, most: int = 1000) -> int | None:
-    """The smallest number of seeds with power `wanted`; None if it is above `most`."""
-    return next((seeds for seeds in range(2, most + 1) if power(seeds, spread, effect) >= wanted), None)
+def seeds_for(spread: float, effect: float) -> int | None:
+    """The smallest number of seeds with a power of ENOUGH_POWER; None if it is above MOST_SEEDS."""
+    return next((seeds for seeds in range(2, MOST_SEEDS + 1) if power(seeds, spread, effect) >= ENOUGH_POWER), None)
 
 
 def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike) -> float:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.evaluation.stats import power, seeds_for
+from glyphlm.evaluation.stats import ENOUGH_POWER, MOST_SEEDS, power, seeds_for
 from glyphlm.studies.claims import BITS_PER_BYTE, Row, claims_digest
 from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import DONE
 
 REGISTERED = "registered.jsonl"
-ENOUGH = 0.8  # power
 BITS = ("bpb", BITS_PER_BYTE)
 
 
@@ -57,8 +56,8 @@ def planned_power(settings: Study) -> Iterator[str]:
                    "claims without a margin, `effect`")
             continue
         found, needed = power(seeds, spread, effect), seeds_for(spread, effect)
-        many = f"{needed} seeds" if needed else "more than 1,000 seeds"
-        low = "" if found >= ENOUGH else f"; WARNING: under {ENOUGH:.0%}, for which it takes {many}"
+        many = f"{needed} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
+        low = "" if found >= ENOUGH_POWER else f"; WARNING: under {ENOUGH_POWER:.0%}, for which it takes {many}"
         what = f"equal within {effect:g}" if kind == "at_least" else f"{effect:g} better"
         yield (f"power: {seeds} seeds find a model that is {what} with probability {found:.0%} (spread of "
                f"differences {spread:g}){low}")
