@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glyphlm.modeling.attention import KVCache
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig
+from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import config_fields
 

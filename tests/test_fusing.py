@@ -13,9 +13,10 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import read_build
 from glyphlm.composition.fuse import build_fusion, fuse
 from glyphlm.composition.settings import FusionSettings
+from glyphlm.modeling.attention import KVCache
 from glyphlm.modeling.config import FusionConfig
 from glyphlm.modeling.fusion import Fusion
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig
+from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import export_model, load_run, read_summary
 from glyphlm.runs.generate import Sampling, generate

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from glyphlm.modeling.attention import KVCache
 from glyphlm.modeling.config import FusionConfig, Method, ModelConfig, SubstrateConfig
 from glyphlm.modeling.fusion import OF_PROBABILITIES, Fusion
-from glyphlm.modeling.model import GPT, KVCache, count_parameters
+from glyphlm.modeling.model import GPT, count_parameters
 from glyphlm.modeling.stitching import make_fusion
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.training.loss import Objective

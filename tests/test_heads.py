@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glyphlm.composition.growth import GrowthSettings, grow
+from glyphlm.modeling.attention import KVCache
 from glyphlm.modeling.config import HeadConfig
 from glyphlm.modeling.fusion import Fusion, FusionConfig
 from glyphlm.modeling.heads import CodeHead, TiedHead, target_nats_of
 from glyphlm.modeling.hf import GlyphLMConfig, GlyphLMForCausalLM
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, count_parameters
+from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.runs.folder import config_fields
 from glyphlm.substrate.numbering import number_ids

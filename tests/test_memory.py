@@ -96,7 +96,7 @@ def held(model: GPT | Fusion, load: Load) -> int:
 def test_attention_in_halves_on_a_cpu_keeps_its_result_twice(bf16, monkeypatch):
     model, load = make(vocab_size=64, d_model=128, n_layer=6), Load(16, bf16=bf16)
     whole = held(model, load)
-    for module in ("glyphlm.modeling.model", "glyphlm.planning.memory"):
+    for module in ("glyphlm.modeling.attention", "glyphlm.planning.memory"):
         monkeypatch.setattr(f"{module}.HALVED", range(T, T + 1))
     more = activation_bytes(model, replace(load, heap=True)) - activation_bytes(model, load)
     assert more == 16 * T * 128 * load.width * 6

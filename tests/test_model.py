@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphlm.modeling.model import GPT, KVCache, ModelConfig, _in_halves, _spans, count_parameters
+from glyphlm.modeling.attention import KVCache, document_spans, in_halves
+from glyphlm.modeling.model import GPT, ModelConfig, count_parameters
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig, scale_rows
 
 V = 96
@@ -92,9 +93,9 @@ def test_no_position_sees_what_follows_it(position):
 
 
 @pytest.mark.parametrize("length", [2, 256, 301])
-def test_attention_in_halves_is_causal_attention(length):
+def test_attentionin_halves_is_causal_attention(length):
     values, weights_BHTK, found = torch.randn(3, 1, 2, length, 8), torch.randn(1, 2, length, 8), []
-    for attend in (_in_halves, partial(F.scaled_dot_product_attention, is_causal=True)):
+    for attend in (in_halves, partial(F.scaled_dot_product_attention, is_causal=True)):
         given = values.clone().requires_grad_()
         x_BHTK = attend(*given)
         (x_BHTK * weights_BHTK).sum().backward()
@@ -107,7 +108,7 @@ def test_documents_computed_alone_are_as_under_a_mask(frozen, monkeypatch):
     """Where that is faster on a CPU; rows of a cache of frozen blocks are computed apart from their batch."""
     documents_BT, ids_BT, found = (torch.rand(3, 40) < 0.1).cumsum(1), some_ids(3, 40), []
     for cost in (0, 1 << 40):
-        monkeypatch.setattr("glyphlm.modeling.model.CALL", cost)
+        monkeypatch.setattr("glyphlm.modeling.attention.CALL", cost)
         model = small_model(SubstrateConfig(V, 32)).train()
         for block in model.blocks[:frozen]:
             block.requires_grad_(False)
@@ -120,9 +121,9 @@ def test_documents_computed_alone_are_as_under_a_mask(frozen, monkeypatch):
 
 @pytest.mark.parametrize("documents", [[0, 0, 1, 0], [2, 1, 1, 1]])
 def test_a_document_in_several_pieces_needs_the_mask(documents, monkeypatch):
-    monkeypatch.setattr("glyphlm.modeling.model.CALL", 0)
-    assert _spans(torch.tensor([documents]), 8) is None
-    assert _spans(torch.tensor([[0, 0, 1, 3], [5, 6, 6, 6]]), 8) == [[2, 1, 1], [1, 3]]
+    monkeypatch.setattr("glyphlm.modeling.attention.CALL", 0)
+    assert document_spans(torch.tensor([documents]), 8) is None
+    assert document_spans(torch.tensor([[0, 0, 1, 3], [5, 6, 6, 6]]), 8) == [[2, 1, 1], [1, 3]]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 20])

@@ -18,7 +18,8 @@ from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import to_yaml
 from glyphlm.composition.fuse import fuse
 from glyphlm.composition.settings import FusionSettings
-from glyphlm.modeling.model import GPT, Context, ModelConfig
+from glyphlm.modeling.attention import Context
+from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.pages import pictures, reader, show
 from glyphlm.pages.show import TEXTS, Explorer, write_show
 from glyphlm.runs.folder import export_model

@@ -46,8 +46,8 @@ OWNERS = {
 }
 # Copied into every run folder, where glyphlm is not installed.
 SHIPPED = {f"modeling.{name}" for name in
-           ("assembly", "bytecover", "bytefusion", "config", "decoding_step", "fusion", "heads", "hf", "mixing", "model",
-            "stitching", "substrate", "together")}
+           ("assembly", "attention", "bytecover", "bytefusion", "config", "decoding_step", "fusion", "heads", "hf", "mixing",
+            "model", "stitching", "substrate", "together")}
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 
 

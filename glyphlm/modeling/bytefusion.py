@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .attention import Cache
 from .bytecover import END, FIRST_BYTE, FLOOR, OUTCOMES, UNKNOWN, ByteExpert, Cover
 from .config import FusionConfig
 from .fusion import FusedShape
 from .hf import GlyphLMConfig, GlyphLMForCausalLM
 from .mixing import max_confidence, mean_probs, posterior, updated_nats
-from .model import Cache
 
 LONGEST = 1 << 20  # bytes of a text
 MEMORY = 64  # texts whose covers are cached

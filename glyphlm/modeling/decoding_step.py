@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import GPT, capacity
+from .attention import capacity
+from .model import GPT
 
 
 class DecodingStep:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import Cache
 from .config import FusionConfig
 from .heads import JoinedHead, SeparateHeads, TiedHead, cross_entropy
 from .mixing import choose, gate, max_confidence, mean_probs, posterior, route, running_nats, segments, weighted_logits
-from .model import GPT, Block, Cache, FrozenCache
+from .model import GPT, Block, FrozenCache
 from .substrate import Substrate
 from .together import ExpertCache, Together, can_join
 

@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .assembly import Shape, count_blocks, make_model, shapes_of
+from .attention import capacity
 from .config import FusionConfig
 from .decoding_step import DecodingStep, can_record
 from .fusion import OF_PROBABILITIES
 from .heads import CodeHead, damaged_order
-from .model import GPT, capacity
+from .model import GPT
 
 # Keys allowed in config.json besides our own and the fields of PretrainedConfig. Others are refused, because some select
 # code or how weights are read: quantization_config, per_layer_config, configuration_files ..

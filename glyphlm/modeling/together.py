@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Cache
 from .heads import HeadConfig
-from .model import GPT, Cache
+from .model import GPT
 
 
 class Linears(nn.Module):

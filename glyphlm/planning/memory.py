@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from glyphlm.modeling.attention import HALVED
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
-from glyphlm.modeling.model import GPT, HALVED, count_parameters, trains
+from glyphlm.modeling.model import GPT, count_parameters, trains
 from glyphlm.training.loss import LOGITS_AT_ONCE
 from glyphlm.training.optim import hidden_matrices
 from glyphlm.training.settings import TrainSettings, micro_batch_rows

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from glyphlm.base.errors import InputError
+from glyphlm.modeling.attention import KVCache
 from glyphlm.modeling.heads import CodeHead
-from glyphlm.modeling.model import KVCache
 from glyphlm.runs.opening import Opened, open_model
 from glyphlm.runs.sampling import Sampling
 from glyphlm.tokenizer.spelling import BYTE
