@@ -28,6 +28,11 @@ def test_files_spans_and_categories_name_characters(tmp_path):
     assert {"©", "🙂"} <= set(symbols) and all(unicodedata.category(one) == "So" for one in symbols)
 
 
+def test_the_list_of_the_recipe_is_found_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(characters_of("recipes/unseen.txt")) > 500
+
+
 @pytest.mark.parametrize(("named", "message"), [
     ("missing.txt", "'missing.txt' is no file.*U.0400-04FF"),
     ("U+0043-0041", "U.0043-0041 is no span"),

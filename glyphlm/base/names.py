@@ -1,5 +1,7 @@
 """Names that several packages share, each spelled once: files of a run folder, prefixes of sources that are not files."""
 
+from pathlib import Path
+
 # A finished run is a folder of the Hugging Face layout ..
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"  # the name that transformers looks for
@@ -25,3 +27,9 @@ LOCK = ".lock"  # suffix of the lock file of an output folder
 
 HUB = "hf:"  # a data set or model of the Hugging Face Hub
 EMBEDDED = "embedded:"  # documents of the phrase book
+
+
+def shipped_recipes() -> Path:
+    """The folder of the recipes that come with glyphlm, of what they name, and of the JSON schemas of recipes."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import shipped_recipes
 from glyphlm.corpus.reading import Passage
 
 SENTENCE = re.compile(r".+?(?:[.!?。！？]+\s*|\n\s*|$)", re.DOTALL)
@@ -76,14 +77,15 @@ class Exclusion:
 
 
 def characters_of(named: str) -> str:
-    """The characters that a file holds (white space apart), a span U+0400-04FF, a code point U+1F600, or a general category
-    of Unicode such as So; several spans and categories are separated by commas. Sorted, without repeats.
+    """The characters of a file (white space apart; recipes/unseen.txt comes with glyphlm), a span U+0400-04FF, a code
+    point U+1F600, or a general category of Unicode such as So; several spans and categories are separated by commas.
+    Sorted, without repeats.
 
     Raises:
         InputError: it is none of these, or names no character.
     """
-    path = Path(named)
-    if path.is_file():
+    path = next((path for path in (Path(named), shipped_recipes().parent / named) if path.is_file()), None)
+    if path:
         try:
             found = set("".join(path.read_text(encoding="utf-8").split()))
         except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glyphlm.base.errors import InputError
+from glyphlm.base.names import shipped_recipes
 from glyphlm.base.ranges import Range, check_values
 from glyphlm.base.records import read_yaml, to_yaml
 from glyphlm.composition.settings import FusionSettings, GrowthSettings
@@ -19,7 +20,6 @@ from glyphlm.tokenizer.settings import TokenizerSettings
 from glyphlm.training.settings import RANGES, TrainSettings, batch_rows, count_steps
 
 Settings = TypeVar("Settings")
-RECIPES = "recipes"  # folder of those that come with glyphlm: in the package, or beside it in a checkout
 
 
 @dataclass
@@ -213,12 +213,6 @@ def find_recipe(name: str | Path) -> Path:
         cure = f"did you mean {near[0]}?" if near else f"give a YAML file, or one of {', '.join(shipped)}"
         raise InputError(f"{name} does not exist, and is not a recipe that comes with glyphlm; {cure}")
     return shipped[str(name)]
-
-
-def shipped_recipes() -> Path:
-    """The folder of the recipes that come with glyphlm, and of the JSON schemas by which editors complete others."""
-    package = Path(__file__).parents[1]
-    return next(folder for folder in (package / RECIPES, package.parent / RECIPES) if folder.is_dir())
 
 
 def schema_of(kind: str) -> str:
