@@ -1,4 +1,4 @@
-"""The command line: help with examples, and one line with a cure and exit code 2 for what the user can mend."""
+"""The command line: help with examples, and one line with a cure and exit code 2 for what the user can fix."""
 
 import json
 import os

@@ -245,7 +245,7 @@ def settings_of(kind: Any, value: Any, name: str = "") -> Any:
     fitting = next((one for one in choices if _fits(one, value)), None)
     if fitting is None:
         wanted = " or ".join(_described(one) for one in choices if one is not NoneType)
-        raise InputError(f"{name or 'the recipe'} is {_shown(value)}, and must be {wanted}; mend or remove it")
+        raise InputError(f"{name or 'the recipe'} is {_shown(value)}, and must be {wanted}; fix or remove it")
     if is_dataclass(fitting):
         return _section(fitting, value, name)
     if get_origin(fitting) is list:

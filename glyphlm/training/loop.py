@@ -39,7 +39,7 @@ from glyphlm.training.parametrization import scales_of
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
 
-MEND = "mend or delete that line"
+CURE = "fix or delete that line"
 STEPS_IN_FLIGHT = {"cuda": 1}  # steps launched but not yet read when the next one is launched; 0 on other devices
 
 
@@ -344,9 +344,9 @@ def _keep_metrics(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes, where: str) -> int:
-    row = parse_json(line, where, cure=MEND, finite=False)  # old runs that diverged have NaN
+    row = parse_json(line, where, cure=CURE, finite=False)  # old runs that diverged have NaN
     if not isinstance(row.get("step"), int):
-        raise InputError(f"{where} is damaged (no valid 'step'); {MEND}")
+        raise InputError(f"{where} is damaged (no valid 'step'); {CURE}")
     return row["step"]
 
 
