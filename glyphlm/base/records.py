@@ -116,15 +116,25 @@ def read_json_lines(
     Raises:
         InputError: a line is damaged; file and line are named.
     """
-    rows, cure = [], "fix or delete that line"
     # Bytes, because str.splitlines would also split at the Unicode line separators that a row may contain.
-    for number, line in enumerate(_read_bytes(path, CURE).splitlines() if path.exists() else [], start=1):
-        where = f"{path} line {number}"
-        rows.append(parse_json(line, where, dict, cure, finite))
-        for key, types in (needed or {}).items():
-            if not isinstance(rows[-1].get(key), types):
-                raise InputError(f"{where} is damaged (no valid {key!r}); {cure}")
-    return rows
+    lines = _read_bytes(path, CURE).splitlines() if path.exists() else []
+    return [parse_row(line, f"{path} line {number}", needed, finite) for number, line in enumerate(lines, start=1)]
+
+
+def parse_row(
+    line: bytes, where: str, needed: Mapping[str, tuple[type, ...]] | None = None, finite: bool = True
+) -> dict[str, Any]:
+    """The row of one line of `read_json_lines`.
+
+    Raises:
+        InputError: the line is damaged, or a key is missing or of another type.
+    """
+    cure = "fix or delete that line"
+    row = parse_json(line, where, dict, cure, finite)
+    for key, types in (needed or {}).items():
+        if not isinstance(row.get(key), types):
+            raise InputError(f"{where} is damaged (no valid {key!r}); {cure}")
+    return row
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

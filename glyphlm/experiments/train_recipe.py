@@ -210,16 +210,14 @@ def build_inputs(recipe: AnyRecipe, inputs: Path, begun: bool) -> tuple[Tokenize
     else:
         texts, folder = [text for source in recipe.data for text in source.texts], inputs / "tokenizer"
         tokenizer = _made(folder, begun, lambda: build_tokenizer(texts, recipe.tokenizer, folder))
+    substrate = recipe.substrate
     try:
         recipe.model.head.check_vocabulary(tokenizer.vocab_size)
+        if not substrate.path:
+            substrate_config(substrate, tokenizer.vocab_size).check_lift(recipe.model.d_model)
     except ValueError as error:
         raise InputError(str(error)) from None
-    substrate = recipe.substrate
     if not substrate.path:
-        try:
-            substrate_config(substrate, tokenizer.vocab_size).check_lift(recipe.model.d_model)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         folder = inputs / "substrate"
         _made(folder, begun, lambda: build_substrate(tokenizer, recipe.substrate, folder))
         substrate = replace(substrate, path=str(folder))

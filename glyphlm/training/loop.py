@@ -23,7 +23,7 @@ from glyphlm.base.errors import InputError
 from glyphlm.base.names import METRICS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import Meter, meter, say
-from glyphlm.base.records import parse_json
+from glyphlm.base.records import parse_row
 from glyphlm.base.threads import sharing_cores
 from glyphlm.data.batches import Batch, BatchSource
 from glyphlm.modeling.fusion import Fusion
@@ -39,7 +39,6 @@ from glyphlm.training.parametrization import scales_of
 from glyphlm.training.settings import TrainSettings, count_steps, micro_batch_rows, schedule_of
 from glyphlm.training.trackers import Trackers
 
-CURE = "fix or delete that line"
 STEPS_IN_FLIGHT = {"cuda": 1}  # steps launched but not yet read when the next one is launched; 0 on other devices
 
 
@@ -338,16 +337,10 @@ def _keep_metrics(path: Path, step: int) -> None:
     """
     whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
     lines = whole.splitlines()
-    kept = [line for number, line in enumerate(lines, 1) if _step_of(line, f"{path} line {number}") <= step]
+    rows = [parse_row(line, f"{path} line {number}", {"step": (int,)}, finite=False) for number, line in enumerate(lines, 1)]
+    kept = [line for line, row in zip(lines, rows) if row["step"] <= step]
     if path.exists():
         write_atomic(path, b"".join(line + b"\n" for line in kept))
-
-
-def _step_of(line: bytes, where: str) -> int:
-    row = parse_json(line, where, cure=CURE, finite=False)  # old runs that diverged have NaN
-    if not isinstance(row.get("step"), int):
-        raise InputError(f"{where} is damaged (no valid 'step'); {CURE}")
-    return row["step"]
 
 
 @contextmanager
