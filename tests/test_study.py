@@ -151,6 +151,13 @@ def test_experts_are_fused_seed_by_seed_after_their_training():
     assert stages.ordered[-1].needs == (one.made_by, two.made_by)
 
 
+def test_routers_of_a_fused_model_are_arms_of_its_seed():
+    stages = planned(1, 2, one=None, two=None)
+    stages.fuse("routed", {"experts": ["one", "two"], "method": "router", "routers": ["two", "one"]}, 2)
+    one, two = (next(model.run for model in stages.models if (model.arm, model.seed) == (arm, 2)) for arm in ("one", "two"))
+    assert f"fuse {one} {two} --method router --routers {two} {one} --out" in commands(stages, "fuse")[0]
+
+
 def test_every_model_gets_the_same_tasks():
     settings = Study(RECIPE, {"bits": None}, evaluate=["bpb=embedded:en", "mmlu=hf:"])
     stages = StudyCommands(settings, Path("out"))
@@ -190,6 +197,7 @@ def test_both_protocols_add_to_the_rows_of_a_model():
         ({"evaluate": ["nonsense=x"]}, "nonsense=x"),
         ({"only": ["glyph"]}, "only names glyph; the arms are bits"),
         ({"fuse": {"both": {"experts": ["bits", "other"]}}}, "fuse both names other; the arms are bits"),
+        ({"fuse": {"both": {"experts": ["bits"], "method": "router", "routers": ["no"]}}}, "names no; the arms are bits"),
         ({"claims": [Claim("it grows", "grown.stage-3", "bits")], "arms": {"bits": None, "grown": GROWN}},
          "'it grows' names grown.stage-3; the models are bits, grown.stage-1, grown.stage-2, grown.monolithic-tokens"),
     ],

@@ -3,8 +3,8 @@
     python texts.py FOLDER
 
 Read are en_wikipedia.jsonl.gz, ru_literature.jsonl.gz and zh_wikipedia.jsonl.gz (a JSON object with `text` and `title` a
-line; parts of one work are called WORK [0], WORK [1]) and the line-aligned tatoeba.rus-eng.{eng,rus} and
-tatoeba.cmn-eng.{cmn,eng}.
+line; parts of one work are called WORK [0], WORK [1]), the line-aligned tatoeba.rus-eng.{eng,rus} and
+tatoeba.cmn-eng.{cmn,eng}, and the translated sentences of FLORES-200, {eng_Latn,rus_Cyrl,zho_Hans}.dev.
 
 Whole articles and works are held out, HELD_OUT of each language, drawn over all of them; a passage of each is scored, from
 a paragraph drawn in it, so that no document dominates. Of the others as many are trained on as give about six million
@@ -27,6 +27,8 @@ TEXTS = {  # name -> file, characters to train on, characters of a passage to sc
 PAIRS = {"tatoeba.rus-eng": {"eng": "en-of-ru", "rus": "ru"}, "tatoeba.cmn-eng": {"eng": "en-of-zh", "cmn": "zh"}}
 HELD_OUT, SEED = 120, 1  # documents of each language
 TRAINED, SCORED = 900, 60  # pairs
+TRANSLATED = ("eng_Latn.dev", "rus_Cyrl.dev", "zho_Hans.dev")
+INTERLEAVED, SWITCHED = 60, 160  # sentences
 
 
 def works(path: Path) -> list[dict[str, str]]:
@@ -80,6 +82,31 @@ def cut_pairs(folder: Path) -> None:
             Path(f"pairs-held-out.{name}").write_text("".join(lines[-SCORED:]), encoding="utf-8")
 
 
+def cut_sentences(folder: Path) -> None:
+    """Write interleaved.jsonl and switched.jsonl of the translated sentences, a document a line.
+
+    Interleaved is a sentence in all three languages, in an order that is drawn; switched is the first half of a sentence in
+    one language and the second half of it in another.
+    """
+    lines = [next(folder.rglob(name)).read_text(encoding="utf-8").splitlines() for name in TRANSLATED]
+    sentences, dice = list(zip(*lines)), random.Random(SEED)
+    interleaved = [" ".join(dice.sample(same, len(same))) for same in sentences[:INTERLEAVED]]
+    switched = []
+    for same in sentences[INTERLEAVED : INTERLEAVED + SWITCHED]:
+        (first, _), (_, last) = (halves(sentence) for sentence in dice.sample(same, 2))
+        switched.append(f"{first} {last}")
+    for name, texts in (("interleaved", interleaved), ("switched", switched)):
+        _write(Path(f"{name}.jsonl"), [{"text": text} for text in texts])
+
+
+def halves(sentence: str) -> tuple[str, str]:
+    """A sentence cut between two words in its middle, or between two characters where it has no spaces."""
+    between = " " if " " in sentence else ""
+    parts = sentence.split(" ") if between else [*sentence]
+    return between.join(parts[: len(parts) // 2]), between.join(parts[len(parts) // 2 :])
+
+
 if __name__ == "__main__":
     cut_texts(Path(sys.argv[1]))
     cut_pairs(Path(sys.argv[1]))
+    cut_sentences(Path(sys.argv[1]))

@@ -92,12 +92,14 @@ class StudyCommands:
 
     def fuse(self, name: str, fused: Values, seed: int) -> None:
         """Add the command that fuses the experts of a seed, if the study makes all of them."""
-        experts = [model for expert in fused["experts"] for model in self.models
-                   if (model.arm.partition(".")[0], model.seed, model.is_whole) == (expert, seed, True)]
-        runs, needs = [str(model.run) for model in experts], [model.made_by for model in experts]
-        options = {key: value for key, value in fused.items() if key not in ("experts", "recipe")}
-        if len(experts) < len(fused["experts"]):
+        experts, routers = (self._finished_arms(fused.get(key, []), seed) for key in ("experts", "routers"))
+        if experts is None or routers is None:
             return
+        needs = [model.made_by for model in (*experts, *routers)]
+        runs = [str(model.run) for model in experts]
+        options = {key: value for key, value in fused.items() if key not in ("experts", "recipe")}
+        if routers:
+            options["routers"] = [str(model.run) for model in routers]
         if "recipe" in fused:
             changes = fused["recipe"] | {"fusion": {"experts": runs, **options}}
             self._make(name, arm_recipe(self._settings, changes, seed, {}), seed, needs)
@@ -106,6 +108,11 @@ class StudyCommands:
         run, made_by = self._out / "runs" / place / f"{name}-{seed}", f"fuse_{_word(place)}_{seed}"
         self._add(made_by, ["glyphlm", "fuse", *runs, *_options(options), "--out", str(run)], run / "summary.json", needs)
         self.models.append(Model(name, seed, run, made_by))
+
+    def _finished_arms(self, arms: Sequence[str], seed: int) -> list[Model] | None:
+        """The whole models of the named arms of a seed; None if the study does not make one of them."""
+        made = {model.arm.partition(".")[0]: model for model in self.models if model.seed == seed and model.is_whole}
+        return [made[arm] for arm in arms] if made.keys() >= set(arms) else None
 
     def evaluate(self) -> None:
         """Add commands that evaluate each model that has none yet on the tasks of the study, one per protocol."""
@@ -218,7 +225,8 @@ def model_names(settings: Study) -> list[str]:
 
 def arms_of(settings: Study, models: Sequence[str]) -> list[str]:
     """The distinct arms that the named models are made of."""
-    arms = [settings.fuse.get(model, {}).get("experts", [model.partition(".")[0]]) for model in models]
+    fused = {name: [*given["experts"], *given.get("routers", [])] for name, given in settings.fuse.items()}
+    arms = [fused.get(model, [model.partition(".")[0]]) for model in models]
     return [*dict.fromkeys(arm for of_model in arms for arm in of_model)]
 
 

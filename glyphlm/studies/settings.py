@@ -53,8 +53,8 @@ class Study:
             combinations), and goes on with those of the fewest bits per byte in validation. A value that an arm sets itself
             is not tuned.
         tune_seeds: Seeds of these trainings, none of which is among `seeds`.
-        fuse: Name of each fused model, its experts (names of arms) and options of glyphlm fuse; with `recipe` (what it
-            changes in the recipe) it is trained further.
+        fuse: Name of each fused model, its experts and routers (names of arms) and options of glyphlm fuse; with `recipe`
+            (what it changes in the recipe) it is trained further.
         evaluate: Tasks of glyphlm eval for all models: NAME=PATH.
         protocols: How the questions among them are asked, by likelihood, sampled as published, or both ways.
         only: Names of the arms to make; by default all.

@@ -119,7 +119,8 @@ def check(settings: Study, jobs: int) -> None:
         parse_task(task)
     if len(set(settings.seeds)) < len(settings.seeds):
         raise InputError(f"seeds {settings.seeds} has one twice; name each once")
-    wanted = {"only": settings.only, **{f"fuse {name}": fused.get("experts", [""]) for name, fused in settings.fuse.items()}}
+    wanted = {"only": settings.only, **{f"fuse {name}": [*fused.get("experts", [""]), *fused.get("routers", [])]
+                                        for name, fused in settings.fuse.items()}}
     for name, arms in wanted.items():
         if unknown := [arm for arm in arms if arm not in settings.arms]:
             raise InputError(f"{name} names {', '.join(unknown) or 'no experts'}; the arms are {', '.join(settings.arms)}")
