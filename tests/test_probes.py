@@ -229,7 +229,7 @@ def test_what_is_not_a_run_is_refused(tmp_path):
 def test_a_vocabulary_without_classes_still_has_neighbours(models, tokenizer, tmp_path):
     rows = list(probe_model(models["learned"], tokenizer, Texts({}, {}, ["a", "国", "да"])))
     assert len(rows) == 3 * LAYERS and all(len(row["neighbours"]) == 2 for row in rows)
-    probes._write(tmp_path, [{"run": "r", **row} for row in rows])
+    probes._write(tmp_path, [{"run": "r", **row} for row in rows], lambda panels: "")
     assert not (tmp_path / "probes.svg").exists() and "'да'" in neighbours_text([{"run": "r", **row} for row in rows])
 
 

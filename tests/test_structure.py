@@ -17,15 +17,14 @@ interop studies cli
 """.split()
 # A library is used in one place, so that it can be replaced there.
 OWNERS = {
-    "babel": {"corpus.cldr"},
     "datasets": {"corpus.reading"},
     "datatrove": {"base.jobs"},
-    "fontTools": {"substrate.fonts"},
     "gguf": {"interop.gguf"},
     "huggingface_hub": {"base.hub", "runs.card"},
     "jinja2": {"pages.render"},
     "jsonargparse": {"cli.parser"},
     "matplotlib": {"analysis.plots"},
+    "mpmath": {"evaluation.stats"},
     "peft": {"runs.adapters"},
     "PIL": {"substrate.fonts", "substrate.glyphs"},
     "pyarrow": {"corpus.reading"},
@@ -34,7 +33,6 @@ OWNERS = {
     "sacrebleu": {"evaluation.answers"},
     "safetensors": {"base.tensors", "modeling.hf"},
     "pydantic": {"interop.openai_requests"},
-    "scipy": {"evaluation.stats"},
     "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.spelling",
                    "tokenizer.tokenizer"},

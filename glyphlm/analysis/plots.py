@@ -14,22 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-# Column -> axis title.
-TITLES = {
-    "bits_per_byte": "bits per byte",
-    "loss": "loss (nats per token)",
-    "tokens": "training tokens",
-    "seconds": "seconds of training",
-    "flops": "floating-point operations",
-    "depth": "layers",
-    "percent": "percent",
-    "points": "points of BLEU, chrF",
-}
-# Okabe and Ito's colours without the pale yellow. With four line styles and seven markers (matplotlib's name, and a
-# character for the page) arms can be distinguished in grey print and by colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")
+from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
+
 LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 HATCHES = ("", "///", "...")
 LEGEND = 60  # characters in a line of a legend, of which each handle takes five
 LEGEND_LINE = 0.2  # inches

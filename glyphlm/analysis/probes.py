@@ -7,7 +7,7 @@ Intervals are over items. Shapes: L layers, N texts, D d_model, C classes, K nei
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ def probe(
             "text": settings.text and describe(find_sources([settings.text]))}
     build = Build("probes", asdict(settings) | read, {label: weights_sha256(run) for label, run in labels.items()})
     if not build.is_done(out):
+        from glyphlm.analysis.plots import draw_layers  # needs the extra report: refused before the work
+
         rows = []
         for label, run in labels.items():
             model, tokenizer = load_run(run)
@@ -71,7 +73,7 @@ def probe(
             found = probe_model(model.gpt.to(device), tokenizer, texts, settings.seed, label)
             rows += [{"run": label, **row} for row in found]
         with build.folder(out) as folder:
-            _write(folder, rows)
+            _write(folder, rows, draw_layers)
     return read_json_lines(out / ROWS)
 
 
@@ -163,14 +165,12 @@ def _row(task: str, measure: str, sums_NS: NDArray, chance: float, control_NS: N
             "gain": value - control, "gain_low": gain_low, "gain_high": gain_high, "interval": name, "items": len(sums_NS)}
 
 
-def _write(folder: Path, rows: Sequence[Row]) -> None:
-    from glyphlm.analysis.plots import draw_layers  # loads matplotlib, needed only here
-
+def _write(folder: Path, rows: Sequence[Row], draw: Callable[[Any], str]) -> None:
     (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
     (folder / NEIGHBOURS).write_text(neighbours_text(rows), encoding="utf-8")
     panels = {(task, MEASURES[measure]): found for (task, measure), found in _scored(rows, "task", "measure").items()}
     if panels:
-        (folder / PLOT).write_text(draw_layers(panels), encoding="utf-8")
+        (folder / PLOT).write_text(draw(panels), encoding="utf-8")
 
 
 def _scored(rows: Sequence[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:

@@ -90,8 +90,10 @@ def compare(
     read = {language: describe(found) for language, found in sources.items()}
     build = Build("comparison", {"limit_mb": limit_mb, **reading.settings()}, {"tokenizers": fingerprints, "texts": read})
     if not build.is_done(out):
+        from glyphlm.analysis.plots import draw_bars  # needs the extra report: refused before the work
+
         with build.folder(out) as partial:
-            _write(partial, _rows(tokenizers, sources, limit_mb, reading))
+            _write(partial, _rows(tokenizers, sources, limit_mb, reading), draw_bars)
     return read_json_lines(out / ROWS)
 
 
@@ -190,14 +192,12 @@ class Documents:
             self._open = hashlib.blake2b()
 
 
-def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from glyphlm.analysis.plots import draw_bars  # loads matplotlib, needed only here
-
+def _write(folder: Path, rows: Sequence[Mapping[str, Any]], draw: Callable[[Any, str], str]) -> None:
     (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
     bars: dict[str, dict[str, float]] = {}
     for row in rows:
         bars.setdefault(row["tokenizer"], {})[row["language"]] = row["characters_per_token"]
-    (folder / PLOT).write_text(draw_bars(bars, "characters per token"), encoding="utf-8")
+    (folder / PLOT).write_text(draw(bars, "characters per token"), encoding="utf-8")
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -39,7 +39,7 @@ VERBS = {  # verb -> its module, and a description
 }
 # Packages that only some verbs need -> the extra of pyproject.toml that installs them.
 EXTRAS = {
-    "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "jinja2": "report", "matplotlib": "report", "peft": "lora",
+    "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "matplotlib": "report", "peft": "lora",
     "pyarrow": "hub", "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve",
     "uvicorn": "serve",
 }  # fmt: skip

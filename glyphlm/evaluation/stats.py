@@ -8,12 +8,15 @@ so that one bootstrap serves all. Shapes: N items, S sums, R resamples, M decodi
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import cache
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
+import mpmath  # which torch needs anyway; the same functions of scipy would be 142 MB
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 RESAMPLES = 1000
 EXCHANGES, CHUNK = 9999, 500  # permutations of a test, and how many are computed at once
@@ -49,8 +52,10 @@ def ratio(sums_RS: NDArray) -> NDArray:
 
 def wilson(right: int, items: int) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927), which is within 0 and 1 and valid for few items."""
-    low, high = stats.binomtest(right, items).proportion_ci(0.95, "wilson")
-    return Interval(float(low), float(high), "Wilson 95% over items")
+    share, z = right / items, NormalDist().inv_cdf(0.975)
+    middle, half = share + z**2 / (2 * items), z * math.sqrt(share * (1 - share) / items + z**2 / (4 * items**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / items) for sign in (-1, 1))
+    return Interval(low if right else 0.0, high if right < items else 1.0, "Wilson 95% over items")
 
 
 def bootstrap(sums_NS: ArrayLike, statistic: Statistic = ratio, over: str = "items") -> Interval:
@@ -81,7 +86,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean, name = float(np.mean(values)), "Student 95% over training seeds"
     if len(values) < 2:
         return Interval(-math.inf, math.inf, name)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = t_95(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Interval(mean - half, mean + half, name)
 
 
@@ -92,7 +97,7 @@ def student_p(values: Sequence[float], against: float = 0.0) -> float:
     apart, error = float(np.mean(values)) - against, float(np.std(values, ddof=1)) / math.sqrt(len(values))
     if not error:
         return float(not apart)
-    return float(2 * stats.t.sf(abs(apart) / error, len(values) - 1))
+    return _two_sided(apart / error, len(values) - 1)
 
 
 def pooled_over_seeds(values_AS: ArrayLike, a: int, b: int) -> Interval:
@@ -110,7 +115,7 @@ def pooled_over_seeds(values_AS: ArrayLike, a: int, b: int) -> Interval:
         return Interval(-math.inf, math.inf, name)
     rest_AS = values_AS - values_AS.mean(1, keepdims=True) - values_AS.mean(0) + values_AS.mean()
     error = math.sqrt(2 * float((rest_AS**2).sum()) / freedom / seeds)
-    half = float(stats.t.ppf(0.975, freedom)) * error
+    half = t_95(freedom) * error
     return Interval(difference - half, difference + half, name)
 
 
@@ -122,19 +127,29 @@ def power(seeds: int, spread: float, effect: float) -> float:
     if seeds < 2 or not effect:
         return 0.0
     apart, freedom = effect * math.sqrt(seeds) / spread, seeds - 1
-    return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, apart))
+    quantile, scale = t_95(freedom), 2 * mpmath.mpf(freedom / 2) ** (freedom / 2) / mpmath.gamma(freedom / 2)
+
+    def share(s: Any) -> Any:
+        """Density of a standard deviation of `s` times its true value, times the power with it."""
+        return scale * s ** (freedom - 1) * mpmath.exp(-freedom * s**2 / 2) * mpmath.ncdf(apart - quantile * s)
+
+    width = 10 / math.sqrt(2 * freedom)
+    found: Any = mpmath.quad(share, [max(0.0, 1 - width), 1, 1 + width])
+    return float(found)
 
 
 def seeds_for(spread: float, effect: float) -> int | None:
     """The smallest number of seeds with a power of ENOUGH_POWER; None if it is above MOST_SEEDS."""
-    return next((seeds for seeds in range(2, MOST_SEEDS + 1) if power(seeds, spread, effect) >= ENOUGH_POWER), None)
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, ENOUGH_POWER, key=lambda seeds: power(seeds, spread, effect))
+    return counts[place] if place < len(counts) else None
 
 
 def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike) -> float:
     """Exact p-value of equal accuracy (McNemar 1947): a binomial test on the discordant items."""
     a_N, b_N = np.asarray(right_a_N, bool), np.asarray(right_b_N, bool)
     only_a, only_b = int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return against_chance(only_a, only_a + only_b, 0.5) if only_a + only_b else 1.0
 
 
 def paired(
@@ -195,7 +210,24 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def against_chance(right: int, items: int, chance: float) -> float:
     """Exact two-sided binomial p-value of a number of correct answers under uniform guessing."""
-    return float(stats.binomtest(right, items, chance).pvalue)
+    if chance in (0, 1):
+        return float(right == chance * items)
+    right_N = np.arange(items + 1)
+    log_factorial_N = np.cumsum(np.log(np.maximum(right_N, 1)))
+    log_ways_N = log_factorial_N[-1] - log_factorial_N - log_factorial_N[::-1]
+    p_N = np.exp(log_ways_N + right_N * math.log(chance) + right_N[::-1] * math.log1p(-chance))
+    return min(1.0, float(p_N[p_N <= p_N[right] * (1 + 1e-7)].sum()))  # equal up to rounding counts
+
+
+@cache
+def t_95(freedom: int) -> float:
+    """The 0.975 quantile of Student's t distribution."""
+    return float(mpmath.findroot(lambda t: _two_sided(t, freedom) - 0.05, (1.9, 13), solver="anderson", tol=1e-28))
+
+
+def _two_sided(t: float, freedom: int) -> float:
+    """Two-sided p-value of Student's t: the regularized incomplete beta function at freedom / (freedom + t²)."""
+    return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
 def _resampled(sums_NS: NDArray) -> NDArray:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
-from glyphlm.analysis.plots import TITLES
+from glyphlm.analysis.style import TITLES
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import SETTINGS
 from glyphlm.base.records import parse_yaml, to_json

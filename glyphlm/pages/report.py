@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glyphlm.analysis import plots
 from glyphlm.analysis.inspection import squeezed
-from glyphlm.analysis.plots import COLOURS, MARKERS
+from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
 from glyphlm.base.records import parse_yaml
@@ -233,13 +232,20 @@ def _evaluation(
         "tables": tables,
         "given": published,
         "published": {line: bench.published_rows(line, published) for line in tables["sampled"]},
-        "maps": [(found, plots.draw_heat(found.values_SR, found.signs_SR, found.subjects, found.names)) for found in maps],
+        "maps": [(it, _plots().draw_heat(it.values_SR, it.signs_SR, it.subjects, it.names)) for it in maps],
         "depths": {name: line for name, (line, _) in depths.items()},
         "charts": {name: chart for name, (_, chart) in depths.items()},
         "fused": [(found, _bars(found, lines, numbers)) for found in bench.fused(runs)],
         "comparable": any(runs[0].label in rows and len(rows) > 1 for rows in lines.values()),
         "logs": logs,
     } | _differences(differences(runs, logs) if logs else [], numbers)
+
+
+def _plots() -> Any:
+    """The module that draws with matplotlib, which only the pictures of results of `glyphlm eval` need (extra `report`)."""
+    from glyphlm.analysis import plots
+
+    return plots
 
 
 def _depths(runs: Sequence[Run], lines: bench.Lines) -> dict[Line, Chart]:
@@ -256,7 +262,7 @@ def _depths(runs: Sequence[Run], lines: bench.Lines) -> dict[Line, Chart]:
 def _bars(found: bench.Fused, lines: bench.Lines, numbers: Mapping[str, int]) -> dict[str, str]:
     panels = bench.side_by_side(found, lines)
     own = [numbers[run.label] for run in (*found.experts, found.run)]
-    return {name: plots.draw_bars(bars.values, plots.TITLES[name], bars.spans, bars.levels, own)
+    return {name: _plots().draw_bars(bars.values, TITLES[name], bars.spans, bars.levels, own)
             for name, bars in panels.items()}
 
 
@@ -276,7 +282,7 @@ def _differences(rows: Sequence[ComparisonRow], numbers: Mapping[str, int]) -> d
         if row.subject and row.task == "mmlu":
             kept = subjects.setdefault(f"{row.b}, {row.scoring}", [])
             kept += [row.subject.replace("_", " ")] if row.p_holm < bench.LEVEL else []
-    drawn = {name: plots.draw_forest(of_unit, name, numbers) for name, of_unit in forests.items()}
+    drawn = {name: _plots().draw_forest(of_unit, name, numbers) for name, of_unit in forests.items()}
     return {"differences": tables, "forests": drawn, "subjects": subjects}
 
 

@@ -18,8 +18,9 @@ from glyphlm.data.source import Source
 from glyphlm.experiments.recipe import Recipe, settings_text
 from glyphlm.experiments.train_recipe import run_recipe
 from glyphlm.modeling.config import ModelConfig
+from glyphlm.pages.report import write_report
 from glyphlm.substrate.build import build_substrate
-from glyphlm.substrate.fonts import unifont_or_others
+from glyphlm.substrate.fonts import PHRASEBOOK, unifont_or_others
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.settings import TokenizerSettings
@@ -52,8 +53,6 @@ def quickstart(out: Path, steps: int | None = None, font: Sequence[str] = ()) ->
     Raises:
         InputError: no font is installed, or `out` holds something else.
     """
-    from glyphlm.pages.report import write_report  # loads matplotlib, needed only at the end
-
     with one_writer(out):
         texts = write_phrasebook(out / "text")
         tokenizer = build_tokenizer([str(texts["text"])], TokenizerSettings(vocab_size=VOCAB_SIZE), out / "tokenizer")
@@ -72,8 +71,10 @@ def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     paths, missing = unifont_or_others(characters)
     if re.match("unifont", paths[0].name) or os.environ.get("GLYPHLM_FONT"):
         return [], []
-    note = (f"GNU Unifont is not installed: glyphs are drawn with {', '.join(path.name for path in paths)}, which have "
-            f"{len(characters) - missing:,} of {len(characters):,} characters; the numbers differ from those of Unifont")
+    own = "" if paths == [PHRASEBOOK] else "; the numbers differ from those of Unifont"
+    note = (f"GNU Unifont is not installed: glyphs are drawn with {', '.join(path.name for path in paths)} "
+            f"({PHRASEBOOK.name}: the part of Unifont that comes with glyphlm), which have "
+            f"{len(characters) - missing:,} of {len(characters):,} characters{own}")
     say(note)
     return [str(path) for path in paths], [f"# {note}"]
 
