@@ -48,7 +48,7 @@ def test_the_run_and_the_page_report_which_fonts_were_used(no_unifont, tokenizer
     chain, notes = quickstart._fonts(tokenizer)
     assert chain == [str(fonts.PHRASEBOOK)] and "GNU Unifont is not installed" in capsys.readouterr().err
     lines = [*notes, *quickstart.commands(tmp_path, chain)]
-    assert lines[0].startswith("# GNU Unifont is not installed: glyphs are drawn with phrasebook.otf ")
+    assert lines[0].endswith("are drawn with the part of it that comes with glyphlm")
     assert all(f"--font {chain[0]}" in line for line in lines if "substrate build" in line)
 
 

@@ -71,10 +71,9 @@ def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     paths, missing = unifont_or_others(characters)
     if re.match("unifont", paths[0].name) or os.environ.get("GLYPHLM_FONT"):
         return [], []
-    own = "" if paths == [PHRASEBOOK] else "; the numbers differ from those of Unifont"
-    note = (f"GNU Unifont is not installed: glyphs are drawn with {', '.join(path.name for path in paths)} "
-            f"({PHRASEBOOK.name}: the part of Unifont that comes with glyphlm), which have "
-            f"{len(characters) - missing:,} of {len(characters):,} characters{own}")
+    drawn = f"{len(characters) - missing:,} of {len(characters):,} characters are drawn with"
+    note = (f"GNU Unifont is not installed: {drawn} the part of it that comes with glyphlm" if paths == [PHRASEBOOK] else
+            f"GNU Unifont is not installed: {drawn} {', '.join(path.name for path in paths)}; the numbers differ from its")
     say(note)
     return [str(path) for path in paths], [f"# {note}"]
 
