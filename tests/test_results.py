@@ -12,7 +12,7 @@ from glyphlm.evaluation.stats import over_seeds, power, seeds_for, student_p
 from glyphlm.studies.claims import Claim, detectable
 from glyphlm.studies.commands import Model, Study
 from glyphlm.studies.registration import REGISTERED, planned_power, register
-from glyphlm.studies.results import VALIDATION, Choice, measured, write_results
+from glyphlm.studies.results import VALIDATION, Choice, gaps_of, measured, write_results
 from glyphlm.studies.workflow import DONE, LOGS, Command
 
 BITS = {
@@ -104,6 +104,19 @@ def test_curves_are_means_over_the_seeds_that_got_so_far(found, tmp_path, monkey
     rows = {row["seed"]: row for row in every if row["measure"] == "tokens to threshold"}
     assert {seed: (row["value"], row["threshold"]) for seed, row in rows.items()} == {1: (150, 2.5), 2: (200, 2.5)}
     assert drawn == {"frozen": [(100, 4.0), (200, 2.25)]}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_grown_arm_has_the_loss_of_its_last_stage_and_the_operations_of_all(seeds):
+    found = {"whole": (4.0, 2.5), "whole_half": (2.0, 2.9), "grown.stage-1": (1.0, 3.5), "grown.stage-2": (0.6, 2.6),
+             "grown.monolithic-flops": (1.6, 2.8)}
+    rows = [{"arm": arm, "seed": seed, "measure": measure, "value": value}
+            for seed in range(seeds) for arm, values in found.items()
+            for measure, value in zip(("petaFLOP", "bpb bits per byte, x.txt"), values)]
+    drawing, section = gaps_of(rows, "whole")
+    assert drawing.startswith("<?xml") and "(gaps.svg)" in section
+    assert "| whole_half | 50.0% | +0.4000 |" in section and "| grown | 40.0% | +0.1000 |" in section
+    assert gaps_of([row for row in rows if "grown" not in row["arm"]], "whole") == ()
 
 
 def test_another_arm_can_be_the_reference(found, tmp_path):

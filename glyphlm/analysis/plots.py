@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
 
@@ -114,6 +114,29 @@ def draw_held_out(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     _add_legend(figure, map(_legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
     if (low := axes.get_ylim()[0]) > 0:
         axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
+    return _to_svg(figure)
+
+
+@matplotlib.rc_context(DRAWING)
+def draw_gaps(gaps: Mapping[str, tuple[float, float, float, float]], line: Sequence[str], reference: str) -> str:
+    """Bits per byte behind a reference over the share of its operations as SVG.
+
+    Args:
+        gaps: Arm -> share, gap, and the ends of its interval (NaN for a single seed).
+        line: Arms that a line joins, in this order.
+    """
+    figure = _figure(5.4, 3.7)
+    axes = figure.add_subplot(xlabel=f"operations, of those of {reference}", ylabel=f"bits per byte behind {reference}")
+    axes.axhline(0, color="#222222", linewidth=1)
+    axes.plot(*zip(*(gaps[arm][:2] for arm in line)), color="#bbbbbb", linewidth=1.4)
+    for number, (share, gap, low, high) in enumerate(gaps.values()):
+        style = arm_style(number) | {"linestyle": "none"}
+        axes.plot([share] * 2, [low, high], color=style["color"], linewidth=1.2)
+        axes.plot([share], [gap], **style, **HOLLOW)
+    _clear(axes, "both", "top", "right")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    labels = [_drawable(name, number) for number, name in enumerate(gaps)]
+    _add_legend(figure, map(_legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
     return _to_svg(figure)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glyphlm.analysis.plots import draw_claims, draw_held_out
+from glyphlm.analysis.plots import draw_claims, draw_gaps, draw_held_out
 from glyphlm.base.names import METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
@@ -35,7 +35,7 @@ from glyphlm.studies.registration import registered_line
 from glyphlm.studies.settings import Study
 from glyphlm.studies.workflow import Command, failures, finished, reason
 
-CLAIMS, TABLE, CURVES, FOREST = "claims.jsonl", "results.md", "curves.svg", "claims.svg"
+CLAIMS, TABLE, CURVES, FOREST, GAPS = "claims.jsonl", "results.md", "curves.svg", "claims.svg", "gaps.svg"
 VALIDATION = f"{BITS_PER_BYTE}, validation"
 # Fields of a result that its row keeps.
 BESIDE = ("subject", "low", "high", "interval", "items", "documents", "cut", "unknown", "chance", "majority")
@@ -129,7 +129,8 @@ def write_results(
     typed = [shlex.join(each.arguments) for each in commands]
     curves = _curves(logged)
     forest = draw_claims(verdicts) if any(row["low"] is not None for row in verdicts) else None
-    for name, drawing in ((CURVES, curves), (FOREST, forest)):
+    gaps = gaps_of(rows, settings.compare or next(iter(settings.arms)))
+    for name, drawing in ((CURVES, curves), (FOREST, forest), (GAPS, gaps and gaps[0])):
         if drawing:
             write_atomic(out / name, drawing)
     if runs:
@@ -140,7 +141,7 @@ def write_results(
     noted = [registered_line(registered)] if registered else []
     noted += [f"Margins: {settings.margin_reason}"] if settings.margin_reason else []
     sections = [f"# {settings.title}\n", *_claims(claims, verdicts, command, noted), *drawn,
-                *_missing(choices, models, commands, done, out), *figure,
+                *_missing(choices, models, commands, done, out), *figure, *gaps[1:],
                 *_tables(rows, models, settings.compare), *_chosen(choices),
                 "\n".join(("## Commands\n\n```", *typed, "```\n"))]
     write_atomic(out / TABLE, "\n".join(sections))
@@ -250,6 +251,37 @@ def _curves(logged: Logged) -> str | None:
     means = {arm: [(tokens, sum(bits) / len(bits)) for tokens, bits in sorted(found.items())]
              for arm, found in curves.items()}
     return draw_held_out(means) if means else None
+
+
+def gaps_of(rows: Sequence[Row], reference: str) -> tuple[str, str] | tuple[()]:
+    """Loss behind the reference over the share of its operations: a drawing and a section; empty without grown arms.
+
+    A grown arm is its last stage, with the operations of all. Read is the first text that is evaluated, or the validation.
+    """
+    table = by_measure(rows)
+    measure = next((name for name in table if name.startswith("bpb")), VALIDATION)
+    if measure not in table or "petaFLOP" not in table or not any(".stage-" in row["arm"] for row in rows):
+        return ()
+    spent: dict[str, Seeds] = {}
+    for arm, values in table["petaFLOP"].values.items():
+        whole = spent.setdefault(arm.partition(".")[0], {})
+        if ".monolithic" not in arm:
+            whole.update({seed: whole.get(seed, 0.0) + value for seed, value in values.items()})
+    reached = {arm.partition(".")[0]: values for arm, values in table[measure].values.items() if ".monolithic" not in arm}
+    gaps = {}
+    for arm, values in reached.items():
+        seeds = [seed for seed in values if seed in reached.get(reference, {})]
+        if seeds:
+            share = sum(spent[arm][seed] / spent[reference][seed] for seed in seeds) / len(seeds)
+            behind = [values[seed] - reached[reference][seed] for seed in seeds]
+            interval = over_seeds(behind)
+            gaps[arm] = (share, sum(behind) / len(seeds), interval.low, interval.high)
+    line = sorted((arm for arm in gaps if arm.startswith(reference)), key=lambda arm: gaps[arm][0])
+    cells = [(arm, f"{share:.1%}", _number(gap, "+"), _ends(low, high, "+"))
+             for arm, (share, gap, low, high) in gaps.items()]
+    heads = ("arm", f"operations of {reference}", f"{measure}, minus {reference}", "95%")
+    figure = f"![Bits per byte behind {reference} over the share of its operations]({GAPS})"
+    return draw_gaps(gaps, line, reference), f"## Loss against operations\n\n{_table(heads, cells)}\n{figure}\n"
 
 
 def _missing(
