@@ -2,7 +2,8 @@
 
     python docs/results/judge.py
 
-Reads results.jsonl of freezing and fusion with recipes/study_*.yaml, and growth.jsonl with the claims below.
+Reads results.jsonl of each study's folder with recipes/study_*.yaml, and growth.jsonl and stitching.jsonl with the claims
+below; those of stitching were committed before its runs.
 """
 
 import re
@@ -14,10 +15,12 @@ from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.experiments.recipe import load_recipe
 from glyphlm.studies.claims import Row, claims_digest, judge
+from glyphlm.studies.registration import REGISTERED, registered_line
 from glyphlm.studies.results import claims_table
 from glyphlm.studies.settings import Claim, Study
 
 HERE = Path(__file__).parent
+STUDIES = sorted(path.parent.name for path in HERE.glob("*/claims.jsonl"))  # of recipes/study_*.yaml
 MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
 GROWTH = [
     *(Claim(f"depth brings ability: {n} layers are better than {n - 1}", f"random.{n}", f"random.{n - 1}", FIRST,
@@ -32,27 +35,36 @@ GROWTH = [
     Claim("a start that changes nothing is better than a random one", "zero.6", "random.6", "our question", kind="better"),
 ]
 
+STITCHING = [
+    Claim("on a shared frozen substrate, strangers' halves lose less by being stitched than with tables of their own",
+          "trained_frozen", "trained_learned", "our question", kind="better"),
+    Claim("the same without training the map", "identity_frozen", "identity_learned", "our question", kind="better"),
+]
+
 
 def study_verdicts(name: str) -> list[Row]:
     """The verdicts of a study on its published rows, written to its claims.jsonl."""
     folder, settings = HERE / name, load_recipe(HERE.parents[1] / "recipes" / f"study_{name}.yaml", kind=Study)
     rows, before = (read_json_lines(folder / file) for file in ("results.jsonl", "claims.jsonl"))
     commands = {(row["arm"], row["against"]): row["command"] for row in before}
-    beside = {"claims": claims_digest(settings.claims, settings.seeds)}
+    digest = claims_digest(settings.claims, settings.seeds)
+    registered = next((row for row in read_json_lines(folder / REGISTERED) if row["digest"] == digest), None)
+    beside = {"registered" if registered else "claims": digest}
     verdicts = [row | beside | {"command": commands.get((row["arm"], row["against"]), "")}
                 for row in judge(settings.claims, rows)]
     write_atomic(folder / "claims.jsonl", to_lines(verdicts))
     write_atomic(folder / "claims.svg", draw_claims(verdicts))
     page = (folder / "results.md").read_text(encoding="utf-8")
-    section = f"## Claims\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}\n"
+    section = f"## Claims\n\n{summary(verdicts, registered)}\n\n{claims_table(verdicts)}\n"
     write_atomic(folder / "results.md", re.sub(r"## Claims\n.*?(?=^!\[)", lambda _: section, page, flags=re.S | re.M))
     return verdicts
 
 
-def summary(verdicts: list[Row]) -> str:
-    """What was judged how, as a sentence."""
+def summary(verdicts: list[Row], registered: Row | None = None) -> str:
+    """What was judged how, in a sentence or two."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
-    return f"{counts}; judged by docs/results/judge.py, corrected within each source, after the results were known."
+    judged = f"{counts}; judged by docs/results/judge.py, corrected within each source"
+    return f"{judged}. {registered_line(registered)}" if registered else f"{judged}, after the results were known."
 
 
 def growth_verdicts() -> list[Row]:
@@ -64,8 +76,8 @@ def growth_verdicts() -> list[Row]:
 
 def main() -> None:
     """Print the tables."""
-    for name, verdicts in (("freezing", study_verdicts("freezing")), ("fusion", study_verdicts("fusion")),
-                           ("growth", growth_verdicts())):
+    for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts()),
+                           ("stitching", judge(STITCHING, read_json_lines(HERE / "stitching.jsonl")))):
         print(f"## {name}\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}")
 
 
