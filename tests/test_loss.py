@@ -17,7 +17,7 @@ from glyphlm.modeling.heads import target_nats_of
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.modeling.substrate import Substrate, SubstrateConfig
 from glyphlm.training import loss
-from glyphlm.training.loss import Objective, chunks, has_liger, head_loss, target_nats
+from glyphlm.training.loss import Objective, chunks, has_liger, head_loss, rows_at_once, target_nats
 
 N, D, V = 11, 8, 23
 IDS, END = 40, 0  # of the model below
@@ -32,7 +32,7 @@ torch.manual_seed(1)
 x, weight = (torch.randn(*s, device=device, requires_grad=True) for s in ((N, D), (V, D)))
 y = torch.randint(V, (N,), device=device)
 def found(liger, dtype):
-    loss.has_liger, loss.LOGITS_AT_ONCE = lambda _: liger, 3 * N * D
+    loss.has_liger, loss.LOGITS_AT_ONCE, loss.LOGITS_ON_GPU = lambda _: liger, 3 * N * D, 3 * N * D
     value = loss.head_loss(x, weight, None, y, dtype)
     return [value.detach(), *torch.autograd.grad(value, [x, weight])]
 for dtype, near in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
@@ -181,7 +181,7 @@ def test_liger_is_given_low_products_and_the_size_of_chunks_and_its_numbers_are_
 
     monkeypatch.setitem(sys.modules, LIGER, SimpleNamespace(fused_linear_cross_entropy_forward=noted))
     monkeypatch.setattr(loss, "has_liger", lambda device: device.type == "cpu")
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 5 * N * D + 1)
+    monkeypatch.setattr(loss, "LOGITS_ON_GPU", 5 * N * D + 1)
     x_ND, weight_VD, bias_V, y_N = problem(True)
     value = head_loss(x_ND, weight_VD, None, y_N, torch.bfloat16, targets=16)
     value.backward()
@@ -217,9 +217,25 @@ def test_nats_of_each_target_are_those_of_plain_cross_entropy(monkeypatch, rows)
 def test_chunks_cover_every_position_once_and_hold_few_enough_logits(monkeypatch):
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 100)
     for count, vocab_size in [(1, 10), (10, 10), (31, 10), (7, 99), (5, 1000)]:
-        found = chunks(count, vocab_size)
+        found = chunks(count, rows_at_once(vocab_size, torch.device("cpu")))
         assert [i for at in found for i in range(at.start, at.stop)] == list(range(count))
         assert max(at.stop - at.start for at in found) * vocab_size <= max(100, vocab_size)
+
+
+@pytest.mark.parametrize(("vocab_size", "in_float32", "in_bfloat16"), [
+    (2048, 2048, 16384), (8192, 512, 4096), (65536, 512, 512), (131072, 256, 256), (1 << 20, 32, 32),
+])  # fmt: skip
+def test_rows_at_once_fit_the_cache_where_that_is_enough_of_them(vocab_size, in_float32, in_bfloat16):
+    cpu = torch.device("cpu")
+    assert [rows_at_once(vocab_size, cpu, dtype) for dtype in (torch.float32, torch.bfloat16)] == [in_float32, in_bfloat16]
+
+
+def test_the_loss_can_be_differentiated_once_as_its_gradients_are_scaled_in_place():
+    x_ND, weight_VD, bias_V, y_N = problem(True)
+    value = head_loss(x_ND, weight_VD, bias_V, y_N)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        value.backward()
 
 
 # The loss as a module: summed over its targets, blind to ignored ones and, where asked, to other documents.

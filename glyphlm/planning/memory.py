@@ -9,13 +9,14 @@ of a fused model store nothing: the peak is what one block needs while it runs, 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from glyphlm.modeling.attention import HALVED
 from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT, count_parameters, trains
-from glyphlm.training.loss import LOGITS_AT_ONCE
+from glyphlm.training.loss import rows_at_once
 from glyphlm.training.optim import hidden_matrices
 from glyphlm.training.settings import TrainSettings, micro_batch_rows
 
@@ -132,16 +133,16 @@ def head_bytes(model: GPT | Fusion, load: Load) -> int:
     its network for each later digit; during the pass twice the width more.
     """
     tokens, vocab_size = load.rows * model.config.block_size, model.vocab_size
-    chunk, in_bf16 = min(tokens, max(1, LOGITS_AT_ONCE // vocab_size)), 2 if load.bf16 else 0
+    dtype, in_bf16 = (torch.bfloat16, 2) if load.bf16 else (torch.float32, 0)
+    chunk = min(tokens, rows_at_once(vocab_size, torch.device("cpu"), dtype))
     if isinstance(head := model.head, CodeHead):
         digits, values = head.config.digits, head.config.shortlist + head.config.digits * head.base
         return FLOAT * tokens * (2 * values + (4 * digits - 2) * head.config.width)
     if isinstance(head, nn.ModuleList):  # of a fusion: each expert's logits, weighted, their sum, its softmax and gradient
         return FLOAT * chunk * vocab_size * (3 * len(head) + 3)
     width, trained = _matrix(model)
-    losing = (chunk * 8 + width * (4 * trained + in_bf16)) * vocab_size  # logits, log-probabilities; gradient and weights
-    deriving = (chunk * (in_bf16 or FLOAT) + width * (8 * trained + in_bf16)) * vocab_size  # their gradient; a chunk's share
-    return max(losing, deriving) + chunk * width * in_bf16
+    matrices = FLOAT * trained + in_bf16 * (1 + trained)  # its gradient; in bf16 its weights and the gradient of a chunk
+    return (chunk * (load.width + FLOAT) + width * matrices) * vocab_size + 2 * chunk * width * in_bf16
 
 
 def backward_bytes(model: GPT | Fusion, load: Load) -> int:

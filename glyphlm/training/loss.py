@@ -4,7 +4,7 @@ Shapes: as in modeling/model.py; N targets of a batch, n of one chunk.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,10 +18,13 @@ from glyphlm.modeling.fusion import Fusion
 from glyphlm.modeling.heads import CodeHead, TiedHead
 from glyphlm.modeling.model import GPT, LanguageModel
 
-# Logits in memory at a time. On CPU chunks half as large take 1.15 times as long, because the head's gradient is accumulated
-# once per chunk, and chunks twice as large gain nothing. On a GPU the products need thousands of rows: 1 GiB in bf16.
+# Logits in memory at a time. On a GPU the products need thousands of rows: 1 GiB in bf16.
 LOGITS_AT_ONCE = 1 << 25
 LOGITS_ON_GPU = 1 << 29
+# On CPU in float32 fewer are faster, as softmax and products then find them in the cache: V 8,192, d 384, 2,048 tokens, one
+# thread (AVX2): 0.51 CPU seconds in chunks of 512 rows, 0.71 in one chunk of fresh memory. Each chunk reads and writes the
+# head's gradient: at V 65,536, d 256, chunks of 128 rows take 1.2 times as long as those of 512.
+LOGITS_IN_CACHE, FEWEST_ROWS = 1 << 22, 512
 
 Needs = tuple[bool, bool, bool]  # whether x, weight and bias get a gradient
 OfChunk = tuple[Tensor, Tensor, Any]  # nats, gradient of the logits, and where it is needed that of the bias
@@ -42,15 +45,16 @@ class _HeadLoss(torch.autograd.Function):
             nats, *gradients = _by_liger(x_ND, weight_VD, y_N, dtype, needs)
         else:
             nats, *gradients = _by_torch(x_ND, weight_VD, bias_V, y_N, dtype, needs)
-        ctx.save_for_backward(*gradients)
-        ctx.targets = targets
+        ctx.gradients, ctx.targets = gradients, targets  # not saved tensors: the backward pass scales them in place
         return nats / targets
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
-        (upstream,) = upstreams
-        gradients = (None if g is None else g * (upstream / ctx.targets).to(g.dtype) for g in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+        (upstream,), gradients = upstreams, ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the loss of the head can be differentiated once")
+        ctx.gradients = None
+        return (*(None if g is None else g.mul_((upstream / ctx.targets).to(g.dtype)) for g in gradients), None, None, None)
 
 
 def _by_torch(
@@ -61,31 +65,41 @@ def _by_torch(
     dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
     dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if need_bias and bias_V is not None else None
     head_VD, nats = weight_VD.to(dtype), torch.zeros((), device=x_ND.device)
-    softmax = _fused_softmax() if can_compile(x_ND.device.type) else _softmax
-    for at in chunks(len(y_N), len(weight_VD), _at_once(x_ND.device)):
+    rows = min(len(y_N), rows_at_once(len(weight_VD), x_ND.device, dtype))
+    softmax = _fused_softmax() if can_compile(x_ND.device.type) else _softmax_in(rows, head_VD)
+    for at in chunks(len(y_N), rows):
         x_nD = x_ND[at].to(dtype)
         nats_of_chunk, low_nV, dbias_of_chunk_V = softmax(x_nD, head_VD, bias_V, y_N[at], need_bias)
         nats += nats_of_chunk
         if dbias_V is not None:
             dbias_V += dbias_of_chunk_V
         if dx_ND is not None:
-            dx_ND[at] = (low_nV @ head_VD).to(x_ND.dtype)
+            _write_product(dx_ND[at], low_nV, head_VD)
         if dweight_VD is not None:
             _add_product(dweight_VD, low_nV, x_nD)
-        del low_nV  # before the next chunk's logits are made
+        del low_nV  # before the next chunk's logits are made, where they are compiled
     return nats, dx_ND, dweight_VD, dbias_V
 
 
-def _softmax(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
+def _softmax_in(rows: int, head_VD: Tensor) -> Callable[..., OfChunk]:
+    """`_softmax` in memory for chunks of up to `rows` rows, which each chunk overwrites."""
+    low_nV = head_VD.new_empty(rows, len(head_VD))
+    return partial(_softmax, low_nV=low_nV, full_nV=torch.empty_like(low_nV, dtype=torch.float32))
+
+
+def _softmax(
+    x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool, low_nV: Tensor, full_nV: Tensor
+) -> OfChunk:
     """Summed nats, the gradient of the logits in the type of the products, and its sum over the rows, in float32."""
-    logits_nV = (x_nD @ head_VD.T).float()
-    logits_nV = logits_nV if bias_V is None else logits_nV + bias_V.float()
-    logp_nV = logits_nV.log_softmax(-1)
-    nats = -logp_nV.gather(1, y_n[:, None]).sum()
-    del logits_nV  # before the gradient is made
-    dlogits_nV = logp_nV.exp_()
-    dlogits_nV[torch.arange(len(y_n), device=y_n.device), y_n] -= 1
-    return nats, dlogits_nV.to(x_nD.dtype), dlogits_nV.sum(0) if need_bias else None
+    low_nV, full_nV = low_nV[: len(y_n)], full_nV[: len(y_n)]
+    torch.mm(x_nD, head_VD.T, out=low_nV)
+    if bias_V is not None:
+        low_nV += bias_V
+    torch.log_softmax(low_nV, -1, torch.float32, out=full_nV)
+    nats = -full_nV.gather(1, y_n[:, None]).sum()
+    full_nV.exp_()[torch.arange(len(y_n), device=y_n.device), y_n] -= 1
+    dlogits_nV = full_nV if low_nV.dtype == torch.float32 else low_nV.copy_(full_nV)
+    return nats, dlogits_nV, full_nV.sum(0) if need_bias else None
 
 
 def _softmax_to_fuse(x_nD: Tensor, head_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, need_bias: bool) -> OfChunk:
@@ -103,9 +117,19 @@ def _fused_softmax() -> Callable[..., OfChunk]:
     return torch.compile(_softmax_to_fuse)
 
 
+def _write_product(out_nD: Tensor, low_nV: Tensor, head_VD: Tensor) -> None:
+    """low W, in the type of `out_nD`."""
+    if out_nD.dtype == low_nV.dtype:
+        torch.mm(low_nV, head_VD, out=out_nD)
+    else:
+        out_nD.copy_(low_nV @ head_VD)
+
+
 def _add_product(sum_VD: Tensor, low_nV: Tensor, x_nD: Tensor) -> None:
-    """Add low^T x to a float32 sum, on a GPU inside the product (torch 2.8 and later)."""
-    if sum_VD.is_cuda and low_nV.dtype != torch.float32 and "dtype_out" in torch.ops.aten.addmm.overloads():
+    """Add low^T x to a float32 sum, inside the product where that can be (from bfloat16 on GPUs, torch 2.8 and later)."""
+    if low_nV.dtype == torch.float32:
+        sum_VD.addmm_(low_nV.T, x_nD)
+    elif sum_VD.is_cuda and "dtype_out" in torch.ops.aten.addmm.overloads():
         torch.addmm(sum_VD, low_nV.T, x_nD, out_dtype=torch.float32, out=sum_VD)
     else:
         sum_VD += low_nV.T @ x_nD
@@ -130,7 +154,7 @@ def _by_liger(x_ND: Tensor, weight_VD: Tensor, y_N: Tensor, dtype: torch.dtype, 
         y_N,
         reduction="sum",
         accum_dtype=torch.float32,
-        chunk_mem_const=max(1, _at_once(x_ND.device) // x_ND.numel()),  # times N D logits at once; by default 1
+        chunk_mem_const=max(1, LOGITS_ON_GPU // x_ND.numel()),  # times N D logits at once; by default 1
     )
     return nats, dx_ND.to(x_ND.dtype) if needs[0] else None, dweight_VD.to(weight_VD.dtype) if needs[1] else None, None
 
@@ -154,8 +178,8 @@ def head_loss(
 @torch.no_grad()
 def target_nats(model: LanguageModel, x_ND: Tensor, y_N: Tensor) -> Tensor:
     """Cross-entropy in nats of each target, float32 [N], for evaluation."""
-    at_once = _at_once(x_ND.device) >> 2 * x_ND.is_cuda  # three copies in float32
-    return torch.cat([model.nats(x_ND[at], y_N[at]) for at in chunks(len(y_N), model.vocab_size, at_once)])
+    rows = max(1, rows_at_once(model.vocab_size, x_ND.device) >> 2 * x_ND.is_cuda)  # three copies in float32
+    return torch.cat([model.nats(x_ND[at], y_N[at]) for at in chunks(len(y_N), rows)])
 
 
 def training_loss(model: GPT | Fusion, x_ND: Tensor, y_N: Tensor, dtype: torch.dtype, targets: int) -> Tensor:
@@ -171,19 +195,21 @@ def training_loss(model: GPT | Fusion, x_ND: Tensor, y_N: Tensor, dtype: torch.d
     if isinstance(head, nn.ModuleList):  # of a fusion, whose logits are computed again for the backward pass
         with autocast:
             nats = [checkpoint(model.nats, x_ND[at], y_N[at], use_reentrant=False)
-                    for at in chunks(len(y_N), model.vocab_size, _at_once(x_ND.device))]
+                    for at in chunks(len(y_N), rows_at_once(model.vocab_size, x_ND.device))]
         return torch.cat(nats or [x_ND.new_zeros(0)]).sum() / targets
     return head_loss(x_ND, _whole(head), head.bias, y_N, dtype, targets)
 
 
-def chunks(count: int, vocab_size: int, at_once: int | None = None) -> list[slice]:
-    """Consecutive slices of `count` positions, each small enough for `at_once` logits (LOGITS_AT_ONCE)."""
-    size = max(1, (at_once or LOGITS_AT_ONCE) // vocab_size)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+def chunks(count: int, rows: int) -> list[slice]:
+    """Consecutive slices of `count` positions, of `rows` each, the last one of what is left."""
+    return [slice(start, min(start + rows, count)) for start in range(0, count, max(1, rows))]
 
 
-def _at_once(device: torch.device) -> int:
-    return LOGITS_ON_GPU if device.type == "cuda" else LOGITS_AT_ONCE
+def rows_at_once(vocab_size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Positions whose logits are in memory at a time."""
+    most = max(1, (LOGITS_ON_GPU if device.type == "cuda" else LOGITS_AT_ONCE) // vocab_size)
+    in_cache = max(FEWEST_ROWS, LOGITS_IN_CACHE // vocab_size)
+    return min(most, in_cache) if device.type == "cpu" and dtype == torch.float32 else most
 
 
 class Objective(nn.Module):
