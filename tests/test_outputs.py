@@ -116,10 +116,18 @@ def test_a_setting_that_was_dropped_is_a_difference(out):
         build().is_done(out)
 
 
+def test_a_missing_file_is_explained_by_the_state_of_its_folder(out):
+    make(out)
+    assert outputs.lacks(out, "x.json") == "holds no x.json"
+    assert outputs.lacks(out / "content", "x.json") == "is a file, not a folder"
+    assert outputs.lacks(out.parent / "heer", "x.json") == f"does not exist (did you mean {out}?)"
+    assert outputs.lacks(out.parent / "xyz", "x.json") == "does not exist"
+
+
 def test_a_folder_of_someone_else_is_refused(out):
     out.mkdir(parents=True)
     (out / "thesis.doc").touch()
-    with pytest.raises(InputError, match="holds files but no build.json"):
+    with pytest.raises(InputError, match="holds no build.json"):
         build().is_done(out)
 
 

@@ -230,8 +230,10 @@ def charts_of(page: str) -> dict[str, Any]:
 
 def test_runs_of_a_study_are_drawn_as_arms_with_a_band_over_seeds(runs, tmp_path):
     ends = {("a", 1): 1.0, ("a", 2): 1.2, ("b", 1): 0.9}
-    made = {make_run(tmp_path / f"{arm}{seed}", f"x{seed}", end, seed=seed): arm for (arm, seed), end in ends.items()}
-    text = write_report([*made], tmp_path / "report.html", arms=made, forest="<svg/>", claims=[{"claim": "x"}])
+    made = {make_run(tmp_path / f"{arm}{seed}", f"x{seed}", end, seed=seed, data_order=f"order{seed}"): arm
+            for (arm, seed), end in ends.items()}
+    claims = [{"claim": "x", "margin": "0.02", "verdict": "supported"}]
+    text = write_report([*made], tmp_path / "report.html", arms=made, forest="<svg/>", claims=claims)
     page = text.read_text(encoding="utf-8")
     lead = " ".join(re.sub("<[^>]*>", "", page[page.index('<p class="lead">') : page.index("</p>")]).split())
     assert "2 arms, 3 runs with different seeds. They reached 0.900 to 1.200 bits per byte" in lead and "The arm" not in lead
@@ -240,6 +242,8 @@ def test_runs_of_a_study_are_drawn_as_arms_with_a_band_over_seeds(runs, tmp_path
     assert section(page, 'id="arms"', 'id="comparison"').count("−0.100") == 1  # b, seed 1 against a, seed 1
     marks = one["marks"]
     assert (marks["bits_per_byte"][-1], marks["bits_per_byte.low"][-1], marks["bits_per_byte.high"][-1]) == (1.1, 1.0, 1.2)
+    assert "(seed 1: order1, seed 2: order2)" in page  # the same in the runs of each seed
+    assert re.findall('<th scope="col">(claim|verdict|margin)</th>', page) == ["claim", "verdict", "margin"]
     assert "bits_per_byte.low" not in two["marks"] and base64.b64encode(b"<svg/>").decode() in page
     assert Elements(page).open == []
 

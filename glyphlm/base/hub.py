@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, HUB
+from glyphlm.base.outputs import lacks
 
 # Weights, sizes, vocabulary, records of a run; never the Python files that a repository may hold.
 FETCHED = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "merges.txt", "vocab.txt", "settings.yaml", "glyphs.png")
@@ -82,7 +83,7 @@ def push(run: Path, repo: str, private: bool = False, endpoint: str | None = Non
         InputError: the folder is not a model, or the Hub refuses.
     """
     if not (run / CONFIG).is_file():
-        raise InputError(f"{run} holds no {CONFIG}; give a finished run, or a folder of glyphlm export --to gpt_neox")
+        raise InputError(f"{run} {lacks(run, CONFIG)}; give a finished run, or a folder of glyphlm export --to gpt_neox")
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     with _as_input_errors(repo):
         found = api.create_repo(repo, private=private, exist_ok=True)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ WINDOWS_BYTE = 1 << 30  # the byte that is locked on Windows: far behind the tex
 
 class OtherWork(InputError):
     """An output folder holds the result of another command, other settings or other inputs."""
+
+
+def lacks(folder: str | Path, name: str) -> str:
+    """Why there is no file `name` in `folder`, for error messages; the nearest name is suggested."""
+    folder = Path(folder)
+    if folder.exists():
+        return f"holds no {name}" if folder.is_dir() else "is a file, not a folder"
+    near = get_close_matches(folder.name, [path.name for path in folder.parent.glob("*/")], 1)
+    return "does not exist" + (f" (did you mean {folder.parent / near[0]}?)" if near else "")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -327,8 +337,7 @@ def read_build(folder: Path) -> Build:
     """
     path = Path(folder) / BUILD
     if not path.is_file():
-        what = "holds files but no build.json" if Path(folder).is_dir() else "does not exist or is a file"
-        raise InputError(f"{folder} {what}: give a folder that a glyphlm command made, or an empty one")
+        raise InputError(f"{folder} {lacks(folder, BUILD)}; give a folder that a glyphlm command made, or an empty one")
     cure = f"remove {folder} and make it again"
     found = read_json(path, cure=cure)
     kinds = {"made": str, "settings": dict, "inputs": dict, "result": dict}

@@ -19,7 +19,7 @@ from glyphlm.modeling.bytecover import expert_sha256
 from glyphlm.modeling.bytefusion import ByteFusion, ByteFusionConfig, ByteFusionForCausalLM
 from glyphlm.modeling.model import count_parameters
 from glyphlm.runs.adapters import ADAPTER
-from glyphlm.runs.folder import export_model, load_run, special_ids
+from glyphlm.runs.folder import export_model, load_run, special_ids, unfinished
 from glyphlm.runs.foreign import context_of, load_foreign, quiet
 from glyphlm.runs.opening import OURS
 from glyphlm.runs.sampling import SAMPLING
@@ -130,5 +130,5 @@ def expert_digest(run: str) -> str:
     folders = [folder_of(source) for source in sources([run])]
     missing = next((folder for folder in folders if not (folder / CONFIG).is_file()), None)
     if missing is not None:
-        raise InputError(f"{missing} is not a finished run (no {CONFIG}); train it to the end with glyphlm train")
+        raise unfinished(missing, CONFIG)
     return hashlib.sha256(b"".join(map(expert_sha256, folders))).hexdigest()

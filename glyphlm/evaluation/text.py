@@ -51,7 +51,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> str:
     for row in rows:
         difference, low, high = (shown(row.metric, number, "+") for number in (row.difference, *row.interval[:2]))
         p, names = f"{row.p:.2g}{_corrected(row)}", f"{Path(row.b).name} - {Path(row.a).name}"
-        lines.append((names, _title(row), difference, f"{low} to {high}", p, row.test, _detectable(row)))
+        lines.append((names, _title(row), difference, f"{low} to {high}", p, row.test, detectable(row)))
     return _with_intervals(lines, ((row.metric, row.interval.name) for row in rows))
 
 
@@ -78,7 +78,8 @@ def _corrected(row: ComparisonRow) -> str:
     return f", Holm {row.p_holm:.2g}" if row.subject else ""
 
 
-def _detectable(row: ComparisonRow) -> str:
+def detectable(row: ComparisonRow) -> str:
+    """The minimum detectable effect as text."""
     if row.mde is None:
         return "not known"
     # with very few items not even all right against all wrong is significant

@@ -203,8 +203,10 @@ def find_recipe(name: str | Path) -> Path:
     """The file `name`, or the recipe of that name that comes with glyphlm, such as best_bvv_ru.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or a folder.
     """
+    if Path(name).is_dir():
+        raise InputError(f"{name} is a folder; give a YAML file")
     if Path(name).exists():
         return Path(name)
     shipped = {path.stem: path for path in sorted(shipped_recipes().glob("*.yaml"))}

@@ -10,8 +10,8 @@ from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
 from glyphlm.base.records import parse_yaml
-from glyphlm.evaluation.rows import BITS_PER_BYTE, ComparisonRow, ResultRow
-from glyphlm.evaluation.text import read_published, shown
+from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
+from glyphlm.evaluation.text import detectable, read_published, shown
 from glyphlm.pages import results_view as bench
 from glyphlm.pages.curves import Chart, arms_of, depth_chart, learning_chart, stage_chart
 from glyphlm.pages.growth_view import chains, controls, operations_unit, stage_rows, validation_by_depth, whole
@@ -37,6 +37,7 @@ CHECKS = (
 ALIKE = 0.1  # shares of clipped steps that differ by more mean different effective learning rates
 # Grown models and their controls differ in these: they share the number of tokens, or of operations.
 BY_DESIGN = {name for name, _ in CHECKS[1:5]}
+BY_SEED = {name for name, _ in CHECKS[1:3]}  # which differ from seed to seed
 
 
 def write_report(
@@ -93,10 +94,10 @@ def _values(
     growth, evaluation = _growth(found, runs, numbers), _evaluation(runs, published, logs, numbers)
     charts = {"learning": learning_chart(arms, {label: number for number, label in enumerate(arms)})}
     charts |= growth.get("charts", {}) | evaluation.get("charts", {})
-    first = shown_runs[0]
+    first, several = shown_runs[0], any(len(group) > 1 for group in arms.values())
     return {
         "runs": shown_runs, "all_runs": runs, "arms": arms, "mark": mark, "numbers": numbers,
-        "checks": _checks(shown_runs, bool(found)), "ranked": _ranked(arms), "reference": _references(arms),
+        "checks": _checks(shown_runs, bool(found), several), "ranked": _ranked(arms), "reference": _references(arms),
         "same_text": {run.label: run.held_out is not None and run.held_out == first.held_out for run in shown_runs},
         "clipped": {run.label: run.get("clipped") for run in shown_runs if finite(run.get("clipped")) is not None},
         "grown": {chain[-1].label: chain for chain in found}, "growth": growth, "evaluation": evaluation,
@@ -168,17 +169,24 @@ def _growth(found: Sequence[list[Run]], runs: Sequence[Run], numbers: Mapping[st
     }
 
 
-def _checks(runs: Sequence[Run], grown: bool) -> list[dict[str, Any]]:
+def _checks(runs: Sequence[Run], grown: bool, several: bool) -> list[dict[str, Any]]:
     """For each of CHECKS and the clipped steps: the values, and whether they agree (None: not recorded by every run).
 
-    If models were `grown`, differences in BY_DESIGN are marked as intended.
+    If models were `grown`, differences in BY_DESIGN are marked as intended. If arms have `several` seeds, what depends on
+    the seed must agree in the runs of each seed.
     """
     checks = []
     for name, keys in CHECKS:
         values = [run.held_out if name == HELD_OUT else run.get(*keys) for run in runs]
-        same = None if None in values else all(value == values[0] for value in values)
+        groups: dict[Any, list[Any]] = {}
+        for run, value in zip(runs, values):
+            groups.setdefault(run.get("seed") if several and name in BY_SEED else None, []).append(value)
+        same = None if None in values else all(value == group[0] for group in groups.values() for value in group)
         design = grown and name in BY_DESIGN and same is False
-        checks.append({"name": name, "same": same, "values": [_brief(value) for value in values], "by_design": design})
+        brief = [_brief(value) for value in values]
+        if same and len(groups) > 1:
+            brief = [", ".join(f"seed {seed}: {_brief(group[0])}" for seed, group in groups.items())]
+        checks.append({"name": name, "same": same, "values": brief, "by_design": design})
     shares = [finite(run.get("clipped")) for run in runs]
     known = [share for share in shares if share is not None]
     if not known:  # runs of older versions
@@ -274,7 +282,8 @@ def _differences(rows: Sequence[ComparisonRow], numbers: Mapping[str, int]) -> d
     tables = {name: wholes[line] for line, name in bench.names_of(wholes).items()}
     forests: dict[str, list[dict[str, Any]]] = {}
     for name, row in ((name, row) for name, of_line in tables.items() for row in of_line):
-        values = {"difference": row.difference, "low": row.interval.low, "high": row.interval.high, "mde": row.mde}
+        mde = None if row.mde is None or row.metric in PERCENT and row.mde > 1 else row.mde
+        values = {"difference": row.difference, "low": row.interval.low, "high": row.interval.high, "mde": mde}
         scaled = {key: None if value is None else bench.in_unit(row.metric, value) for key, value in values.items()}
         forests.setdefault(bench.unit(row.metric), []).append({"name": name, "run": row.b, **scaled})
     subjects: dict[str, list[str]] = {}
@@ -302,4 +311,4 @@ def _change(value: Any, reference: Any) -> str:
 
 
 FILTERS = {name: getattr(bench, name) for name in ("cell", "short", "level", "labels", "intervals", "surviving")}
-FILTERS |= {"number": _format, "change": _change, "shown": _shown}
+FILTERS |= {"number": _format, "change": _change, "shown": _shown, "detectable": detectable}

@@ -9,6 +9,7 @@ from typing import Any
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import GLYPH_SHEET, INPUTS, METRICS, RESULTS, SAMPLES, SETTINGS, SUMMARY
+from glyphlm.base.outputs import lacks
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json, read_json_lines, to_json
 from glyphlm.evaluation.rows import ResultRow, read_results
@@ -80,7 +81,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs: list[Run] = []
     for folder in folders:
         if not (folder / SUMMARY).is_file():
-            say(f"{folder} is skipped: it holds no summary.json, which glyphlm train writes at the end of a run")
+            say(f"{folder} is skipped: it {lacks(folder, SUMMARY)}")
             continue
         runs.append(_read_run(folder))
     if not runs:

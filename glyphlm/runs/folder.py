@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import CONFIG, SUMMARY, WEIGHTS
-from glyphlm.base.outputs import one_writer, sha256_file, write_atomic
+from glyphlm.base.outputs import lacks, one_writer, sha256_file, write_atomic
 from glyphlm.base.records import read_json, to_json
 from glyphlm.base.tensors import TENSOR_ERRORS, as_os_errors, share, tensor_types
 from glyphlm.modeling.bytefusion import ByteFusionConfig, ByteFusionForCausalLM
@@ -85,6 +85,12 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.end_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
 
 
+def unfinished(folder: Path, name: str) -> InputError:
+    """The error for a folder without the file `name` of a finished run."""
+    cure = "give a folder that glyphlm train has filled"
+    return InputError(f"{folder} is not a finished run: it {lacks(folder, name)}; {cure}")
+
+
 def run_config(run: str | Path) -> GlyphLMConfig:
     """config.json of a run folder; weights are not read.
 
@@ -93,7 +99,7 @@ def run_config(run: str | Path) -> GlyphLMConfig:
     """
     path = folder_of(run) / CONFIG
     if not path.is_file():
-        raise InputError(f"{run} is not a finished run (no {CONFIG}); train it to the end with glyphlm train")
+        raise unfinished(path.parent, CONFIG)
     found = read_json(path)
     kind, _ = KINDS.get(str(found.get("model_type")), (None, None))
     if kind is None:
@@ -192,7 +198,7 @@ def weights_sha256(run: str | Path) -> str:
     """
     path = folder_of(run) / WEIGHTS
     if not path.is_file():
-        raise InputError(f"{run} is not a finished run: it holds no {WEIGHTS}; give a folder that glyphlm train has filled")
+        raise unfinished(path.parent, WEIGHTS)
     return sha256_file(path)
 
 
