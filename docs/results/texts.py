@@ -8,7 +8,7 @@ tatoeba.cmn-eng.{cmn,eng}, and the translated sentences of FLORES-200, {eng_Latn
 
 Whole articles and works are held out, HELD_OUT of each language, drawn over all of them; a passage of each is scored, from
 a paragraph drawn in it, so that no document dominates. Of the others as many are trained on as give about six million
-tokens.
+tokens. repeats.jsonl has a passage of each of the first REPEATED English articles of these: a text to repeat many times.
 """
 
 import gzip
@@ -26,6 +26,7 @@ TEXTS = {  # name -> file, characters to train on, characters of a passage to sc
 }
 PAIRS = {"tatoeba.rus-eng": {"eng": "en-of-ru", "rus": "ru"}, "tatoeba.cmn-eng": {"eng": "en-of-zh", "cmn": "zh"}}
 HELD_OUT, SEED = 120, 1  # documents of each language
+REPEATED = 40  # passages of repeats.jsonl
 TRAINED, SCORED = 900, 60  # pairs
 TRANSLATED = ("eng_Latn.dev", "rus_Cyrl.dev", "zho_Hans.dev")
 INTERLEAVED, SWITCHED = 60, 160  # sentences
@@ -69,6 +70,14 @@ def cut_texts(folder: Path) -> None:
     _write(Path("mixed-held-out.jsonl"), mixed)
 
 
+def cut_repeats() -> None:
+    """Write repeats.jsonl from en.jsonl."""
+    dice, (_, _, characters) = random.Random(SEED), TEXTS["en"]
+    with Path("en.jsonl").open(encoding="utf-8") as lines:
+        documents = [json.loads(line) for line in islice(lines, REPEATED)]
+    _write(Path("repeats.jsonl"), [document | {"text": passage(document["text"], characters, dice)} for document in documents])
+
+
 def _write(path: Path, documents: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), encoding="utf-8")
 
@@ -108,5 +117,6 @@ def halves(sentence: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     cut_texts(Path(sys.argv[1]))
+    cut_repeats()
     cut_pairs(Path(sys.argv[1]))
     cut_sentences(Path(sys.argv[1]))
