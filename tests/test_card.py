@@ -69,6 +69,14 @@ def test_nothing_is_reported_that_is_not_known(tmp_path):
     assert "not measured" in text and "is not recorded" in text and "| task |" not in text
 
 
+def test_the_head_is_described_if_it_is_not_a_matrix(run):
+    code = {"kind": "code", "digits": 2, "order": "frequency"}
+    for head, said in (({"kind": "tied"}, "products with these codes"), (code, "2 digits of its number (order frequency). "),
+                       (code | {"shortlist": 2048}, "(order frequency); the 2,048 ids of the lowest numbers have none. ")):
+        write_card(run, SUMMARY | {"model": {"head": head}})
+        assert said in (run / "README.md").read_text(encoding="utf-8")
+
+
 def test_damaged_results_are_refused(run):
     (run / "results.jsonl").write_text(json.dumps(ROWS[0]) + "\n{half")
     with pytest.raises(InputError, match="results.jsonl line 2 is damaged"):

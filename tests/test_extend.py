@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_glyphs import box, make_font
 
 from glyphlm.analysis.unseen import RandomRows, probe_unseen, read, table
@@ -14,8 +15,10 @@ from glyphlm.cli.main import main
 from glyphlm.experiments.extend import extend
 from glyphlm.modeling.config import HeadConfig, ModelConfig
 from glyphlm.modeling.model import GPT
+from glyphlm.pages.report import write_report
 from glyphlm.runs.folder import describe_model, export_model, load_run, read_summary, write_summary
 from glyphlm.substrate.build import build_substrate, load_substrate
+from glyphlm.substrate.glyphs import TILE
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
@@ -151,6 +154,13 @@ def test_the_probe_reads_and_writes_what_was_not_seen(runs, tmp_path, capsys):
     assert rows[0]["closed"] == pytest.approx(1) and rows[0]["bits"] == rows[0]["bits_oracle"] != rows[0]["bits_random"]
     assert all(0 < row["times_unigram"] <= row["times_unigram_mean"] and 0 <= row["top_1"] <= row["top_100"] for row in rows)
     assert "times_unigram" in table(rows)
+    for name in ("1-full.png", "2-tied.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (11 * TILE[0], 2 * TILE[1])  # two characters, each with ten predicted tokens
+    page = write_report([tmp_path / "full"], tmp_path / "report.html", unseen=tmp_path / "out").read_text(encoding="utf-8")
+    assert "Characters never seen" in page and page.count("never saw, then the tokens") == 2
+    with pytest.raises(InputError, match="has no rows in unseen.jsonl.*probe --unseen"):
+        write_report([tmp_path / "full"], tmp_path / "report.html", unseen=tmp_path)
     named = ["--unseen", str(tmp_path / "new.txt"), "--text", str(tmp_path / "text.jsonl")]
     assert main(["probe", str(tmp_path / "tied"), *named, "--out", str(tmp_path / "again")]) == 0
     assert "tied" in capsys.readouterr().out

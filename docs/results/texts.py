@@ -75,7 +75,8 @@ def cut_repeats() -> None:
     dice, (_, _, characters) = random.Random(SEED), TEXTS["en"]
     with Path("en.jsonl").open(encoding="utf-8") as lines:
         documents = [json.loads(line) for line in islice(lines, REPEATED)]
-    _write(Path("repeats.jsonl"), [document | {"text": passage(document["text"], characters, dice)} for document in documents])
+    passages = [document | {"text": passage(document["text"], characters, dice)} for document in documents]
+    _write(Path("repeats.jsonl"), passages)
 
 
 def _write(path: Path, documents: list[dict[str, str]]) -> None:

@@ -3,7 +3,8 @@
 Reading: the text after such a character is scored with the codes of the run and with random codes in their place; an oracle,
 a run that was trained on these characters, shows how much could be gained. Writing: the probability of the characters where
 they occur, relative to a smoothed unigram. Runs are compared in bits per byte of the same spans, so their vocabularies may
-differ. Shapes: T tokens of a document.
+differ. A picture of each run shows what it predicts in the place of the characters. Shapes: T tokens of a document, N of
+them the characters.
 """
 
 import copy
@@ -28,13 +29,28 @@ from glyphlm.evaluation.stats import bootstrap
 from glyphlm.modeling.model import GPT
 from glyphlm.modeling.substrate import Substrate
 from glyphlm.runs.folder import load_run, read_summary, weights_sha256
+from glyphlm.substrate.fonts import load_fonts, unifont_or_others
+from glyphlm.substrate.glyphs import draw_tokens, glyph_sheet
 from glyphlm.tokenizer.tokenizer import Piece, Tokenizer
 from glyphlm.training.bits_per_byte import document_scores, windows
 
 ROWS = "unseen.jsonl"
+SIDE = 32  # pixels of a glyph
 SPAN = 16  # bytes after a character that are scored: about the rest of its word
+DRAWS = 4  # of random codes, whose scores are averaged
 TOP = (1, 10, 100)
+SHOWN, PREDICTED = 24, 10  # characters in a picture, and predicted tokens beside each
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """An occurrence of a character: its id, the nats and the rank (from 0) of its prediction, and the likeliest ids."""
+
+    id: int
+    nats: float
+    rank: int
+    likeliest: list[int]
 
 
 @dataclass
@@ -45,12 +61,12 @@ class Scored:
     ends_T: np.ndarray
     ids_T: np.ndarray
 
-    def after(self, places: Sequence[int]) -> tuple[float, int]:
-        """Nats and bytes of the tokens that begin within SPAN bytes after one of these byte offsets."""
+    def after(self, places: Sequence[int], span: int = SPAN) -> tuple[float, int]:
+        """Nats and bytes of the tokens that begin within `span` bytes after one of these byte offsets."""
         starts_T = np.concatenate([[0], self.ends_T[:-1]])
         inside_T = np.zeros(len(starts_T), bool)
         for place in places:
-            inside_T |= (starts_T >= place) & (starts_T < place + SPAN)
+            inside_T |= (starts_T >= place) & (starts_T < place + span)
         return float(self.nats_T[inside_T].sum()), int((self.ends_T - starts_T)[inside_T].sum())
 
 
@@ -81,7 +97,7 @@ def probe_unseen(
     (`bits_oracle`), and the share of the gap from random to oracle that the codes close (`closed`, its 95% interval over
     documents `low`, `high`). Writing: probability relative to the smoothed unigram, as geometric and arithmetic mean
     (`times_unigram`, `times_unigram_mean`), and the share of occurrences ranked in the top 1, 10 and 100. If the run has no
-    ids for the characters, these and `bits_random` are null.
+    ids for the characters, these and `bits_random` are null; of the others NUMBER-NAME.png shows predictions.
 
     Raises:
         InputError: a run is bad or fused, no document of the text has one of the characters, or `out` holds other work.
@@ -94,10 +110,14 @@ def probe_unseen(
         if not documents:
             raise InputError(f"no document of {text} holds one of the {len(characters)} characters; give a text that does")
         with meter("reading", len(documents) * len(inputs)) as bar:
-            best = _spans(str(oracle), characters, documents, seed, bar)["own"] if oracle else None
-            rows = [{"run": str(run), **_row(_spans(str(run), characters, documents, seed, bar), best)} for run in runs]
+            found = {run: readings(run, characters, documents, seed, bar=bar) for run in inputs}
+        best = found[str(oracle)]["own"] if oracle else None
+        rows = [{"run": run, **_row(found[run], best)} for run in map(str, runs)]
         with build.folder(out) as folder:
             (folder / ROWS).write_text(to_lines(rows), encoding="utf-8")
+            for number, run in enumerate(map(str, runs), start=1):
+                if found[run]["written"]:
+                    draw_predictions(found[run]["written"], load_run(run)[1], folder / f"{number}-{Path(run).name}.png")
     return read_json_lines(out / ROWS)
 
 
@@ -108,7 +128,9 @@ def table(rows: Sequence[Row]) -> str:
     return aligned([["run", *names], *lines])
 
 
-def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: Any) -> dict[str, Any]:
+def readings(
+    run: str, characters: str, documents: Sequence[str], seed: int = 1, span: int = SPAN, bar: Any = None
+) -> dict[str, Any]:
     """Nats and bytes after the characters by document, with `own` and `random` codes; `written`; `unigram` probability."""
     wrapped, tokenizer = load_run(run)
     gpt = wrapped.gpt
@@ -116,18 +138,25 @@ def _spans(run: str, characters: str, documents: Sequence[str], seed: int, bar: 
         raise InputError(f"{run} is fused; probe the runs that it was made from")
     encoded = [tokenizer.encode(character) for character in characters]
     ids = sorted({one[0] for one in encoded if len(one) == 1})
-    other = copy.copy(gpt)
-    other._modules = dict(gpt._modules) | {"substrate": RandomRows(gpt.substrate, ids, seed)} if ids else gpt._modules
+    others = [_with_random_rows(gpt, ids, seed + draw) for draw in range(DRAWS)] if ids else []
     found: dict[str, Any] = {"own": [], "random": [] if ids else None, "written": []}
     for document in documents:
         places = [len(document[: at + 1].encode()) for at, one in enumerate(document) if one in characters]
-        found["own"].append(read(gpt, tokenizer, document).after(places))
+        found["own"].append(read(gpt, tokenizer, document).after(places, span))
         if ids:
-            found["random"].append(read(other, tokenizer, document).after(places))
+            drawn = [read(other, tokenizer, document).after(places, span) for other in others]
+            found["random"].append((sum(nats for nats, _ in drawn) / DRAWS, drawn[0][1]))
             found["written"] += written(gpt, tokenizer, document, ids)
-        bar.advance(1)
+        if bar:
+            bar.advance(1)
     tokens = (read_summary(Path(run)) or {}).get("tokens", 0)
     return found | {"unigram": 1 / (tokens + tokenizer.vocab_size)}
+
+
+def _with_random_rows(gpt: GPT, ids: Sequence[int], seed: int) -> GPT:
+    other = copy.copy(gpt)
+    other._modules = dict(gpt._modules) | {"substrate": RandomRows(gpt.substrate, ids, seed)}
+    return other
 
 
 def read(gpt: GPT, tokenizer: Tokenizer, document: str) -> Scored:
@@ -148,8 +177,8 @@ def _pieces(tokenizer: Tokenizer, document: str) -> list[Piece]:
 
 
 @torch.no_grad()
-def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -> list[tuple[float, int]]:
-    """Nats and rank (from 0) of each occurrence of `ids` in the document."""
+def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -> list[Written]:
+    """How each occurrence of `ids` in the document is predicted."""
     found, wanted = [], torch.tensor(ids)
     for ids_T, fresh, _ in windows(_pieces(tokenizer, document), tokenizer.end_id, gpt.config.block_size):
         y_T = torch.from_numpy(ids_T[1:].astype(np.int64))
@@ -159,8 +188,18 @@ def written(gpt: GPT, tokenizer: Tokenizer, document: str, ids: Sequence[int]) -
             x_TD = gpt.hidden(torch.from_numpy(ids_T[None, :-1].astype(np.int64)))[0]
             logp_NV = gpt.logits(x_TD[places_N]).float().log_softmax(-1)
             right_N1 = logp_NV.gather(1, y_T[places_N, None])
-            found += zip((-right_N1[:, 0]).tolist(), (logp_NV > right_N1).sum(1).tolist())
+            columns = y_T[places_N], -right_N1[:, 0], (logp_NV > right_N1).sum(1), logp_NV.topk(PREDICTED).indices
+            found += [Written(*row) for row in zip(*(column.tolist() for column in columns))]
     return found
+
+
+def draw_predictions(found: Sequence[Written], tokenizer: Tokenizer, path: Path) -> None:
+    """A PNG with a line for each of SHOWN characters: its glyph, then those of the tokens predicted where it is first."""
+    first = {one.id: one for one in reversed(found)}
+    names = tokenizer.pictured()
+    labels = [names[number] for one in [*first.values()][:SHOWN] for number in (one.id, *one.likeliest)]
+    fonts = load_fonts(unifont_or_others(set("".join(labels)))[0], SIDE)
+    glyph_sheet(draw_tokens(labels, fonts, SIDE).bits_VP, labels, path, fonts, columns=1 + PREDICTED)
 
 
 def _row(found: dict[str, Any], oracle: list[tuple[float, int]] | None) -> Row:
@@ -171,8 +210,8 @@ def _row(found: dict[str, Any], oracle: list[tuple[float, int]] | None) -> Row:
         of_document = np.array([[r[0] - o[0], r[0] - b[0]] for r, o, b in zip(random, own, oracle)])
         row["closed"] = float(of_document[:, 0].sum() / of_document[:, 1].sum())
         row["low"], row["high"] = bootstrap(of_document)[:2]
-    nats = np.array([nats for nats, _ in written_])
-    ranks = np.array([rank for _, rank in written_])
+    nats = np.array([one.nats for one in written_])
+    ranks = np.array([one.rank for one in written_])
     row |= {"written": len(nats), "times_unigram": None, "times_unigram_mean": None, **{f"top_{k}": None for k in TOP}}
     if len(nats):
         row["times_unigram"] = math.exp(-float(nats.mean())) / found["unigram"]

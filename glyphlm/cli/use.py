@@ -161,11 +161,13 @@ def run_report(arguments: Sequence[str]) -> None:
                         help="files of published benchmark lines, shown next to results of the sampled protocol")
     parser.add_argument("--logs", type=Path, metavar="FOLDER",
                         help="what glyphlm eval --log-items has filled: adds the differences of the runs from the first")
+    parser.add_argument("--unseen", type=Path, metavar="FOLDER",
+                        help="what glyphlm probe --unseen has written: adds its table and pictures")
     parser.add_out("the page", default=Path("report.html"))
     options = parser.read(arguments)
     from glyphlm.pages.report import write_report
 
-    inputs = {name: options[name] for name in ("published", "logs")}
+    inputs = {name: options[name] for name in ("published", "logs", "unseen")}
     with working("writing the report"):
         page = write_report(options.runs, options.out, options.title, **inputs)
     print_results(options, str(page), [{"page": str(page)}])

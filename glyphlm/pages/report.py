@@ -7,9 +7,11 @@ from typing import Any
 
 from glyphlm.analysis.inspection import squeezed
 from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
+from glyphlm.analysis.unseen import ROWS as UNSEEN
+from glyphlm.base.errors import InputError
 from glyphlm.base.names import BUILD, MADE_INPUTS, REPORT, SETTINGS, TOKENIZER
 from glyphlm.base.outputs import check_file, read_build, write_atomic
-from glyphlm.base.records import parse_yaml
+from glyphlm.base.records import parse_yaml, read_json_lines
 from glyphlm.evaluation.rows import BITS_PER_BYTE, PERCENT, ComparisonRow, ResultRow
 from glyphlm.evaluation.text import detectable, read_published, shown
 from glyphlm.pages import results_view as bench
@@ -50,6 +52,7 @@ def write_report(
     claims: Sequence[Mapping[str, str]] = (),
     arms: Mapping[Path, str] | None = None,
     forest: str | None = None,
+    unseen: Path | None = None,
 ) -> Path:
     """Write the report of the run folders `runs` to the file `out`, which is returned.
 
@@ -61,9 +64,10 @@ def write_report(
         claims: Verdicts of a study, column -> text.
         arms: Run folder -> its arm in a study; by default runs whose recipes differ only by the seed are an arm.
         forest: The picture of the claims as SVG.
+        unseen: The folder of glyphlm probe --unseen.
 
     Raises:
-        InputError: no run is left, a file of a run, of `published` or of `logs` is damaged, or `out` is a folder.
+        InputError: no run is left, a file of a run, of `published`, `logs` or `unseen` is damaged, or `out` is a folder.
     """
     out = Path(out)
     check_file(out, (GENERATOR,), REPORT)
@@ -74,6 +78,7 @@ def write_report(
     given = [row for path in published for row in read_published(path)]
     own = dict.fromkeys(run.get("command") or f"# the command of {run.label} was not recorded" for run in found)
     values = {"title": title, "commands": [*commands, *own], "claims": claims, "forest": forest}
+    values["unseen"] = _unseen(unseen) if unseen else []
     page = render("report.html.jinja", values | _values(found, given, logs, names), SCRIPT, **FILTERS)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
@@ -212,6 +217,19 @@ def _sheets(runs: Sequence[Run]) -> list[dict[str, Any]]:
             sheets.setdefault(run.sheet, []).append(run)
     return [{"picture": picture, "labels": [run.label for run in same], "fonts": _fonts(same[0]),
              "squeezed": _squeezed(same[0])} for picture, same in sheets.items()]
+
+
+def _unseen(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a probe of characters never seen, each with the picture of its predictions, if it has one.
+
+    Raises:
+        InputError: the folder has no such rows.
+    """
+    rows = read_json_lines(folder / UNSEEN)
+    if not rows:
+        raise InputError(f"{folder} has no rows in {UNSEEN}; name a folder made by glyphlm probe --unseen")
+    pictures = [folder / f"{number}-{Path(row['run']).name}.png" for number, row in enumerate(rows, start=1)]
+    return [row | {"picture": path.read_bytes() if path.is_file() else None} for row, path in zip(rows, pictures)]
 
 
 def _samples(runs: Sequence[Run]) -> dict[str, dict[str, list[dict[str, Any]]]]:

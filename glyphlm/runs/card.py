@@ -127,7 +127,8 @@ def _head(summary: dict[str, Any]) -> str:
     if head.get("kind") == "tied":
         return "Its logits are products with these codes. "
     if head.get("kind") == "code":
-        return f"It predicts an id by {head.get('digits')} digits of its number (order {head.get('order')}). "
+        short = f"; the {head['shortlist']:,} ids of the lowest numbers have none" if head.get("shortlist") else ""
+        return f"It predicts an id by {head.get('digits')} digits of its number (order {head.get('order')}){short}. "
     return ""
 
 
