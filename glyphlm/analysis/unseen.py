@@ -102,7 +102,7 @@ def probe_unseen(
     Raises:
         InputError: a run is bad or fused, no document of the text has one of the characters, or `out` holds other work.
     """
-    settings = {"characters": characters, "oracle": oracle, "seed": seed}
+    settings = {"characters": characters, "oracle": oracle, "seed": seed, "draws": DRAWS}
     inputs = {str(run): weights_sha256(run) for run in [*runs, *([oracle] if oracle else [])]}
     build = Build("unseen", settings, inputs | describe(find_sources([text])))
     if not build.is_done(out):
