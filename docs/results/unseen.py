@@ -3,7 +3,7 @@
     python unseen.py texts tatoeba.cmn-eng.tsv    # English, Chinese, licence a line; writes texts and characters here
     python study_here.py recipes/unseen.yaml --profile small --out unseen --minutes 30
     python unseen.py probe unseen         # what the models read and write, by arm and seed: unseen/probes/results.jsonl
-    python unseen.py judge FOLDER         # the verdicts on the rows of a folder: claims.jsonl, and their table
+    python unseen.py judge FOLDER         # the verdicts on the rows of a folder: claims.jsonl, unseen.svg
 
 Sentences are documents; a share of TESTED, drawn, is trained on by no model. HELD_OUT characters are drawn from those that
 occur about OFTEN times and are in no n-gram of the vocabulary; sentences that hold one are dropped from training, within
@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from glyphlm.analysis.unseen import read, readings
+from glyphlm.analysis.plots import draw_bars
+from glyphlm.analysis.unseen import draw_predictions, read, readings
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
+from glyphlm.evaluation.stats import over_seeds
 from glyphlm.experiments.extend import extend
 from glyphlm.runs.folder import load_run
-from glyphlm.studies.claims import judge
+from glyphlm.studies.claims import claims_digest, judge
 from glyphlm.studies.results import claims_table
 from glyphlm.studies.settings import Claim
 from glyphlm.tokenizer.build import build_tokenizer
@@ -42,7 +44,7 @@ WINDOWS, SAME_LOOK = 20, 4  # sentences tested of a character, and of a homoglyp
 TEXT, TEST, SAME = "zh-unseen.jsonl", "zh-unseen-test.jsonl", "zh-unseen-homoglyphs.jsonl"
 CHARACTERS, BYTES = Path("unseen-characters.txt"), Path("unseen-bytes")
 SPAN = 6  # bytes after a character that are scored: two Chinese characters
-BITS, CLOSED, TIMES = "bits per byte", "gap closed", "log10 of times the unigram"
+BITS, RANDOM, CLOSED, TIMES = "bits per byte", "bits per byte with random codes", "gap closed", "log10 of times the unigram"
 GOAL, QUESTION = "our goal", "our question"
 CLAIMS = [
     Claim("glyphs close half of the gap between random codes and an oracle", "glyph", "half_way", GOAL, [f"{BITS}, all"],
@@ -150,6 +152,8 @@ def _measured(runs: dict[str, Path], oracle: Path, out: Path) -> Iterator[Row]:
     best = readings(str(oracle), held_out, windows, span=SPAN)
     for arm, run in ({"oracle": oracle} | runs).items():
         found = best if arm == "oracle" else readings(str(run), held_out, windows, span=SPAN)
+        if arm == "glyph_tied":
+            draw_predictions(found["written"], load_run(run)[1], out / f"{run.name}.png")
         for name, places in of_sets.items():
             yield from ({"arm": arm, "measure": f"{measure}, {name}", "value": value}
                         for measure, value in _values(found, best, places, is_oracle=arm == "oracle"))
@@ -167,7 +171,7 @@ def _values(found: Row, best: Row, places: Sequence[int], is_oracle: bool) -> It
     yield BITS, own
     if random_ is None:
         return
-    yield "bits per byte with random codes", random_
+    yield RANDOM, random_
     if not is_oracle:
         yield CLOSED, (random_ - own) / (random_ - top)
     written = [found["written"][place] for place in places]
@@ -207,10 +211,40 @@ def _same_look(run: Path, out: Path) -> float:
 
 
 def write_verdicts(folder: Path) -> None:
-    """claims.jsonl of a folder with results.jsonl; prints the table."""
-    verdicts = judge(CLAIMS, read_json_lines(folder / "results.jsonl"))
+    """claims.jsonl and unseen.svg of a folder with results.jsonl; prints the verdicts."""
+    rows = read_json_lines(folder / "results.jsonl")
+    beside = {"claims": claims_digest(CLAIMS, sorted({row["seed"] for row in rows}))}
+    verdicts = [row | beside for row in judge(CLAIMS, rows)]
     write_atomic(folder / "claims.jsonl", to_lines(verdicts))
-    print(claims_table(verdicts))
+    write_atomic(folder / "unseen.svg", _gains(rows))
+    print(f"{means_table(rows)}\n\n{claims_table(verdicts)}")
+
+
+def means_table(rows: Sequence[Row]) -> str:
+    """Mean and half of the 95% interval over seeds of each arm and measure."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["measure"], row["arm"]), []).append(row["value"])
+    arms = [arm for arm in (*ARMS, "oracle") if any(of == arm for _, of in values)]
+    lines = [f"| measure | {' | '.join(arms)} |", f"|---|{'---:|' * len(arms)}"]
+    for measure in dict.fromkeys(measure for measure, _ in values):
+        found = [values.get((measure, arm)) for arm in arms]
+        cells = [f"{np.mean(of):.3f} ± {over_seeds(of).high - np.mean(of):.3f}" if of else "" for of in found]
+        lines.append(f"| {measure} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _gains(rows: Sequence[Row]) -> str:
+    """Bits per byte that the codes gain over random ones, and the oracle over random codes of the glyphs, as SVG."""
+    of = {(row["arm"], row["measure"], row["seed"]): row["value"] for row in rows}
+    seeds, gains = sorted({row["seed"] for row in rows}), {}
+    for arm in ("glyph", "glyph_unique", "permuted", "bits", "oracle"):
+        start = "glyph" if arm == "oracle" else arm
+        gains[arm] = {name: over_seeds([of[start, f"{RANDOM}, {name}", seed] - of[arm, f"{BITS}, {name}", seed]
+                                        for seed in seeds]) for name in ("all", "look-alikes", "others")}
+    means = {arm: {name: (one.low + one.high) / 2 for name, one in of_arm.items()} for arm, of_arm in gains.items()}
+    spans = {arm: {name: (one.low, one.high) for name, one in of_arm.items()} for arm, of_arm in gains.items()}
+    return draw_bars(means, "bits per byte gained over random codes", spans)
 
 
 if __name__ == "__main__":
