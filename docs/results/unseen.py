@@ -8,8 +8,9 @@
 Sentences are documents; a share of TESTED, drawn, is trained on by no model. HELD_OUT characters are drawn from those that
 occur about OFTEN times and are in no n-gram of the vocabulary; sentences that hold one are dropped from training, within
 MOST_CUT of the text. Tested are sentences that hold one of them. Look-alikes are the half of the characters whose glyphs are
-nearest to that of a character that training showed (cosine of codes). Homoglyphs are radicals (U+2F00 to 2FD5) in place of
-the characters that look the same, read by models that `glyphlm tokenizer extend` gave codes for them; their oracle is the
+nearest to that of a character that training showed (cosine of codes). Compatibility ideographs and radicals (U+F900 to FAFF,
+2F00 to 2FD5) are put in place of the characters that they are variants of, and read by models that `tokenizer extend` gave
+codes for them: homoglyphs are those that Unifont draws alike, pixel by pixel, redrawn are the others. Their oracle is the
 same model on the original sentence.
 """
 
@@ -35,12 +36,15 @@ from glyphlm.runs.folder import load_run
 from glyphlm.studies.claims import claims_digest, judge
 from glyphlm.studies.results import claims_table
 from glyphlm.studies.settings import Claim
+from glyphlm.substrate.fonts import load_fonts
+from glyphlm.substrate.glyphs import draw_tokens
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.settings import TokenizerSettings
 
 VOCAB, SEED, TESTED = 1536, 1, 0.2  # ids; share of the sentences
 HELD_OUT, OFTEN, MOST_CUT = 20, (70, 200), 0.10  # drawn of those so frequent; share of the characters of the text
-WINDOWS, SAME_LOOK = 20, 4  # sentences tested of a character, and of a homoglyph
+WINDOWS, SAME_LOOK = 20, 3  # sentences tested of a character, and of a variant
+VARIANTS, KINDS = (*range(0x2F00, 0x2FD6), *range(0xF900, 0xFB00)), ("homoglyphs", "redrawn")
 TEXT, TEST, SAME = "zh-unseen.jsonl", "zh-unseen-test.jsonl", "zh-unseen-homoglyphs.jsonl"
 CHARACTERS, BYTES = Path("unseen-characters.txt"), Path("unseen-bytes")
 SPAN = 6  # bytes after a character that are scored: two Chinese characters
@@ -82,16 +86,26 @@ def write_texts(path: Path) -> None:
     build_tokenizer(["zh-unseen-kept.jsonl"], TokenizerSettings(vocab_size=VOCAB), BYTES)
     windows = _tested(tests, held_out, held_out, WINDOWS)
     _write(TEST, windows)
-    radicals = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in range(0x2F00, 0x2FD6)}
-    radicals = {seen: radical for seen, radical in radicals.items() if seen in tokenizer.tokens and seen not in held_out}
-    same = []
-    for window in _tested(tests, "".join(radicals), held_out + "".join(radicals), SAME_LOOK):
-        seen = next(iter(set(window) & set(radicals)))
-        same.append({"text": window.replace(seen, radicals[seen]), "original": window, "homoglyph": radicals[seen]})
+    same = _stand_ins(tests, {*tokenizer.tokens} - {*held_out}, held_out)
     Path(SAME).write_text(to_lines(same), encoding="utf-8")
     size, left = (sum(map(len, of)) for of in (trained, kept))
     print(f"{held_out}: in {len(trained) - len(kept):,} of {len(trained):,} sentences, {1 - left / size:.1%} of {size:,} "
-          f"characters; {len(windows)} sentences tested; {len({row['homoglyph'] for row in same})} homoglyphs, {len(same)}")
+          f"characters; {len(windows)} sentences tested; {Counter(row['kind'] for row in same)}")
+
+
+def _stand_ins(sentences: Sequence[str], known: set[str], held_out: str) -> list[Row]:
+    """Sentences in which a variant stands in for a known character, with the original and whether both are drawn alike."""
+    pairs = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in VARIANTS}
+    pairs = {seen: variant for seen, variant in pairs.items() if seen in known and seen != variant}
+    bits_VP = draw_tokens([*pairs, *pairs.values()], load_fonts(None, 32), 32).bits_VP
+    same_N = (bits_VP[: len(pairs)] == bits_VP[len(pairs) :]).all(1)
+    kinds = {seen: KINDS[not same] for seen, same in zip(pairs, same_N)}
+    found = []
+    for sentence in _tested(sentences, "".join(pairs), held_out + "".join(pairs), SAME_LOOK):
+        seen = next(iter(set(sentence) & set(pairs)))
+        found.append({"kind": kinds[seen], "text": sentence.replace(seen, pairs[seen]), "original": sentence,
+                      "character": pairs[seen]})
+    return found
 
 
 def _choose(tokens: Sequence[str], sentences: Sequence[str]) -> str:
@@ -161,7 +175,9 @@ def _measured(runs: dict[str, Path], oracle: Path, out: Path) -> Iterator[Row]:
             yield {"arm": "half_way", "measure": f"{BITS}, all", "value": (_bits(found["random"]) + _bits(best["own"])) / 2}
     yield {"arm": "ten_times", "measure": f"{TIMES}, all", "value": 1.0}
     for arm in ("glyph", "glyph_unique"):
-        yield {"arm": arm, "measure": f"{CLOSED}, homoglyphs", "value": _same_look(runs[arm], out / runs[arm].name)}
+        for kind in KINDS:
+            value = _same_look(runs[arm], kind, out / f"{runs[arm].name}-{kind}")
+            yield {"arm": arm, "measure": f"{CLOSED}, {kind}", "value": value}
 
 
 def _values(found: Row, best: Row, places: Sequence[int], is_oracle: bool) -> Iterator[tuple[str, float]]:
@@ -198,13 +214,13 @@ def _nearest(run: Path, held_out: str) -> list[Row]:
     return sorted(rows, key=lambda row: -row["cosine"])
 
 
-def _same_look(run: Path, out: Path) -> float:
-    """The share of the gap between random codes and the character itself that a homoglyph in its place closes."""
-    windows = read_json_lines(Path(SAME))
-    used = "".join(sorted({row["homoglyph"] for row in windows}))
+def _same_look(run: Path, kind: str, out: Path) -> float:
+    """The share of the gap between random codes and the character itself that a variant in its place closes."""
+    windows = [row for row in read_json_lines(Path(SAME)) if row["kind"] == kind]
+    used = "".join(sorted({row["character"] for row in windows}))
     extend(run, used, out)
     found, (wrapped, tokenizer) = readings(str(out), used, [row["text"] for row in windows], span=SPAN), load_run(out)
-    ends = [len(row["text"].partition(row["homoglyph"])[0].encode()) + 3 for row in windows]  # both are of 3 bytes
+    ends = [len(row["text"].partition(row["character"])[0].encode()) + 3 for row in windows]  # both are of 3 bytes
     best = sum(read(wrapped.gpt, tokenizer, row["original"]).after([end], SPAN)[0] for row, end in zip(windows, ends))
     own, random_ = (sum(nats for nats, _ in found[kind]) for kind in ("own", "random"))
     return (random_ - own) / (random_ - best)
