@@ -13,7 +13,8 @@ check() {
     rm -rf build/release && mkdir -p build/release/empty
     "$PYTHON" -m venv build/release/venv
     build/release/venv/bin/python -m pip install --quiet build
-    build/release/venv/bin/python -m build --outdir dist .
+    build/release/venv/bin/python -m build --outdir dist . >build/release/build.log 2>&1 ||
+        { tail -n 20 build/release/build.log >&2; exit 2; }
     wheel="$PWD/dist/glyphlm-$version-py3-none-any.whl"
     "$PYTHON" -m venv build/release/user
     build/release/user/bin/python -m pip install --quiet --constraint constraints.txt "$wheel"

@@ -24,7 +24,7 @@ from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.analysis.tokenizers import named
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
-from glyphlm.base.progress import meter
+from glyphlm.base.progress import meter, working
 from glyphlm.base.records import read_json_lines, to_json, to_lines
 from glyphlm.base.tables import aligned
 from glyphlm.corpus.sources import describe, find_sources
@@ -66,7 +66,8 @@ def probe(
 
         rows = []
         for label, run in labels.items():
-            model, tokenizer = load_run(run)
+            with working(f"opening {run}"):
+                model, tokenizer = load_run(run)
             if not isinstance(model.gpt, GPT):
                 raise InputError(f"{run} is a fused model, whose layers are its experts'; probe the runs it was made from")
             texts = find_texts(tokenizer, names, settings)
@@ -85,9 +86,12 @@ def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run
     """
     every = texts.all()
     ids = [_encode(tokenizer, text, gpt.config.block_size - 1) for text in every]
-    trained_LND, control_LND = (layer_states(model, ids, tokenizer.end_id) for model in (gpt, untrained(gpt)))
     places = {text: number for number, text in enumerate(every)}
-    with meter(run and f"probing {run}", len(trained_LND)) as progress:
+    with meter(run and f"probing {run}", gpt.config.n_layer + 4) as progress:
+        trained_LND = layer_states(gpt, ids, tokenizer.end_id)
+        progress.advance()
+        control_LND = layer_states(untrained(gpt), ids, tokenizer.end_id)
+        progress.advance()
         for layer, states in enumerate(zip(trained_LND, control_LND)):
             for own, control in zip(*(_score_layer(x_ND.numpy(), places, texts, seed) for x_ND in states)):
                 yield {"layer": layer, **_row(*own, control_NS=control[2])}

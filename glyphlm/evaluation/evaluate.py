@@ -14,7 +14,7 @@ from glyphlm.base.devices import resolve_precision
 from glyphlm.base.errors import InputError
 from glyphlm.base.names import RESULTS
 from glyphlm.base.outputs import check_file, one_writer, write_atomic
-from glyphlm.base.progress import meter, say
+from glyphlm.base.progress import meter, say, working
 from glyphlm.base.records import to_lines
 from glyphlm.corpus.reading import STRICT, Reading
 from glyphlm.corpus.sources import describe
@@ -76,12 +76,15 @@ def evaluate(
         for output in ([out] if out else []) + [Path(run) for run in runs if is_run(run)]:
             locks.enter_context(one_writer(output))
         for run in map(str, runs):
-            model = load_eval_model(run, device, job.precision)
+            with working(f"opening {run}"):
+                model = load_eval_model(run, device, job.precision)
             for task in wanted:
                 found, log = job.results(model, task)
                 _report_losses(model, found)
                 rows += [replace(row, run=run) for row in found]
-                comparisons += _compare(firsts.setdefault((task.name, task.source), (run, log)), (run, log), task)
+                first = firsts.setdefault((task.name, task.source), (run, log))
+                with working(f"comparing {run} with {first[0]}"):
+                    comparisons += _compare(first, (run, log), task)
     return Evaluation(rows, comparisons)
 
 
