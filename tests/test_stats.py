@@ -14,6 +14,7 @@ from glyphlm.evaluation.stats import (
     mcnemar,
     over_runs,
     over_seeds,
+    over_seeds_and_items,
     paired,
     pooled_over_seeds,
     power,
@@ -140,3 +141,37 @@ def test_one_item_has_no_bounds_and_shows_no_difference():
     found = paired([[3.0, 4.0]], [[2.0, 4.0]])
     assert (found.difference, found.p, found.mde) == (-0.25, 1.0, None)
     assert found.interval[:2] == (-math.inf, math.inf)
+
+
+def crossed(of_seeds, of_items, noise, seed=1):
+    """nats and bytes [K, N, 2] of a model whose every document costs 2 bits a byte and what seed and document add."""
+    random = np.random.default_rng(seed)
+    nats_KN = 2 + of_seeds[:, None] + of_items + random.normal(0, noise, (len(of_seeds), len(of_items)))
+    return np.stack([nats_KN, np.ones_like(nats_KN)], -1)
+
+
+def test_an_interval_over_seeds_and_items_has_the_variance_of_both():
+    random = np.random.default_rng(1)
+    seeds, items = random.normal(0, 0.1, 60), random.normal(0, 0.1, 240)
+    theirs = crossed(np.zeros(60), np.zeros(240), 0)
+
+    def width(*mine):
+        low, high, _ = over_seeds_and_items(crossed(*mine, 0), theirs)
+        return (high - low) / (2 * 1.96)
+
+    assert width(seeds, 0 * items) == pytest.approx(0.1 / 60**0.5, rel=0.2)
+    assert width(0 * seeds, items) == pytest.approx(0.1 / 240**0.5, rel=0.2)
+    assert width(seeds, items) == pytest.approx((0.01 / 60 + 0.01 / 240) ** 0.5, rel=0.2)
+
+
+def test_seeds_and_items_that_both_models_share_cancel():
+    random = np.random.default_rng(2)
+    seeds, items = random.normal(0, 1, 5), random.normal(0, 1, 40)
+    low, high, _ = over_seeds_and_items(crossed(seeds, items + 0.3, 0.01, 3), crossed(seeds, items, 0.01, 4))
+    assert 0.29 < low < high < 0.31
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1)])
+def test_one_seed_or_one_item_has_no_bounds_over_both(shape):
+    sums = np.ones((*shape, 2))
+    assert over_seeds_and_items(sums, sums)[:2] == (-math.inf, math.inf)

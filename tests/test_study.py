@@ -274,16 +274,21 @@ def test_claims_are_decided_by_what_was_trained_before():
     def run(commands, out, **_):
         run_here(commands, out, lambda arguments: main([*arguments[1:]]))
 
-    settings = {"recipe": RECIPE, "arms": {"bits": None, "learned": LEARNED}, "seeds": [1]}
+    settings = {"recipe": RECIPE, "arms": {"bits": None, "learned": LEARNED}, "seeds": [1, 2]}
+    settings |= {"evaluate": ["bpb=embedded:zh,qa,validation"]}
     study(Study(**settings), Path("out"), runner=run)
     made, rows = flags(), read_json_lines(Path("out/results.jsonl"))
-    assert len(made) == 6  # tokenizer, shards, two substrates, two trainings
+    assert len(made) == 13  # tokenizer, shards, bits, a table for each seed, four trainings, four evaluations
     assert {row["arm"] for row in rows if row["measure"] == "bits per byte, validation"} == {"bits", "learned"}
     asked = {"claims": [Claim("bits do", "bits", "learned")], "title": "Other words", "compare": "learned"}
     text = study(Study(**settings | asked), Path("out"), command="glyphlm study s.yaml", runner=run).read_text()
     assert flags() == made
     assert text.startswith("# Other words\n\n## Claims\n") and "minus learned" in text
-    assert "not decidable: 1 seed | --only bits learned |" in text and "`glyphlm study s.yaml`" in text
+    assert "| --only bits learned |" in text and "`glyphlm study s.yaml`" in text
+    verdicts = {row["measure"]: row for row in read_json_lines(Path("out/claims.jsonl"))}
+    assert verdicts["bits per byte, validation"]["documents_low"] is None  # a validation has no log of its documents
+    row = verdicts["bpb bits per byte, embedded:zh,qa,validation"]
+    assert row["documents_low"] < row["difference"] < row["documents_high"]
 
 
 def test_a_study_without_any_success_fails(tmp_path, capsys):

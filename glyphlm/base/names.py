@@ -23,6 +23,7 @@ GLYPH_SHEET = "glyphs.png"
 REPORT = "report.html"
 
 BUILD = "build.json"  # in every output folder: settings, digests of inputs, result
+ITEMS = "items"  # folder of the item logs of a study
 LOCK = ".lock"  # suffix of the lock file of an output folder
 
 HUB = "hf:"  # a data set or model of the Hugging Face Hub

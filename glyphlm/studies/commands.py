@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glyphlm.base.names import ITEMS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.corpus.sources import find_sources, is_data_set
 from glyphlm.corpus.tasks import TASKS
@@ -132,7 +133,7 @@ class StudyCommands:
                 continue
             options = ["--protocol", protocol] if sampled else []
             command = ["glyphlm", "eval", str(model.run), "--tasks", *tasks, *options, "--log-items",
-                       str(self._out / "items"), "--out", str(rows)]
+                       str(self._out / ITEMS), "--out", str(rows)]
             self._add(f"{name}_{protocol}" if sampled else name, command, rows, [last], files)
             last = f"{name}_{protocol}" if sampled else name
         (self._out / "evaluations").mkdir(parents=True, exist_ok=True)

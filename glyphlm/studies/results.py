@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from glyphlm.analysis.plots import draw_claims, draw_gaps, draw_held_out
-from glyphlm.base.names import METRICS, REPORT, RESULTS
+from glyphlm.base.names import ITEMS, METRICS, REPORT, RESULTS
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.progress import say
 from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.evaluation.rows import read_results
-from glyphlm.evaluation.stats import over_seeds
+from glyphlm.evaluation.item_log import log_name, metrics, model_logs, read_log
+from glyphlm.evaluation.rows import ResultRow, read_results
+from glyphlm.evaluation.settings import BPB
+from glyphlm.evaluation.stats import over_seeds, over_seeds_and_items
 from glyphlm.pages.report import write_report
 from glyphlm.runs.folder import read_summary
 from glyphlm.studies.claims import (
@@ -79,12 +83,37 @@ def _of_training(summary: dict[str, Any]) -> Iterator[Row]:
 
 def _of_evaluation(path: Path) -> Iterator[Row]:
     for row in read_results(path):
-        name = " ".join(filter(None, (row.task, row.scoring, row.metric.replace("_", " "), row.subject)))
         beside = {key: value for key in BESIDE if (value := getattr(row, key)) is not None}
-        yield {"measure": f"{name}, {row.source}", "value": row.value, **beside}
+        yield {"measure": _measure(row), "value": row.value, **beside}
         if row.letter_mass is not None and not row.subject and row.scoring != "texts":
             sampled = " sampled" if row.protocol == "sampled" else ""
             yield {"measure": f"{row.task}{sampled} {LETTER_MASS}, {row.source}", "value": row.letter_mass}
+
+
+def _measure(row: ResultRow) -> str:
+    name = " ".join(filter(None, (row.task, row.scoring, row.metric.replace("_", " "), row.subject)))
+    return f"{name}, {row.source}"
+
+
+def document_sums(models: Sequence[Model], done: set[str], logs: Path) -> dict[tuple[str, str], dict[int, NDArray]]:
+    """Arm and measure -> seed -> bits and bytes of each held-out document [N, 2], of the measures in bits per byte."""
+    found: dict[tuple[str, str], dict[int, NDArray]] = {}
+    for model in models:
+        for row in read_results(model.rows) if model.rows and model.evaluated_by in done else ():
+            folder = model_logs(logs, row.made_from["model"]) if row.task == BPB and row.made_from else None
+            if folder and row.made_from and (log := folder / log_name(row.task, row.made_from)).is_file():
+                found.setdefault((model.arm, _measure(row)), {})[model.seed] = next(metrics(read_log(log))).sums_NS
+    return found
+
+
+def _over_documents(row: Row, sums: dict[tuple[str, str], dict[int, NDArray]]) -> Row:
+    """The interval of the row's difference over seeds and documents, where both models have the same."""
+    mine, theirs = (sums.get((row[side], row["measure"]), {}) for side in ("arm", "against"))
+    seeds = [seed for seed in mine if seed in theirs]
+    if len({len(found[seed]) for found in (mine, theirs) for seed in seeds}) != 1:
+        return {"documents_low": None, "documents_high": None}
+    low, high, _ = over_seeds_and_items([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return {"documents_low": low, "documents_high": high} if low > -math.inf else _over_documents(row, {})
 
 
 def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
@@ -122,7 +151,9 @@ def write_results(
     logged = _logged(models, done)
     rows = [*measured(models, done), *_to_threshold(logged)]
     beside = {"registered": registered["digest"]} if registered else {}
-    verdicts = [row | beside | {"command": f"{command} {_only(settings, row)}"} for row in judge(settings.claims, rows)]
+    sums = document_sums(models, done, out / ITEMS)
+    verdicts = [row | _over_documents(row, sums) | beside | {"command": f"{command} {_only(settings, row)}"}
+                for row in judge(settings.claims, rows)]
     write_atomic(out / RESULTS, to_lines(rows))
     write_atomic(out / CLAIMS, to_lines(verdicts))
     runs, claims = [model.run for model in models if model.made_by in done], [_claim(row, settings) for row in verdicts]
@@ -156,10 +187,12 @@ def _claims(
         counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
         yield " ".join((
             f"## Claims\n\n{counts}. Differences are paired by seed, with Student's 95% interval of their mean; beside it "
-            "the interval with the variance of all arms (pooled). Supported: the claim holds everywhere in the interval (at "
-            "least as good: worse by no more than the margin); equivalent: moreover better by no more than the margin; not "
-            "supported: nowhere in it; not decidable: in a part, or not after Holm's correction for all rows of the same "
-            "source.", *noted, f"A row is made again by `{command}` with its last column.\n",
+            "the interval with the variance of all arms (pooled), and a bootstrap over seeds and held-out documents, "
+            "which is too narrow for few seeds and shows what the choice of documents adds. Supported: the claim holds "
+            "everywhere in the interval (at least as good: worse by no more than the margin); equivalent: moreover better "
+            "by no more than the margin; not supported: nowhere in it; not decidable: in a part, or not after Holm's "
+            "correction for all rows of the same source.",
+            *noted, f"A row is made again by `{command}` with its last column.\n",
         ))
         yield _table(tuple(claims[0]), [tuple(claim.values()) for claim in claims])
 
@@ -173,6 +206,7 @@ def claims_table(verdicts: Sequence[Row]) -> str:
 def _claim(row: Row, settings: Study | None = None) -> dict[str, str]:
     """A verdict as column -> text; with `settings` also the option that makes it again."""
     again = {"made again by": _only(settings, row)} if settings else {}
+    documents = {"documents too": _ends(row["documents_low"], row["documents_high"], "+")} if "documents_low" in row else {}
     return {
         "claim": row["claim"],
         "source": row["source"] or DASH,
@@ -181,6 +215,7 @@ def _claim(row: Row, settings: Study | None = None) -> dict[str, str]:
         "difference": _number(row["difference"], "+"),
         "95%": _ends(row["low"], row["high"], "+"),
         "pooled 95%": _ends(row["pooled_low"], row["pooled_high"], "+"),
+        **documents,
         "p (Holm)": DASH if row["p_holm"] is None else f"{row['p_holm']:.2g}",
         "margin": f"{row['margin']:g}" if row["kind"] == "at_least" else row["kind"],
         "verdict": ": ".join(filter(None, (row["verdict"], row["reason"]))),
