@@ -116,6 +116,7 @@ def test_a_grown_arm_has_the_loss_of_its_last_stage_and_the_operations_of_all(se
     drawing, section = gaps_of(rows, "whole")
     assert drawing.startswith("<?xml") and "(gaps.svg)" in section
     assert "| whole_half | 50.0% | +0.4000 |" in section and "| grown | 40.0% | +0.1000 |" in section
+    assert "| grown | 100.0% | -0.2000 |" in gaps_of(rows, "grown.monolithic-flops")[1]
     assert gaps_of([row for row in rows if "grown" not in row["arm"]], "whole") == ()
 
 

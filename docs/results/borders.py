@@ -3,6 +3,7 @@
     python docs/results/borders.py RUNS/docking interleaved.jsonl switched.jsonl
 
 Adds rows to results.jsonl of the study, which `python docs/results/judge.py` judges:
+- `bpb bits per byte, FILE` of the texts;
 - `bpb bits per byte, borders`: the first LETTERS letters after each change of language in the texts;
 - `inside bits per byte, mixed_LANGUAGE`: the tokens of a language in the texts, borders included;
 - of the models `own` and `learned_own` what the expert of the language of each token would have, which nobody knows
@@ -128,13 +129,8 @@ def added_rows(rows: Sequence[Row], files: Sequence[Path]) -> list[Row]:
 
 def main(study: Path, files: Sequence[Path]) -> None:
     """Replace the rows that were added before."""
-    rows = [row for row in read_json_lines(study / "results.jsonl") if not is_added(row)]
+    rows = [row for row in read_json_lines(study / "results.jsonl") if "run" in row]
     write_atomic(study / "results.jsonl", to_lines([*rows, *added_rows(rows, files)]))
-
-
-def is_added(row: Row) -> bool:
-    """Whether a row is one of those that this program adds."""
-    return row["arm"].endswith("own") or row["measure"].startswith((INSIDE, LOST)) or row["measure"] == BITS + BORDERS
 
 
 if __name__ == "__main__":

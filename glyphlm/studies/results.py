@@ -293,30 +293,34 @@ def gaps_of(rows: Sequence[Row], reference: str) -> tuple[str, str] | tuple[()]:
 
     A grown arm is its last stage, with the operations of all. Read is the first text that is evaluated, or the validation.
     """
-    table = by_measure(rows)
+    table, reference = by_measure(rows), _grown(reference)
     measure = next((name for name in table if name.startswith("bpb")), VALIDATION)
-    if measure not in table or "petaFLOP" not in table or not any(".stage-" in row["arm"] for row in rows):
+    if measure not in table or not any(_grown(row["arm"]) != row["arm"] for row in rows):
         return ()
-    spent: dict[str, Seeds] = {}
+    reached = {_grown(arm): values for arm, values in table[measure].values.items()}
+    spent: dict[str, Seeds] = {arm: {} for arm in reached}
     for arm, values in table["petaFLOP"].values.items():
-        whole = spent.setdefault(arm.partition(".")[0], {})
-        if ".monolithic" not in arm:
-            whole.update({seed: whole.get(seed, 0.0) + value for seed, value in values.items()})
-    reached = {arm.partition(".")[0]: values for arm, values in table[measure].values.items() if ".monolithic" not in arm}
+        whole = spent[_grown(arm)]
+        whole.update({seed: whole.get(seed, 0.0) + value for seed, value in values.items()})
     gaps = {}
     for arm, values in reached.items():
-        seeds = [seed for seed in values if seed in reached.get(reference, {})]
-        if seeds:
+        if seeds := [seed for seed in values if seed in reached.get(reference, {})]:
             share = sum(spent[arm][seed] / spent[reference][seed] for seed in seeds) / len(seeds)
             behind = [values[seed] - reached[reference][seed] for seed in seeds]
-            interval = over_seeds(behind)
-            gaps[arm] = (share, sum(behind) / len(seeds), interval.low, interval.high)
+            gaps[arm] = (share, sum(behind) / len(seeds), *over_seeds(behind)[:2])
+    if not gaps:
+        return ()
     line = sorted((arm for arm in gaps if arm.startswith(reference)), key=lambda arm: gaps[arm][0])
     cells = [(arm, f"{share:.1%}", _number(gap, "+"), _ends(low, high, "+"))
              for arm, (share, gap, low, high) in gaps.items()]
     heads = ("arm", f"operations of {reference}", f"{measure}, minus {reference}", "95%")
     figure = f"![Bits per byte behind {reference} over the share of its operations]({GAPS})"
     return draw_gaps(gaps, line, reference), f"## Loss against operations\n\n{_table(heads, cells)}\n{figure}\n"
+
+
+def _grown(arm: str) -> str:
+    """The arm of a stage; another name as it is."""
+    return arm.partition(".stage-")[0]
 
 
 def _missing(
