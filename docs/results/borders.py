@@ -128,8 +128,8 @@ def added_rows(rows: Sequence[Row], files: Sequence[Path]) -> list[Row]:
 
 
 def main(study: Path, files: Sequence[Path]) -> None:
-    """Replace the rows that were added before."""
-    rows = [row for row in read_json_lines(study / "results.jsonl") if "run" in row]
+    """Add the rows, in place of those that an earlier call added."""
+    rows = [row for row in read_json_lines(study / "results.jsonl") if "run" in row or "threshold" in row]
     write_atomic(study / "results.jsonl", to_lines([*rows, *added_rows(rows, files)]))
 
 
