@@ -3,7 +3,7 @@
 FROM python:3.12-slim
 ARG PIP_EXTRA_INDEX_URL=
 RUN apt-get update && apt-get install -y --no-install-recommends fonts-unifont && rm -rf /var/lib/apt/lists/*
-COPY constraints.txt pyproject.toml README.md LICENSE NOTICE /src/
+COPY constraints.txt pyproject.toml README.md LICENSE /src/
 COPY glyphlm /src/glyphlm
 COPY recipes /src/recipes
 RUN pip install --no-cache-dir -c /src/constraints.txt '/src[eval,hub,lora,report,serve]' \

@@ -23,7 +23,7 @@ check() {
     PATH="$PWD/../user/bin:$PATH"
     python -c 'from importlib.metadata import files
 have = {file.name for file in files("glyphlm") or ()}
-assert {"LICENSE", "NOTICE", "py.typed", "phrasebook.yaml", "subjects.jsonl", "phrasebook.otf", "best_bvv_ru.yaml", "recipe.schema.json", "report.html.jinja"} <= have'
+assert {"LICENSE", "py.typed", "phrasebook.yaml", "best_bvv_ru.yaml", "recipe.schema.json", "report.html.jinja"} <= have'
     glyphlm --version
     for shell in bash zsh fish; do glyphlm completion $shell >completion.$shell; done
     bash -n completion.bash

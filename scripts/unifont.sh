@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install GNU Unifont, whose glyphs cover nearly every character, unless it is installed or GLYPHLM_FONT names a font.
-# Where it cannot be had: say so and succeed, since what comes with glyphlm draws the quickstart; with --required, fail.
+# Where it cannot be had: say so and succeed, since other fonts will do for most text; with --required, fail.
 PATIENCE=${PATIENCE:-120} # seconds; a new cloud machine updates itself for a minute or two, and holds apt's locks
 [ -n "$GLYPHLM_FONT" ] && exit 0
 for folder in /usr/share/fonts /usr/local/share/fonts "$HOME/.local/share/fonts" "$HOME/.fonts" "$HOME/Library/Fonts" \
@@ -34,5 +34,5 @@ fi
 echo "GNU Unifont was not found. Install your system's package (Debian: fonts-unifont, Fedora: unifont-fonts," >&2
 echo "Homebrew: font-gnu-unifont), or name font files: GLYPHLM_FONT=/path/unifont.otf make ..." >&2
 [ "$1" = --required ] && exit 2
-echo "Going on without it: the quickstart needs only the part of it that comes with glyphlm." >&2
+echo "Going on with the other fonts of this system." >&2
 exit 0

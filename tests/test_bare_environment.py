@@ -23,7 +23,7 @@ from glyphlm.runs.folder import load_run
 from glyphlm.runs.generate import Sampling, continue_text
 
 INSTALLED = ("torch", "transformers")
-OURS = ("glyphlm", "accelerate", "babel", "datasets", "fontTools", "jsonargparse", "matplotlib", "peft", "scipy", "wrapt")
+OURS = ("glyphlm", "accelerate", "babel", "datasets", "freetype", "jsonargparse", "matplotlib", "peft", "scipy", "wrapt")
 PROMPT, NEW = "Hello, мир! ", 12
 RECIPE = """
 tokenizer: {path: TOKENIZER}

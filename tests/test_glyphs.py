@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from fontTools.ttLib import TTFont
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw
 
 from glyphlm.base.errors import InputError
@@ -408,13 +406,6 @@ def test_damaged_fonts_are_refused_or_work(tiny, tmp_path):
             draw_tokens(["IO", "M", "\ufffe"], load_fonts([path], 32), 32, "published-2-3")
         except InputError as error:
             assert "damaged.ttf" in str(error)
-
-
-def test_character_maps_are_read_as_by_fonttools(unifont, tiny):
-    paths = {path.name: path for path in Path(get_data_path()).rglob("*.ttf")}
-    for path in (*unifont.paths, tiny, fonts_module.PHRASEBOOK, paths["DejaVuSans.ttf"]):
-        with TTFont(path, lazy=True) as tables:
-            assert fonts_module.read_code_points(path.read_bytes()) == set(tables.getBestCmap())
 
 
 def test_a_font_without_a_character_map_is_refused(tmp_path):

@@ -42,6 +42,6 @@ for name in ("analysis.probes", "corpus.reading", "evaluation.evaluate", "pages.
 
 
 def test_the_core_needs_no_package_of_an_extra():
-    absent = " ".join([*EXTRAS, "babel", "scipy"])
+    absent = " ".join([*EXTRAS, "scipy"])
     done = subprocess.run([sys.executable, "-c", IMPORT_THE_CORE, absent], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,8 @@ OWNERS = {
     "jinja2": {"pages.render"},
     "jsonargparse": {"cli.parser"},
     "matplotlib": {"analysis.plots"},
+    "babel": {"corpus.cldr"},
+    "freetype": {"substrate.fonts"},
     "mpmath": {"evaluation.stats"},
     "peft": {"runs.adapters"},
     "PIL": {"substrate.fonts", "substrate.glyphs"},

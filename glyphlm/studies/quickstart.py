@@ -20,7 +20,7 @@ from glyphlm.experiments.train_recipe import run_recipe
 from glyphlm.modeling.config import ModelConfig
 from glyphlm.pages.report import write_report
 from glyphlm.substrate.build import build_substrate
-from glyphlm.substrate.fonts import PHRASEBOOK, unifont_or_others
+from glyphlm.substrate.fonts import unifont_or_others
 from glyphlm.substrate.settings import SubstrateSettings
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.settings import TokenizerSettings
@@ -71,9 +71,8 @@ def _fonts(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     paths, missing = unifont_or_others(characters)
     if re.match("unifont", paths[0].name) or os.environ.get("GLYPHLM_FONT"):
         return [], []
-    drawn = f"{len(characters) - missing:,} of {len(characters):,} characters are drawn with"
-    note = (f"GNU Unifont is not installed: {drawn} the part of it that comes with glyphlm" if paths == [PHRASEBOOK] else
-            f"GNU Unifont is not installed: {drawn} {', '.join(path.name for path in paths)}; the numbers differ from its")
+    note = (f"GNU Unifont is not installed: glyphs are drawn with {', '.join(path.name for path in paths)}, which have "
+            f"{len(characters) - missing:,} of {len(characters):,} characters; the numbers differ from those of Unifont")
     say(note)
     return [str(path) for path in paths], [f"# {note}"]
 

@@ -5,14 +5,15 @@ is the font of arXiv 2507.04886. Shapes: C characters, S side of a cell in pixel
 cell in the middle, because the published builder cuts marks and wide characters only at the edge of the whole strip.
 """
 
+import importlib.util
 import os
 import re
-import struct
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import freetype
 import numpy as np
 from PIL import Image, ImageFont
 
@@ -21,8 +22,7 @@ from glyphlm.substrate.settings import SIDES
 
 SURROGATES = frozenset(range(0xD800, 0xE000))  # halves of UTF-16 pairs, not characters: never drawn
 INK_FROM = 128  # pixels that the outline covers by half or more are ink
-DAMAGE = (OSError, LookupError, ValueError, struct.error)
-UNICODE_MAPS = ((3, 10), (0, 6), (0, 4), (3, 1), (0, 3), (0, 2), (0, 1), (0, 0))  # platform and encoding, the widest first
+DAMAGE = (OSError, freetype.FT_Exception)
 FOLDERS = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
@@ -36,7 +36,6 @@ FOLDERS = (
     "~/AppData/Local/Microsoft/Windows/Fonts",
 )
 NO_GLYPHS = re.compile("lastresort|blank|tofu", re.IGNORECASE)  # the same box for every character
-PHRASEBOOK = Path(__file__).with_name("phrasebook.otf")  # the part of GNU Unifont that draws the quickstart's text
 UNIFONT = r"unifont(-[\d.]+)?\.(otf|ttf)"
 UNIFONT_UPPER = r"unifont_upper(-[\d.]+)?\.(otf|ttf)"
 
@@ -71,8 +70,10 @@ def load_fonts(paths: Sequence[str | Path] | None, side: int) -> FontChain:
 
 
 def unifont_or_others(characters: Collection[str]) -> tuple[list[Path], int]:
-    """GNU Unifont, or the fonts named in GLYPHLM_FONT; without them the fewest of PHRASEBOOK and the fonts of this system
-    that have the `characters`, the one with the most of them first. Also how many of the characters they lack.
+    """GNU Unifont, or the fonts named in GLYPHLM_FONT; without them the fewest fonts of this system that have the
+    `characters`, the one with the most of them first. Also how many of the characters they lack.
+
+    DejaVu, which comes with matplotlib, is the last resort.
 
     Raises:
         InputError: no font is installed.
@@ -83,13 +84,16 @@ def unifont_or_others(characters: Collection[str]) -> tuple[list[Path], int]:
     except InputError:
         if _named_by_environment():
             raise
-    known = {PHRASEBOOK: _open(PHRASEBOOK, SIDES[0])[1]} | _fonts_in(FOLDERS)
-    missing, chosen = {ord(character) for character in characters}, []
+    bundled = importlib.util.find_spec("matplotlib")
+    places = (bundled and bundled.submodule_search_locations) or []
+    folders = [*FOLDERS, *(f"{place}/mpl-data/fonts/ttf" for place in places)]
+    known, missing, chosen = _fonts_in(folders), {ord(character) for character in characters}, []
     while known and (best := max(known, key=lambda path: len(known[path] & missing))) and known[best] & missing:
         chosen.append(best)
         missing -= known.pop(best)
     if not chosen:
-        raise InputError("no font is installed that has any of the characters; name one with --font FILE")
+        raise InputError("no font is installed that has any of the characters; install one (GNU Unifont has all: Debian's "
+                         "fonts-unifont), or name a file with --font FILE")
     return chosen, len(missing)
 
 
@@ -168,49 +172,10 @@ def _open(path: Path, side: int) -> tuple[ImageFont.FreeTypeFont, frozenset[int]
     try:
         # Layout BASIC gives the same pixels in Pillow 9.5 to 13; with RAQM no two versions agree on all rows
         face = ImageFont.truetype(path, side, layout_engine=ImageFont.Layout.BASIC)
-        code_points = read_code_points(path.read_bytes()) - SURROGATES
+        # FreeType, with which Pillow draws, chooses the widest Unicode map. fontTools reads it too, and is 30 MB.
+        code_points = frozenset(code for code, glyph in freetype.Face(str(path)).get_chars() if glyph) - SURROGATES
     except DAMAGE as error:
         raise InputError(f"{path} cannot be used as a TTF or OTF font ({error}); name another file") from None
     if not code_points:
         raise InputError(f"font {path} has no Unicode character map; name another file")
     return face, code_points
-
-
-def read_code_points(data: bytes) -> frozenset[int]:
-    """The code points that the first font of a TrueType, OpenType or TTC file has a glyph for; empty without a Unicode map.
-
-    The table `cmap` of the OpenType specification. fontTools, which reads it too, would be 30 MB for this alone.
-
-    Raises:
-        LookupError, ValueError, struct.error: the font is damaged, or its map has another format than 4, 12 and 13.
-    """
-    start = struct.unpack_from(">I", data, 12)[0] if data[:4] == b"ttcf" else 0
-    tables = struct.iter_unpack(">4sIII", data[start + 12 :][: 16 * struct.unpack_from(">H", data, start + 4)[0]])
-    cmap = next((place for tag, _, place, _ in tables if tag == b"cmap"), None)
-    if cmap is None:
-        return frozenset()
-    count = struct.unpack_from(">H", data, cmap + 2)[0]
-    records = struct.iter_unpack(">HHI", data[cmap + 4 :][: 8 * count])
-    places = {(platform, encoding): cmap + offset for platform, encoding, offset in records}
-    chosen = next((places[kind] for kind in UNICODE_MAPS if kind in places), None)
-    return frozenset() if chosen is None else frozenset(np.flatnonzero(_mapped(data, chosen)).tolist())
-
-
-def _mapped(data: bytes, place: int) -> np.ndarray:
-    """bool [0x110000]: whether the character map at `place` has a glyph for a code point; glyph 0 is none."""
-    has, form = np.zeros(0x110000, bool), struct.unpack_from(">H", data, place)[0]
-    if form in (12, 13):  # a glyph each, one glyph for all
-        groups = np.frombuffer(data, ">u4", 3 * struct.unpack_from(">I", data, place + 12)[0], place + 16).reshape(-1, 3)
-        for first, last, glyph in groups.tolist():
-            has[first + (glyph == 0) : last + 1] = form == 12 or glyph > 0
-    elif form == 4:
-        words = np.frombuffer(data, ">u2", (len(data) - place) // 2, place).astype(np.int64)
-        segments = int(words[3]) // 2
-        lasts, firsts, deltas, offsets = (words[begin + part * segments :] for part, begin in enumerate((7, 8, 8, 8)))
-        for number in range(segments - 1):  # the last one only ends the list
-            codes, offset = np.arange(firsts[number], lasts[number] + 1), offsets[number]
-            glyphs = offsets[number + offset // 2 + codes - firsts[number]] if offset else codes
-            has[codes] = ((glyphs + deltas[number]) % 0x10000 != 0) & ((glyphs != 0) | (offset == 0))
-    else:
-        raise ValueError(f"its character map has format {form}, not 4, 12 or 13")
-    return has
