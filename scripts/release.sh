@@ -43,7 +43,8 @@ tag)
     [ -z "$(git status --porcelain)" ] || { echo "there are changes that are not committed" >&2; exit 2; }
     grep -q "^## .*$version.*unreleased" CHANGELOG.md && { echo "CHANGELOG.md says unreleased; write the date" >&2; exit 2; }
     check
-    printf 'GlyphLM %s\n%s\n' "$version" "$notes" | git tag -a "v$version" -F -
+    # cleanup: git takes lines that begin with # for comments
+    printf 'GlyphLM %s\n%s\n' "$version" "$notes" | git tag -a "v$version" --cleanup=whitespace -F -
     echo "tagged v$version; publish: git push origin v$version, and upload dist/ with twine"
     ;;
 *) echo "usage: sh scripts/release.sh check|tag" >&2; exit 2 ;;

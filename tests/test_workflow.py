@@ -131,7 +131,7 @@ def test_a_workflow_that_snakemake_refuses_is_an_error():
 
 def test_without_snakemake_the_cure_is_reported(monkeypatch):
     monkeypatch.setattr(workflow.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"which is not installed: pip install 'glyphlm\[study\]'"):
+    with pytest.raises(InputError, match=r"not installed \(snakemake, matplotlib\): pip install 'glyphlm\[study\]'"):
         run_workflow([stage("a")], Path("out"), 1)
 
 

@@ -162,6 +162,9 @@ def run_study(arguments: Sequence[str]) -> None:
     place = arguments.index("--") if "--" in arguments else len(arguments)
     ours, of_snakemake = arguments[:place], arguments[place + 1 :]
     given, settings = parser.read_recipe(ours, Study, "study", ("seeds", "only", "evaluate", "data"))
+    from glyphlm.studies.workflow import check_installed
+
+    check_installed()
     from glyphlm.studies.study import study  # loads transformers, which --help need not wait for
 
     command = f"glyphlm study {shlex.join(ours)}"

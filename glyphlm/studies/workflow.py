@@ -48,6 +48,12 @@ class Command:
     reads: tuple[Path, ...] = ()
 
 
+def check_installed() -> None:
+    """Refuse to begin a study without the packages of the extra `study`."""
+    if missing := [name for name in ("snakemake", "matplotlib") if importlib.util.find_spec(name) is None]:
+        raise InputError(f"a study needs what is not installed ({', '.join(missing)}): pip install 'glyphlm[study]'")
+
+
 def run_workflow(
     commands: Sequence[Command],
     out: Path,
@@ -67,8 +73,7 @@ def run_workflow(
     Raises:
         InputError: Snakemake is not installed, cannot work in `out`, or does not know an option.
     """
-    if importlib.util.find_spec("snakemake") is None:
-        raise InputError("a study needs Snakemake, which is not installed: pip install 'glyphlm[study]'")
+    check_installed()
     threads = max(1, usable_cores() // jobs)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / SNAKEFILE, snakefile(commands, out, threads))
