@@ -21,6 +21,7 @@ from glyphlm.studies.settings import Claim, Study
 
 HERE = Path(__file__).parent
 STUDIES = sorted(path.parent.name for path in HERE.glob("*/claims.jsonl"))  # of recipes/study_*.yaml
+DOCUMENTS = ("documents_low", "documents_high")  # as the study found them, since the logs of documents are not published
 MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
 GROWTH = [
     *(Claim(f"depth brings ability: {n} layers are better than {n - 1}", f"random.{n}", f"random.{n - 1}", FIRST,
@@ -50,8 +51,11 @@ def study_verdicts(name: str) -> list[Row]:
     digest = claims_digest(settings.claims, settings.seeds)
     registered = next((row for row in read_json_lines(folder / REGISTERED) if row["digest"] == digest), None)
     beside = {"registered" if registered else "claims": digest}
-    verdicts = [row | beside | {"command": commands.get((row["arm"], row["against"]), "")}
-                for row in judge(settings.claims, rows)]
+    spans = {(row["arm"], row["against"], row["measure"]): {key: row[key] for key in DOCUMENTS}
+             for row in before if DOCUMENTS[0] in row}
+    unknown = dict.fromkeys(DOCUMENTS) if spans else {}
+    verdicts = [row | spans.get((row["arm"], row["against"], row["measure"]), unknown) | beside
+                | {"command": commands.get((row["arm"], row["against"]), "")} for row in judge(settings.claims, rows)]
     write_atomic(folder / "claims.jsonl", to_lines(verdicts))
     write_atomic(folder / "claims.svg", draw_claims(verdicts))
     page = (folder / "results.md").read_text(encoding="utf-8")
