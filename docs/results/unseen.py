@@ -40,6 +40,7 @@ from glyphlm.substrate.fonts import load_fonts
 from glyphlm.substrate.glyphs import draw_tokens
 from glyphlm.tokenizer.build import build_tokenizer
 from glyphlm.tokenizer.settings import TokenizerSettings
+from glyphlm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, SEED, TESTED = 1536, 1, 0.2  # ids; share of the sentences
 HELD_OUT, OFTEN, MOST_CUT = 20, (70, 200), 0.10  # drawn of those so frequent; share of the characters of the text
@@ -216,7 +217,8 @@ def _nearest(run: Path, held_out: str) -> list[Row]:
 
 def _same_look(run: Path, kind: str, out: Path) -> float:
     """The share of the gap between random codes and the character itself that a variant in its place closes."""
-    windows = [row for row in read_json_lines(Path(SAME)) if row["kind"] == kind]
+    tokenizer = load_run(run)[1]
+    windows = [row for row in read_json_lines(Path(SAME)) if row["kind"] == kind and _is_token(tokenizer, row)]
     used = "".join(sorted({row["character"] for row in windows}))
     extend(run, used, out)
     found, (wrapped, tokenizer) = readings(str(out), used, [row["text"] for row in windows], span=SPAN), load_run(out)
@@ -224,6 +226,12 @@ def _same_look(run: Path, kind: str, out: Path) -> float:
     best = sum(read(wrapped.gpt, tokenizer, row["original"]).after([end], SPAN)[0] for row, end in zip(windows, ends))
     own, random_ = (sum(nats for nats, _ in found[kind]) for kind in ("own", "random"))
     return (random_ - own) / (random_ - best)
+
+
+def _is_token(tokenizer: Tokenizer, row: Row) -> bool:
+    """Whether the original character is a token in its sentence, not a part of one, so that only its code differs."""
+    seen = unicodedata.normalize("NFKC", row["character"])
+    return seen in [tokenizer.tokens[number] for number in tokenizer.encode(row["original"])]
 
 
 def write_verdicts(folder: Path) -> None:
