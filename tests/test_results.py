@@ -135,9 +135,9 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
     assert "is made again by `glyphlm study s.yaml --out out` with its last column." in text
     assert "](claims.svg)" in text and (tmp_path / "claims.svg").read_text().startswith("<?xml")
     assert ("| frozen \\| is as good | a paper | frozen − trained | bits per byte, validation | -0.3667 "
-            f"| {low:+.4f} to {high:+.4f} | {low:+.4f} to {high:+.4f} | {p:.2g} | 0.02 | supported "
+            f"| {low:+.4f} to {high:+.4f} | {low:+.4f} to {high:+.4f} | – | {p:.2g} | 0.02 | supported "
             "| --only frozen trained |\n") in text
-    assert ("| more is known | – | trained − both | boolq | – | – | – | – | better | not decidable: arm both was not made "
+    assert ("| more is known | – | trained − both | boolq | – | – | – | – | – | better | not decidable: arm both was not made "
             "| --only trained frozen |\n") in text
     rows = read_json_lines(tmp_path / "claims.jsonl")
     assert [row["verdict"] for row in rows] == ["supported", "not decidable"]
