@@ -137,8 +137,8 @@ def test_claims_stand_first_and_in_a_file_and_in_the_report(found, tmp_path):
     assert ("| frozen \\| is as good | a paper | frozen − trained | bits per byte, validation | -0.3667 "
             f"| {low:+.4f} to {high:+.4f} | {low:+.4f} to {high:+.4f} | – | {p:.2g} | 0.02 | supported "
             "| --only frozen trained |\n") in text
-    assert ("| more is known | – | trained − both | boolq | – | – | – | – | – | better | not decidable: arm both was not made "
-            "| --only trained frozen |\n") in text
+    assert ("| more is known | – | trained − both | boolq | – | – | – | – | – | better "
+            "| not decidable: arm both was not made | --only trained frozen |\n") in text
     rows = read_json_lines(tmp_path / "claims.jsonl")
     assert [row["verdict"] for row in rows] == ["supported", "not decidable"]
     assert rows[0]["command"] == "glyphlm study s.yaml --out out --only frozen trained"
