@@ -20,7 +20,9 @@ from glyphlm.studies.results import claims_table
 from glyphlm.studies.settings import Claim, Study
 
 HERE = Path(__file__).parent
-STUDIES = sorted(path.parent.name for path in HERE.glob("*/claims.jsonl"))  # of recipes/study_*.yaml
+RECIPES = HERE.parents[1] / "recipes"
+STUDIES = sorted(path.parent.name for path in HERE.glob("*/claims.jsonl")
+                 if (RECIPES / f"study_{path.parent.name}.yaml").is_file())
 DOCUMENTS = ("documents_low", "documents_high")  # as the study found them, since the logs of documents are not published
 MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
 GROWTH = [
@@ -45,7 +47,7 @@ STITCHING = [
 
 def study_verdicts(name: str) -> list[Row]:
     """The verdicts of a study on its published rows, written to its claims.jsonl."""
-    folder, settings = HERE / name, load_recipe(HERE.parents[1] / "recipes" / f"study_{name}.yaml", kind=Study)
+    folder, settings = HERE / name, load_recipe(RECIPES / f"study_{name}.yaml", kind=Study)
     rows, before = (read_json_lines(folder / file) for file in ("results.jsonl", "claims.jsonl"))
     commands = {(row["arm"], row["against"]): row["command"] for row in before}
     digest = claims_digest(settings.claims, settings.seeds)
