@@ -128,7 +128,7 @@ def _write_product(out_nD: Tensor, low_nV: Tensor, head_VD: Tensor) -> None:
 def _add_product(sum_VD: Tensor, low_nV: Tensor, x_nD: Tensor) -> None:
     """Add low^T x to a float32 sum, inside the product where that can be (from bfloat16 on GPUs, torch 2.8 and later)."""
     if low_nV.dtype == torch.float32:
-        sum_VD.addmm_(low_nV.T, x_nD)
+        torch.addmm(sum_VD, low_nV.T, x_nD, out=sum_VD)
     elif sum_VD.is_cuda and "dtype_out" in torch.ops.aten.addmm.overloads():
         torch.addmm(sum_VD, low_nV.T, x_nD, out_dtype=torch.float32, out=sum_VD)
     else:
