@@ -92,8 +92,8 @@ def unifont_or_others(characters: Collection[str]) -> tuple[list[Path], int]:
         chosen.append(best)
         missing -= known.pop(best)
     if not chosen:
-        raise InputError("no font is installed that has any of the characters; install one (GNU Unifont has all: Debian's "
-                         "fonts-unifont), or name a file with --font FILE")
+        raise InputError("no font is installed that has any of the characters; install GNU Unifont (Debian: fonts-unifont), "
+                         "or the extra report, whose DejaVu lacks Chinese, or name a file with --font FILE")
     return chosen, len(missing)
 
 
