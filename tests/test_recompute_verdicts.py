@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 check = runpy.run_path(str(ROOT / "scripts" / "recompute_verdicts.py"))["check"]
 
 
-@pytest.mark.parametrize("study", ["freezing", "fusion", "unseen"])
+@pytest.mark.parametrize("study", ["freezing", "fusion", "unseen", "repeats"])
 def test_published_verdicts_follow_from_the_published_rows(study, capsys):
     assert check(ROOT / "docs" / "results" / study) == 0
     claims = (ROOT / "docs" / "results" / study / "claims.jsonl").read_text(encoding="utf-8").splitlines()
