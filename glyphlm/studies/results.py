@@ -95,25 +95,29 @@ def _measure(row: ResultRow) -> str:
     return f"{name}, {row.source}"
 
 
-def document_sums(models: Sequence[Model], done: set[str], logs: Path) -> dict[tuple[str, str], dict[int, NDArray]]:
+def _document_sums(models: Sequence[Model], done: set[str], logs: Path) -> dict[tuple[str, str], dict[int, NDArray]]:
     """Arm and measure -> seed -> bits and bytes of each held-out document [N, 2], of the measures in bits per byte."""
     found: dict[tuple[str, str], dict[int, NDArray]] = {}
     for model in models:
         for row in read_results(model.rows) if model.rows and model.evaluated_by in done else ():
-            folder = model_logs(logs, row.made_from["model"]) if row.task == BPB and row.made_from else None
-            if folder and row.made_from and (log := folder / log_name(row.task, row.made_from)).is_file():
+            if row.task != BPB or not row.made_from:
+                continue
+            folder = model_logs(logs, row.made_from["model"])
+            log = folder and folder / log_name(row.task, row.made_from)
+            if log and log.is_file():
                 found.setdefault((model.arm, _measure(row)), {})[model.seed] = next(metrics(read_log(log))).sums_NS
     return found
 
 
 def _over_documents(row: Row, sums: dict[tuple[str, str], dict[int, NDArray]]) -> Row:
-    """The interval of the row's difference over seeds and documents, where both models have the same."""
+    """The interval of the row's difference over seeds and documents; None where the models have not the same of both."""
     mine, theirs = (sums.get((row[side], row["measure"]), {}) for side in ("arm", "against"))
     seeds = [seed for seed in mine if seed in theirs]
-    if len({len(found[seed]) for found in (mine, theirs) for seed in seeds}) != 1:
-        return {"documents_low": None, "documents_high": None}
-    low, high, _ = over_seeds_and_items([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-    return {"documents_low": low, "documents_high": high} if low > -math.inf else _over_documents(row, {})
+    low = high = None
+    if len({len(found[seed]) for found in (mine, theirs) for seed in seeds}) == 1:
+        interval = over_seeds_and_items([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        low, high = interval[:2] if math.isfinite(interval.low) else (None, None)
+    return {"documents_low": low, "documents_high": high}
 
 
 def _cells(arm: str, values: Seeds, reference: Seeds | None) -> list[str]:
@@ -151,7 +155,7 @@ def write_results(
     logged = _logged(models, done)
     rows = [*measured(models, done), *_to_threshold(logged)]
     beside = {"registered": registered["digest"]} if registered else {}
-    sums = document_sums(models, done, out / ITEMS)
+    sums = _document_sums(models, done, out / ITEMS)
     verdicts = [row | _over_documents(row, sums) | beside | {"command": f"{command} {_only(settings, row)}"}
                 for row in judge(settings.claims, rows)]
     write_atomic(out / RESULTS, to_lines(rows))
