@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from glyphlm.analysis import probes
+from glyphlm.analysis.inspection import script
 from glyphlm.analysis.plots import draw_layers
-from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_texts
+from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_names, find_texts
 from glyphlm.analysis.probes import (
     FOLDS,
     RIDGE,
@@ -31,6 +33,7 @@ from glyphlm.analysis.probes import (
     untrained,
 )
 from glyphlm.analysis.tokenizers import named
+from glyphlm.analysis.tsne import coloured_tokens, layer_maps
 from glyphlm.base.errors import InputError
 from glyphlm.modeling.model import GPT, ModelConfig
 from glyphlm.runs.folder import export_model
@@ -166,14 +169,37 @@ def test_the_neighbours_of_a_word_are_other_texts_the_nearest_first(probed, mode
 def test_the_plot_has_a_panel_a_task_and_follows_the_numbers(probed):
     out, rows = probed
     ET.fromstring((out / "probes.svg").read_text(encoding="utf-8"))
-    script = of(rows, task="script", measure="knn")
-    drawn = draw_layers({("script", "accuracy"): script})
-    assert drawn == draw_layers({("script", "accuracy"): script})
+    found = of(rows, task="script", measure="knn")
+    drawn = draw_layers({("script", "accuracy"): found})
+    assert drawn == draw_layers({("script", "accuracy"): found})
     for key in ("value", "control", "chance", "low"):
-        moved = [row | {key: row[key] / 2} if row["layer"] == 1 else row for row in script]
+        moved = [row | {key: row[key] / 2} if row["layer"] == 1 else row for row in found]
         assert draw_layers({("script", "accuracy"): moved}) != drawn
-    two = draw_layers(dict.fromkeys([("script", "accuracy"), ("case", "accuracy")], script))
+    two = draw_layers(dict.fromkeys([("script", "accuracy"), ("case", "accuracy")], found))
     assert (drawn.count('id="axes_'), two.count('id="axes_')) == (1, 2)
+
+
+def test_a_map_keeps_near_what_is_near():
+    """Two classes far apart at every layer lie apart in the plane, too; equal seeds give equal maps."""
+    x_ND = far_apart()
+    maps, again = (layer_maps("run", np.stack([x_ND] * 5), seed=1) for _ in range(2))
+    assert [(each.run, each.layer) for each in maps] == [("run", "codes"), ("run", "block 2"), ("run", "final norm")]
+    for one, other in zip(maps, again):
+        assert one.x_N2.shape == (len(x_ND), 2) and knn_right(one.x_N2, LABELS).all()
+        assert np.array_equal(one.x_N2, other.x_N2)
+
+
+def test_tokens_on_the_map_are_coloured_by_script(runs, settings, tokenizer, tmp_path):
+    probe(runs[:1], tmp_path / "out", replace(settings, tsne=True))
+    assert (tmp_path / "out" / "tsne.png").read_bytes().startswith(b"\x89PNG")
+    tokens = coloured_tokens(find_texts(tokenizer, find_names(settings), settings))
+    assert {"Latin", "Cyrillic"} <= set(tokens.values()) and all(
+        script(next(filter(str.isalpha, token))) == name for token, name in tokens.items())
+
+
+def test_a_vocabulary_of_one_script_has_no_map():
+    with pytest.raises(InputError, match="--tsne colours tokens by script"):
+        coloured_tokens(Texts({"case": {"lower": ["a"], "upper": ["A"]}}, {}, []))
 
 
 def test_the_table_names_the_last_layer_and_the_gain(probed):

@@ -300,9 +300,8 @@ def test_a_study_without_any_success_fails(tmp_path, capsys):
     assert "## Missing" in Path("out {x}", "results.md").read_text()
 
 
-def test_tuning_chooses_by_validation(monkeypatch):
-    """The trainings are stood in for; what reached fewer bits per byte goes on with all seeds."""
-    reached, ran = {0.1: 2.0, 0.01: 1.5}, []
+def stand_in_for_trainings(reached, ran):
+    """In place of the commands: writes what a training of each learning rate would have reached."""
 
     def stand_in(stages, out, **engine):
         ran.append([stage.name for stage in stages if stage.name.startswith("train")])
@@ -316,7 +315,12 @@ def test_tuning_chooses_by_validation(monkeypatch):
                            "parameters": {"trained": 1}, "bits_per_byte": {"validation": reached[lr]}}
                 stage.makes.write_text(json.dumps(summary))
 
-    monkeypatch.setattr("glyphlm.studies.study.run_workflow", stand_in)
+    return stand_in
+
+
+def test_tuning_chooses_by_validation(monkeypatch):
+    ran = []
+    monkeypatch.setattr("glyphlm.studies.study.run_workflow", stand_in_for_trainings({0.1: 2.0, 0.01: 1.5}, ran))
     fixed = {"train": {"lr": 0.1}}
     asked = Study(RECIPE, {"bits": None, "fixed": fixed}, tune={"train.lr": [0.1, 0.01]}, tune_seeds=[8, 9])
     text = study(asked, Path("out")).read_text()
@@ -324,3 +328,11 @@ def test_tuning_chooses_by_validation(monkeypatch):
     assert all(name.startswith("train_bits") and name[-1] in "89" for name in ran[0])
     assert "| bits | train.lr 0.1 | 2.0000 |  |\n| bits | train.lr 0.01 | 1.5000 | chosen |" in text
     assert "| bits | 3 | 1.5000 | 1.5000 to 1.5000 |" in text and "| fixed | 3 | 2.0000 |" in text
+
+
+def test_an_arm_that_cannot_be_tuned_is_named(monkeypatch):
+    """Of a few long documents none is held out: no value is better than another, and the arm must not disappear."""
+    monkeypatch.setattr("glyphlm.studies.study.run_workflow", stand_in_for_trainings({0.1: None, 0.01: None, 0.2: 2.0}, []))
+    asked = Study(RECIPE, {"bits": None, "fixed": {"train": {"lr": 0.2}}}, tune={"train.lr": [0.1, 0.01]})
+    with pytest.raises(InputError, match="^bits: of so few documents none was held out.*set train.lr in these arms"):
+        study(asked, Path("out"))

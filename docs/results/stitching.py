@@ -41,8 +41,8 @@ def call(*arguments: str) -> None:
 
 def stitched(study: Path, arm: str, text: str, out: Path) -> Iterator[dict[str, Any]]:
     """The rows of an arm."""
-    runs = {int(run.name.rpartition("-")[2]): run for run in study.glob(f"runs/{ARMS[arm]}-*/{ARMS[arm]}-*")
-            if (run / "summary.json").is_file() and not run.name.endswith("-0")}
+    rows = read_json_lines(study / "results.jsonl")
+    runs = {row["seed"]: Path(row["run"]) for row in rows if row["arm"] == ARMS[arm] and "run" in row}
     seeds = sorted(runs)
     for seed, above in zip(seeds, [*seeds[1:], seeds[0]]):
         recipe = next(study.glob(f"recipes/{runs[seed].parent.name}/{runs[seed].name}.yaml"))

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
+from glyphlm.analysis.tsne import LayerMap
 
 LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 HATCHES = ("", "///", "...")
@@ -75,6 +76,12 @@ def _to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
+def _to_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 @matplotlib.rc_context(DRAWING)
 def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
     """A scatter plot of V points as PNG, coloured by label: the most frequent labels have colours, the others are grey.
@@ -94,9 +101,26 @@ def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -
         axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
     _clear(axes, None, "top", "right")
     figure.legend(loc="outside right upper", frameon=False, markerscale=5)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return _to_png(figure)
+
+
+@matplotlib.rc_context(DRAWING)
+def draw_tsne(maps: Sequence[LayerMap], classes: Mapping[str, Sequence[str]]) -> bytes:
+    """Maps of tokens as PNG, a row a run and a column a layer, coloured by the classes of each run's tokens."""
+    runs, names = [*classes], sorted({name for found in classes.values() for name in found})
+    columns = len(maps) // len(runs)
+    figure = _figure(2.6 * columns, 0.5 + 2.6 * len(runs))
+    for place, (run, layer, x_N2) in enumerate(maps, start=1):
+        axes, class_N = figure.add_subplot(len(runs), columns, place), np.array(classes[run])
+        for name, colour in zip(names, COLOURS):
+            axes.plot(*x_N2[class_N == name].T, ".", color=colour, markersize=3, markeredgewidth=0)
+        axes.set_title(layer if place <= columns else "")
+        axes.set_ylabel(_drawable(run, runs.index(run)) if place % columns == 1 else "", parse_math=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    handles = [Line2D([], [], color=colour, marker="o", linestyle="") for _, colour in zip(names, COLOURS)]
+    _add_legend(figure, handles, names, 6)
+    return _to_png(figure)
 
 
 @matplotlib.rc_context(DRAWING)

@@ -22,6 +22,7 @@ from glyphlm.analysis.inspection import Codes, find_nearest
 from glyphlm.analysis.probe_texts import Texts, find_names, find_texts
 from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.analysis.tokenizers import named
+from glyphlm.analysis.tsne import LayerMap, coloured_tokens, layer_maps
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter, working
@@ -34,7 +35,7 @@ from glyphlm.modeling.substrate import scale_rows
 from glyphlm.runs.folder import load_run, weights_sha256
 from glyphlm.tokenizer.tokenizer import Tokenizer
 
-ROWS, PLOT, NEIGHBOURS = "probes.jsonl", "probes.svg", "neighbours.txt"
+ROWS, PLOT, NEIGHBOURS, TSNE = "probes.jsonl", "probes.svg", "neighbours.txt", "tsne.png"
 MEASURES = {"knn": "accuracy of 5 nearest", "linear": "accuracy of linear probe", "mrr": "mean reciprocal rank"}
 NEAREST = "nearest"  # task of rows that list neighbours and have no score
 CONTROL_SEED = 7919  # not a seed that trainings use
@@ -50,6 +51,8 @@ def probe(
 ) -> list[Row]:
     """Probe each run and its control; rows are also written to the folder `out`, with a plot and the neighbours as text.
 
+    With `settings.tsne` there is also a map of the tokens.
+
     A row has run, layer, task, measure, value, its 95% interval over items (low, high), chance, the control's value, the
     gain over it with its paired interval (gain_low, gain_high), and items; rows of task nearest have a word and neighbours.
 
@@ -62,9 +65,12 @@ def probe(
             "text": settings.text and describe(find_sources([settings.text]))}
     build = Build("probes", asdict(settings) | read, {label: weights_sha256(run) for label, run in labels.items()})
     if not build.is_done(out):
-        from glyphlm.analysis.plots import draw_layers  # needs the extra report: refused before the work
+        from glyphlm.analysis.plots import draw_layers, draw_tsne  # needs the extra report: refused before the work
 
-        rows = []
+        if settings.tsne:
+            import sklearn  # noqa: F401  # of the extra tsne: refused before the work
+
+        rows, maps, scripts = [], [], {}
         for label, run in labels.items():
             with working(f"opening {run}"):
                 model, tokenizer = load_run(run)
@@ -73,8 +79,13 @@ def probe(
             texts = find_texts(tokenizer, names, settings)
             found = probe_model(model.gpt.to(device), tokenizer, texts, settings.seed, label)
             rows += [{"run": label, **row} for row in found]
+            if settings.tsne:
+                scripts[label] = coloured_tokens(texts)
+                maps += _mapped(label, model.gpt, tokenizer, [*scripts[label]], settings.seed)
         with build.folder(out) as folder:
             _write(folder, rows, draw_layers)
+            if maps:
+                (folder / TSNE).write_bytes(draw_tsne(maps, {label: [*of.values()] for label, of in scripts.items()}))
     return read_json_lines(out / ROWS)
 
 
@@ -100,6 +111,12 @@ def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run
                 near = [{"text": each["token"], "cosine": each["cosine"]} for each in find_nearest(codes, places[word])]
                 yield {"layer": layer, "task": NEAREST, "word": word, "neighbours": near}
             progress.advance()
+
+
+def _mapped(label: str, gpt: GPT, tokenizer: Tokenizer, tokens: Sequence[str], seed: int) -> list[LayerMap]:
+    ids = [_encode(tokenizer, token, gpt.config.block_size - 1) for token in tokens]
+    with working(f"t-SNE of {label}"):
+        return layer_maps(label, layer_states(gpt, ids, tokenizer.end_id).numpy(), seed)
 
 
 def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:

@@ -18,7 +18,8 @@ class ProbeSettings:
             names of territories, languages and currencies in English, Russian and Chinese.
         text: Only tokens that occur in this text are classed; of a large vocabulary most may never have been trained.
         per_class: Maximum number of tokens per class.
-        seed: Seed of the choice of tokens and of the folds.
+        seed: Seed of the choice of tokens, of the folds and of t-SNE.
+        tsne: Also draw tsne.png: tokens in the plane at the codes, the middle block and the final norm, by script.
     """
 
     words: list[str] = field(default_factory=list)
@@ -26,6 +27,7 @@ class ProbeSettings:
     text: str | None = None
     per_class: int = 200
     seed: int = 1
+    tsne: bool = False
 
     def __post_init__(self) -> None:
         check_values(self, "--", RANGES)

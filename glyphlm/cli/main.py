@@ -37,11 +37,11 @@ VERBS = {  # verb -> its module, and a description
     "show": ("use", "a run and its twin -> a page of tokens: pictures, codes, neighbours, predictions"),
     "completion": ("completion", "a shell -> a script that completes verbs and options in it"),
 }
-# Packages that only some verbs need -> the extra of pyproject.toml that installs them.
+# Packages, as they are imported, that only some verbs need -> the extra of pyproject.toml that installs them.
 EXTRAS = {
     "datasets": "hub", "datatrove": "cluster", "gguf": "gguf", "matplotlib": "report", "peft": "lora",
-    "pyarrow": "hub", "pydantic": "serve", "sacrebleu": "eval", "snakemake": "study", "starlette": "serve",
-    "uvicorn": "serve",
+    "pyarrow": "hub", "pydantic": "serve", "sacrebleu": "eval", "sklearn": "tsne", "snakemake": "study",
+    "starlette": "serve", "uvicorn": "serve",
 }  # fmt: skip
 # torch then asks for huge pages for tensors of 2 MiB and more. Otherwise the system clears them page by page, at each step
 # anew: a step of V 8,192, d 384, 2,048 tokens on a CPU had 170,000 page faults, 10% of its time. Read when torch starts.

@@ -113,9 +113,11 @@ def run_probe(arguments: Sequence[str]) -> None:
     )
     parser.usage = "glyphlm probe RUN [RUN ...] [options] --out FOLDER"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, side by side in the plot")
-    parser.add_settings(ProbeSettings, skip=("words",))
+    parser.add_settings(ProbeSettings, skip=("words", "tsne"))
     parser.add_argument("--words", nargs="*", default=[], metavar="WORD",
                         help="texts whose nearest neighbours are listed (default: five of the names that are translated)")
+    parser.add_argument("--tsne", action="store_true", help="also draw tsne.png: the tokens of each script in the plane, "
+                        "at the codes, the middle block and the final norm (extra tsne)")
     parser.add_argument("--unseen", metavar="CHARACTERS", help="instead: what the runs know about characters that training "
                         "never showed, in --text; a file of them, spans such as U+0400-04FF, or categories such as So")
     parser.add_argument("--oracle", metavar="RUN", help="with --unseen: a run that saw these characters in training")

@@ -1,0 +1,47 @@
+"""t-SNE of tokens' states, layer by layer: tokens that a model treats alike lie close together, whatever the axes mean.
+
+Shapes: as in analysis/probes.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from numpy.typing import NDArray
+
+from glyphlm.analysis.probe_texts import Texts
+from glyphlm.base.errors import InputError
+
+PERPLEXITY = 30.0  # about as many neighbours have a say in where a token lies; scikit-learn's default
+COLOURED = "script"
+
+
+class LayerMap(NamedTuple):
+    """The tokens of a layer in the plane."""
+
+    run: str
+    layer: str
+    x_N2: NDArray
+
+
+def coloured_tokens(texts: Texts) -> dict[str, str]:
+    """Token -> its script, of the tokens that `find_texts` chose.
+
+    Raises:
+        InputError: the vocabulary has tokens of one script, or of none.
+    """
+    classes: Mapping[str, Sequence[str]] = texts.classes.get(COLOURED, {})
+    if not classes:
+        raise InputError("--tsne colours tokens by script, and the tokens are of fewer than two scripts; leave it out, or "
+                         "name a text in several with --text")
+    return {token: name for name, tokens in classes.items() for token in tokens}
+
+
+def layer_maps(run: str, states_LND: NDArray, seed: int) -> list[LayerMap]:
+    """t-SNE of the codes, of the middle block and of the final norm (Van der Maaten and Hinton 2008)."""
+    from sklearn.manifold import TSNE  # of the extra tsne
+
+    last = len(states_LND) - 1
+    chosen = {"codes": 0, f"block {last // 2}": last // 2, "final norm": last}
+    perplexity = min(PERPLEXITY, (states_LND.shape[1] - 1) / 3)
+    return [LayerMap(run, name, TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states_LND[layer]))
+            for name, layer in chosen.items()]
