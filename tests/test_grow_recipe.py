@@ -302,7 +302,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def test_growth_that_was_killed_anywhere_ends_as_if_it_had_not(given, tmp_path):
-    asked = given | {"stages": [dict(stage, steps=60) for stage in STAGES[:2]], "controls": []}
+    asked = given | {"stages": [dict(stage, steps=18) for stage in STAGES[:2]], "controls": []}
     assert grow(tmp_path / "straight", asked) == 0
     folder, moments = tmp_path / "killed", random.Random(0)
     folder.mkdir()

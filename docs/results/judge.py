@@ -2,8 +2,8 @@
 
     python docs/results/judge.py
 
-Reads results.jsonl of each study's folder with recipes/study_*.yaml, and growth.jsonl and stitching.jsonl with the claims
-below; those of stitching were committed before its runs.
+Reads results.jsonl of each study's folder with recipes/study_*.yaml, and growth.jsonl, stitching.jsonl and averaging.jsonl
+with the claims below; those of the last two were committed before their runs.
 """
 
 import re
@@ -44,6 +44,14 @@ STITCHING = [
     Claim("the same without training the map", "identity_frozen", "identity_learned", "our question", kind="better"),
 ]
 
+AVERAGING = [
+    Claim("the mean of logits of eight models of one corpus is better than one of them", "mean_logits", "one", "our question",
+          kind="better"),
+    Claim("it is at least as good as one model of all their operations", "mean_logits", "long", "our question", margin=0.01),
+    Claim("the mean of probabilities is at least as good as that of logits", "mean_probs", "mean_logits", "our question",
+          margin=0.01),
+]
+
 
 def study_verdicts(name: str) -> list[Row]:
     """The verdicts of a study on its published rows, written to its claims.jsonl."""
@@ -82,8 +90,9 @@ def growth_verdicts() -> list[Row]:
 
 def main() -> None:
     """Print the tables."""
-    for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts()),
-                           ("stitching", judge(STITCHING, read_json_lines(HERE / "stitching.jsonl")))):
+    single = [(name, judge(claims, read_json_lines(HERE / f"{name}.jsonl")))
+              for name, claims in (("stitching", STITCHING), ("averaging", AVERAGING))]
+    for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts()), *single):
         print(f"## {name}\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}")
 
 
