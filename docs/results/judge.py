@@ -24,7 +24,7 @@ RECIPES = HERE.parents[1] / "recipes"
 STUDIES = sorted(path.parent.name for path in HERE.glob("*/claims.jsonl")
                  if (RECIPES / f"study_{path.parent.name}.yaml").is_file())
 DOCUMENTS = ("documents_low", "documents_high")  # as the study found them, since the logs of documents are not published
-MEASURE, FIRST = "bits per byte, validation", "arXiv 2507.07129v1"
+MEASURE, FIRST, QUESTION = "bits per byte, validation", "arXiv 2507.07129v1", "our question"
 GROWTH = [
     *(Claim(f"depth brings ability: {n} layers are better than {n - 1}", f"random.{n}", f"random.{n - 1}", FIRST,
             kind="better") for n in range(2, 7)),
@@ -32,23 +32,23 @@ GROWTH = [
     Claim("a grown model rivals one trained at once on as many tokens", "random.6", "monolithic-tokens.6",
           "arXiv 2507.07129v2", margin=0.02),
     Claim("a grown model rivals one trained at once with as many operations", "random.6", "monolithic-flops.6",
-          "our question", margin=0.02),
+          QUESTION, margin=0.02),
     Claim("freezing the old layers costs nothing beside training all of them (G_stack)", "random.6", "stackall.6",
           "our control", margin=0.02),
-    Claim("a start that changes nothing is better than a random one", "zero.6", "random.6", "our question", kind="better"),
+    Claim("a start that changes nothing is better than a random one", "zero.6", "random.6", QUESTION, kind="better"),
 ]
 
 STITCHING = [
     Claim("on a shared frozen substrate, strangers' halves lose less by being stitched than with tables of their own",
-          "trained_frozen", "trained_learned", "our question", kind="better"),
-    Claim("the same without training the map", "identity_frozen", "identity_learned", "our question", kind="better"),
+          "trained_frozen", "trained_learned", QUESTION, kind="better"),
+    Claim("the same without training the map", "identity_frozen", "identity_learned", QUESTION, kind="better"),
 ]
 
 AVERAGING = [
-    Claim("the mean of logits of eight models of one corpus is better than one of them", "mean_logits", "one", "our question",
+    Claim("the mean of logits of eight models of one corpus is better than one of them", "mean_logits", "one", QUESTION,
           kind="better"),
-    Claim("it is at least as good as one model of all their operations", "mean_logits", "long", "our question", margin=0.01),
-    Claim("the mean of probabilities is at least as good as that of logits", "mean_probs", "mean_logits", "our question",
+    Claim("it is at least as good as one model of all their operations", "mean_logits", "long", QUESTION, margin=0.01),
+    Claim("the mean of probabilities is at least as good as that of logits", "mean_probs", "mean_logits", QUESTION,
           margin=0.01),
 ]
 
