@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 
 from glyphlm.analysis import probes
 from glyphlm.analysis.inspection import script
-from glyphlm.analysis.plots import draw_layers
+from glyphlm.analysis.layer_plots import draw_layers
 from glyphlm.analysis.probe_texts import ProbeSettings, Texts, find_names, find_texts
 from glyphlm.analysis.probes import (
     FOLDS,
@@ -182,11 +182,11 @@ def test_the_plot_has_a_panel_a_task_and_follows_the_numbers(probed):
 def test_a_map_keeps_near_what_is_near():
     """Two classes far apart at every layer lie apart in the plane, too; equal seeds give equal maps."""
     x_ND = far_apart()
-    maps, again = (layer_maps("run", np.stack([x_ND] * 5), seed=1) for _ in range(2))
-    assert [(each.run, each.layer) for each in maps] == [("run", "codes"), ("run", "block 2"), ("run", "final norm")]
-    for one, other in zip(maps, again):
-        assert one.x_N2.shape == (len(x_ND), 2) and knn_right(one.x_N2, LABELS).all()
-        assert np.array_equal(one.x_N2, other.x_N2)
+    maps, again = (layer_maps(np.stack([x_ND] * 5), seed=1) for _ in range(2))
+    assert [*maps] == ["codes", "block 2", "final norm"]
+    for layer, x_N2 in maps.items():
+        assert x_N2.shape == (len(x_ND), 2) and knn_right(x_N2, LABELS).all()
+        assert np.array_equal(x_N2, again[layer])
 
 
 def test_tokens_on_the_map_are_coloured_by_script(runs, settings, tokenizer, tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from glyphlm.analysis import plots
+from glyphlm.analysis.drawing import arm_style
 from glyphlm.base.errors import InputError
 from glyphlm.base.records import to_lines
 from glyphlm.evaluation.item_log import log_name, result_rows
@@ -290,7 +291,7 @@ def test_many_arms_have_a_table_in_place_of_a_paragraph_and_stay_light(many: Pat
     rows = (r"best \S+ arm-7 .* 0\.500 −0\.500", r"reference \S+ arm-0 .* 1\.000 –", r"worst \S+ arm-50 .* 2\.000 \+1\.000")
     assert re.search(" ".join(rows), table)
     assert "−0.500" in section(page, 'id="arms"', 'id="reproduce"')  # the table of all arms has differences, too
-    styles = {str(plots.arm_style(number)) for number in range(64)}
+    styles = {str(arm_style(number)) for number in range(64)}
     assert len(styles) == 64 and len({report.mark(number) for number in range(49)}) == 49
 
 

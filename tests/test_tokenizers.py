@@ -265,7 +265,7 @@ def test_bars_are_repeatable_and_take_any_name():
 
 def test_every_group_has_a_bar_of_every_series(monkeypatch):
     figures = []
-    monkeypatch.setattr("glyphlm.analysis.plots._to_svg", lambda figure: figures.append(figure) or "")
+    monkeypatch.setattr("glyphlm.analysis.plots.to_svg", lambda figure: figures.append(figure) or "")
     draw_bars({"x": {"en": 1.0, "ru": 2.0}, "y": {"en": 3.0, "ru": 4.0}}, "heights")
     (axes,) = figures[0].axes
     assert [bar.get_height() for bar in axes.patches] == [1.0, 2.0, 3.0, 4.0]

@@ -71,7 +71,7 @@ def inspect_folder(
     contents = fingerprint(codes.config, "", {"table_VE": codes.code_VE})
     build = Build("inspection", {"nearest": chosen}, {"codes": contents})
     if not build.is_done(out):
-        from glyphlm.analysis.plots import draw_map  # loads matplotlib, needed only with --out
+        from glyphlm.analysis.layer_plots import draw_map  # loads matplotlib, needed only with --out
 
         findings, x_V2 = analyse(codes, chosen)
         with build.folder(out) as partial:

@@ -1,144 +1,52 @@
-"""All plots, as SVG text or PNG bytes; the only file that imports matplotlib."""
+"""Plots of studies, evaluations and tokenizers as SVG text."""
 
-import io
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from glyphlm.analysis.style import COLOURS, MARKERS, TITLES
-from glyphlm.analysis.tsne import LayerMap
+from glyphlm.analysis.drawing import (
+    DRAWING,
+    HOLLOW,
+    LEGEND,
+    add_legend,
+    arm_style,
+    clear_frame,
+    drawable,
+    legend_line,
+    new_figure,
+    to_svg,
+)
+from glyphlm.analysis.style import COLOURS, TITLES
 
-LINES: tuple[Any, ...] = ("solid", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 HATCHES = ("", "///", "...")
-LEGEND = 60  # characters in a line of a legend, of which each handle takes five
-LEGEND_LINE = 0.2  # inches
-# Text as outlines, so that no font is needed to view it; a fixed salt makes the ids, and so the bytes, reproducible.
-DRAWING: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "glyphlm", "font.family": "DejaVu Sans", "font.size": 10}
 VERDICTS = {"supported": ("#00704a", "D"), "equivalent": ("#00704a", "s"), "not supported": ("#b3260e", "x"),
             "not decidable": ("#5a626b", "o"), "reference failed": ("#5a626b", "x")}
-SHARES = ("accuracy", "exact match", "f1", "contains", "letter mass")  # higher is better; of all other measures lower is
 CHANCE = {"color": "#444444", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.2}
-HOLLOW = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}  # so that coinciding arms are visible
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _clear(axes: Axes, grid: Literal["both", "x", "y"] | None, *sides: str) -> None:
-    """Axes without the frame on these sides, with a light grid behind what is drawn."""
-    axes.spines[[*sides]].set_visible(False)
-    if grid:
-        axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-
-
-def _add_legend(figure: Figure, handles: Iterable[Any], names: Sequence[str], columns: int) -> None:
-    """A legend above the plot; the figure grows with its lines, so that the plot keeps its size."""
-    lines = math.ceil(len(names) / columns)
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 2))
-    legend = figure.legend(list(handles), names, loc="outside upper left", ncols=min(len(names), columns), frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign begins no formula
-
-
-def arm_style(number: int) -> dict[str, Any]:
-    """Colour, line style and marker of arm `number`; 49 arms differ in colour or marker."""
-    of_seven = number // len(COLOURS)
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[of_seven % len(LINES)],
-            "marker": MARKERS[(number + of_seven) % len(MARKERS)][0]}
-
-
-def _legend_line(number: int) -> Line2D:
-    return Line2D([], [], **arm_style(number), **HOLLOW)
-
-
-def _drawable(label: str, number: int, kind: str = "run") -> str:
-    """The label, shortened; `kind` and number if matplotlib's font lacks its characters (it ends after Cyrillic)."""
-    if label.isprintable() and all(ord(character) < 0x500 for character in label):
-        return label if len(label) <= 36 else label[:35] + "…"
-    return f"{kind} {number + 1}"
-
-
-def _to_svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def _to_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-@matplotlib.rc_context(DRAWING)
-def draw_map(x_V2: np.ndarray, labels: Sequence[str], shares: Sequence[float]) -> bytes:
-    """A scatter plot of V points as PNG, coloured by label: the most frequent labels have colours, the others are grey.
-
-    Args:
-        shares: Of the variance, explained by the two axes.
-    """
-    common = [label for label, _ in Counter(labels).most_common(len(COLOURS) - 1)]
-    labels_V = np.array([label if label in common else "other" for label in labels])
-    figure = _figure(7.2, 5.6)
-    names = (f"{name} principal component ({share:.1%} of the variance)"
-             for name, share in zip(("first", "second"), shares))
-    axes = figure.add_subplot(**dict(zip(("xlabel", "ylabel"), names)))
-    for label, colour in [("other", COLOURS[-1]), *zip(common, COLOURS)]:  # small groups on top
-        x_2 = x_V2[labels_V == label].T
-        size = min(5.0, max(2.0, 150 / math.sqrt(len(x_V2))))
-        axes.plot(*x_2, ".", color=colour, markersize=size, markeredgewidth=0, label=f"{label} {x_2.shape[1]:,}")
-    _clear(axes, None, "top", "right")
-    figure.legend(loc="outside right upper", frameon=False, markerscale=5)
-    return _to_png(figure)
-
-
-@matplotlib.rc_context(DRAWING)
-def draw_tsne(maps: Sequence[LayerMap], classes: Mapping[str, Sequence[str]]) -> bytes:
-    """Maps of tokens as PNG, a row a run and a column a layer, coloured by the classes of each run's tokens."""
-    runs, names = [*classes], sorted({name for found in classes.values() for name in found})
-    columns = len(maps) // len(runs)
-    figure = _figure(2.6 * columns, 0.5 + 2.6 * len(runs))
-    for place, (run, layer, x_N2) in enumerate(maps, start=1):
-        axes, class_N = figure.add_subplot(len(runs), columns, place), np.array(classes[run])
-        for name, colour in zip(names, COLOURS):
-            axes.plot(*x_N2[class_N == name].T, ".", color=colour, markersize=3, markeredgewidth=0)
-        axes.set_title(layer if place <= columns else "")
-        axes.set_ylabel(_drawable(run, runs.index(run)) if place % columns == 1 else "", parse_math=False)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    handles = [Line2D([], [], color=colour, marker="o", linestyle="") for _, colour in zip(names, COLOURS)]
-    _add_legend(figure, handles, names, 6)
-    return _to_png(figure)
+SHARES = ("accuracy", "exact match", "f1", "contains", "letter mass")  # higher is better; of all other measures lower is
 
 
 @matplotlib.rc_context(DRAWING)
 def draw_held_out(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Held-out bits per byte over training tokens as SVG: arm -> points; of a diverged run the part before is drawn."""
-    figure = _figure(5.4, 3.7)
+    figure = new_figure(5.4, 3.7)
     axes = figure.add_subplot(xlabel=TITLES["tokens"], ylabel=TITLES["bits_per_byte"])
     for number, points in enumerate(curves.values()):
         finite = [(tokens, bits) for tokens, bits in points if math.isfinite(bits)]
         axes.plot(*zip(*finite), **arm_style(number), **HOLLOW)
-    _clear(axes, "both", "top", "right")
+    clear_frame(axes, "both", "top", "right")
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    labels = [_drawable(name, number) for number, name in enumerate(curves)]
-    _add_legend(figure, map(_legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+    labels = [drawable(name, number) for number, name in enumerate(curves)]
+    add_legend(figure, map(legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
     if (low := axes.get_ylim()[0]) > 0:
         axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 @matplotlib.rc_context(DRAWING)
@@ -149,7 +57,7 @@ def draw_gaps(gaps: Mapping[str, tuple[float, float, float, float]], line: Seque
         gaps: Arm -> share, gap, and the ends of its interval (NaN for a single seed).
         line: Arms that a line joins, in this order.
     """
-    figure = _figure(5.4, 3.7)
+    figure = new_figure(5.4, 3.7)
     axes = figure.add_subplot(xlabel=f"operations, of those of {reference}", ylabel=f"bits per byte behind {reference}")
     axes.axhline(0, color="#222222", linewidth=1)
     axes.plot(*zip(*(gaps[arm][:2] for arm in line)), color="#bbbbbb", linewidth=1.4)
@@ -157,11 +65,11 @@ def draw_gaps(gaps: Mapping[str, tuple[float, float, float, float]], line: Seque
         style = arm_style(number) | {"linestyle": "none"}
         axes.plot([share] * 2, [low, high], color=style["color"], linewidth=1.2)
         axes.plot([share], [gap], **style, **HOLLOW)
-    _clear(axes, "both", "top", "right")
+    clear_frame(axes, "both", "top", "right")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    labels = [_drawable(name, number) for number, name in enumerate(gaps)]
-    _add_legend(figure, map(_legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
-    return _to_svg(figure)
+    labels = [drawable(name, number) for number, name in enumerate(gaps)]
+    add_legend(figure, map(legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+    return to_svg(figure)
 
 
 @matplotlib.rc_context(DRAWING)
@@ -182,10 +90,10 @@ def draw_bars(
         numbers: Colour numbers of the series, so that a run has the same colour in all plots.
     """
     groups = list(next(iter(series.values())))
-    names = [_drawable(group, number, "text") for number, group in enumerate(groups)]
+    names = [drawable(group, number, "text") for number, group in enumerate(groups)]
     upright = len(groups) > 8 or sum(map(len, names)) > LEGEND
     inches = min(14, max(5.4, 0.14 * len(groups) * (len(series) + 1)))
-    figure = _figure(inches, 3.7 + upright * 0.07 * max(map(len, names)))
+    figure = new_figure(inches, 3.7 + upright * 0.07 * max(map(len, names)))
     axes = figure.add_subplot(ylabel=label)
     bars = [_draw_series(axes, list(values.values()), place, len(series), numbers[place] if numbers else place)
             for place, values in enumerate(series.values())]
@@ -196,10 +104,10 @@ def draw_bars(
             axes.plot([place - 0.46, place + 0.46], [level] * 2, **CHANCE)
     axes.set_xticks(range(len(groups)), names, rotation=90 if upright else 0, parse_math=False)
     axes.margins(x=0.02)
-    _clear(axes, "y", "top", "right")
-    names = [_drawable(name, number, "tokenizer") for number, name in enumerate(series)]
-    _add_legend(figure, bars, names, 3)
-    return _to_svg(figure)
+    clear_frame(axes, "y", "top", "right")
+    names = [drawable(name, number, "tokenizer") for number, name in enumerate(series)]
+    add_legend(figure, bars, names, 3)
+    return to_svg(figure)
 
 
 def _places(groups: int, number: int, count: int) -> list[float]:
@@ -223,7 +131,7 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
     """A heat map of shares in percent as SVG; ▲ or ▼ where the sign is not 0, empty where the share is NaN."""
     width = max(0.28, min(0.55, 6 / len(columns)))
     inches = 2.6 + width * len(columns), 1.1 + 0.18 * len(rows)
-    figure = _figure(*inches)
+    figure = new_figure(*inches)
     axes = figure.add_subplot()
     top = max(0.5, float(np.nanmax(values_SR)))
     axes.pcolormesh(values_SR, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.5)
@@ -232,7 +140,7 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
             text = f"{100 * value:.0f}{('▼', '', '▲')[int(signs_SR[row, column]) + 1]}"
             font = {"color": "white" if value > 0.6 * top else "black", "fontsize": 8, "ha": "center", "va": "center"}
             axes.text(column + 0.5, row + 0.5, text, fontweight="bold" if signs_SR[row, column] else None, **font)
-    names = [_drawable(name, number) for number, name in enumerate(columns)]
+    names = [drawable(name, number) for number, name in enumerate(columns)]
     upright = 90 if max(map(len, names)) * 0.09 > width else 0
     axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=upright, fontsize=9, parse_math=False)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8, parse_math=False)
@@ -240,7 +148,7 @@ def draw_heat(values_SR: np.ndarray, signs_SR: np.ndarray, rows: Sequence[str], 
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 @matplotlib.rc_context(DRAWING)
@@ -255,20 +163,20 @@ def draw_forest(rows: Sequence[Mapping[str, Any]], unit: str, numbers: Mapping[s
     names = list(dict.fromkeys(row["name"] for row in rows))
     runs = list(dict.fromkeys(row["run"] for row in rows))
     inches = 0.9 + 0.3 * math.ceil(len(runs) / 2) + len(names) * (0.15 + 0.17 * len(runs))
-    figure = _figure(5.4, inches)
+    figure = new_figure(5.4, inches)
     axes = figure.add_subplot(xlabel=f"difference ({'percentage points' if unit == 'percent' else TITLES[unit]})")
     for row in rows:
         place = names.index(row["name"]) + (runs.index(row["run"]) + 0.5) / len(runs) * 0.8 - 0.4
         _draw_difference(axes, row, place, 0.7 / len(runs), numbers[row["run"]])
     axes.axvline(0, color="#222222", linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    shown = [_drawable(name, number, "task") for number, name in enumerate(names)]
+    shown = [drawable(name, number, "task") for number, name in enumerate(names)]
     axes.set_yticks(range(len(names)), shown, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    _clear(axes, "x", "top", "right", "left")
-    handles = [_legend_line(numbers[run]) for run in runs]
-    _add_legend(figure, handles, [_drawable(run, numbers[run]) for run in runs], 2)
-    return _to_svg(figure)
+    clear_frame(axes, "x", "top", "right", "left")
+    handles = [legend_line(numbers[run]) for run in runs]
+    add_legend(figure, handles, [drawable(run, numbers[run]) for run in runs], 2)
+    return to_svg(figure)
 
 
 def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, height: float, number: int) -> None:
@@ -290,13 +198,13 @@ def draw_claims(verdicts: Sequence[Mapping[str, Any]]) -> str:
         if row["low"] is not None:
             panels.setdefault(_unit(row["measure"]), []).append(row)
     heights = [len(rows) + len({_pair(row) for row in rows}) + 1.6 for rows in panels.values()]
-    figure = _figure(8.2, 0.25 * sum(heights) + 0.5)
+    figure = new_figure(8.2, 0.25 * sum(heights) + 0.5)
     places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0] if panels else []
     for axes, (unit, rows) in zip(places, panels.items()):
         side = "right" if unit == "share of 1" else "left"
         _draw_verdicts(axes, rows)
         axes.set_xlabel(f"difference ({unit}); {side} of 0 is better", fontsize=9)
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def _unit(measure: str) -> str:
@@ -333,52 +241,5 @@ def _draw_verdicts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         label.set_fontweight("bold" if name in pairs else "normal")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(left, right)
-    _clear(axes, None, "top", "right", "left")
+    clear_frame(axes, None, "top", "right", "left")
     axes.tick_params(axis="y", length=0)
-
-
-@matplotlib.rc_context(DRAWING)
-def draw_layers(panels: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
-    """Probe results by layer as SVG: (title, axis) -> rows of run, layer, value, low, high, control, chance.
-
-    Each run has a solid line with its interval as a band, and a dashed line for its control; chance is dotted.
-    """
-    runs = list(dict.fromkeys(row["run"] for rows in panels.values() for row in rows))
-    columns = min(3, len(panels))
-    figure = _figure(3.7 * columns, 0.8 + 2.7 * math.ceil(len(panels) / columns))
-    for place, ((title, axis), rows) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, place, ylabel=axis)
-        axes.set_title(_drawable(title, place - 1, "task"), parse_math=False)
-        axes.set_xlabel("layer" if place > len(panels) - columns else "")
-        for number, run in enumerate(runs):
-            _draw_run(axes, [row for row in rows if row["run"] == run], number)
-        _name_layers(axes, sorted({row["layer"] for row in rows}))
-        axes.set_ylim(bottom=0)
-        _clear(axes, "both", "top", "right")
-    _name_lines(figure, runs)
-    return _to_svg(figure)
-
-
-def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
-    """Name the first layer (codes), the last (final norm), and about six of those between."""
-    inner = layers[1:-1]
-    shown = [*layers[:1], *inner[:: max(1, len(inner) // 6)], *layers[-1:]]
-    names = ["codes", *map(str, shown[1:-1]), "final\nnorm"]
-    axes.set_xticks(shown, names[: len(shown)])
-
-
-def _draw_run(axes: Axes, rows: Sequence[Mapping[str, Any]], number: int) -> None:
-    colour, marker = (arm_style(number)[name] for name in ("color", "marker"))
-    layers = [row["layer"] for row in rows]
-    value, low, high, control, chance = ([row[key] for row in rows] for key in ("value", "low", "high", "control", "chance"))
-    axes.fill_between(layers, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.plot(layers, chance, color="#444444", linestyle="dotted", linewidth=1)
-    axes.plot(layers, control, color=colour, linestyle="dashed", linewidth=1.1)
-    axes.plot(layers, value, color=colour, marker=marker, linewidth=1.6, **HOLLOW)
-
-
-def _name_lines(figure: Figure, runs: Sequence[str]) -> None:
-    handles = [Line2D([], [], **arm_style(number) | {"linestyle": "solid"}, **HOLLOW) for number in range(len(runs))]
-    handles += [Line2D([], [], color="#444444", linestyle=style) for style in ("dashed", "dotted")]
-    names = [*(_drawable(run, number) for number, run in enumerate(runs)), "never trained", "chance"]
-    _add_legend(figure, handles, names, 5)

@@ -22,7 +22,7 @@ from glyphlm.analysis.inspection import Codes, find_nearest
 from glyphlm.analysis.probe_texts import Texts, find_names, find_texts
 from glyphlm.analysis.settings import ProbeSettings
 from glyphlm.analysis.tokenizers import named
-from glyphlm.analysis.tsne import LayerMap, coloured_tokens, layer_maps
+from glyphlm.analysis.tsne import coloured_tokens, layer_maps
 from glyphlm.base.errors import InputError
 from glyphlm.base.outputs import Build
 from glyphlm.base.progress import meter, working
@@ -65,12 +65,12 @@ def probe(
             "text": settings.text and describe(find_sources([settings.text]))}
     build = Build("probes", asdict(settings) | read, {label: weights_sha256(run) for label, run in labels.items()})
     if not build.is_done(out):
-        from glyphlm.analysis.plots import draw_layers, draw_tsne  # needs the extra report: refused before the work
+        from glyphlm.analysis.layer_plots import draw_layers, draw_tsne  # needs the extra report: refused before the work
 
         if settings.tsne:
             import sklearn  # noqa: F401  # of the extra tsne: refused before the work
 
-        rows, maps, scripts = [], [], {}
+        rows, maps = [], {}
         for label, run in labels.items():
             with working(f"opening {run}"):
                 model, tokenizer = load_run(run)
@@ -80,12 +80,11 @@ def probe(
             found = probe_model(model.gpt.to(device), tokenizer, texts, settings.seed, label)
             rows += [{"run": label, **row} for row in found]
             if settings.tsne:
-                scripts[label] = coloured_tokens(texts)
-                maps += _mapped(label, model.gpt, tokenizer, [*scripts[label]], settings.seed)
+                maps[label] = _maps(label, model.gpt, tokenizer, coloured_tokens(texts), settings.seed)
         with build.folder(out) as folder:
             _write(folder, rows, draw_layers)
             if maps:
-                (folder / TSNE).write_bytes(draw_tsne(maps, {label: [*of.values()] for label, of in scripts.items()}))
+                (folder / TSNE).write_bytes(draw_tsne(maps))
     return read_json_lines(out / ROWS)
 
 
@@ -113,10 +112,13 @@ def probe_model(gpt: GPT, tokenizer: Tokenizer, texts: Texts, seed: int = 1, run
             progress.advance()
 
 
-def _mapped(label: str, gpt: GPT, tokenizer: Tokenizer, tokens: Sequence[str], seed: int) -> list[LayerMap]:
-    ids = [_encode(tokenizer, token, gpt.config.block_size - 1) for token in tokens]
+def _maps(
+    label: str, gpt: GPT, tokenizer: Tokenizer, scripts: Mapping[str, str], seed: int
+) -> tuple[list[str], dict[str, NDArray]]:
+    """The script of each token, and the tokens in the plane by layer."""
+    ids = [_encode(tokenizer, token, gpt.config.block_size - 1) for token in scripts]
     with working(f"t-SNE of {label}"):
-        return layer_maps(label, layer_states(gpt, ids, tokenizer.end_id).numpy(), seed)
+        return [*scripts.values()], layer_maps(layer_states(gpt, ids, tokenizer.end_id).numpy(), seed)
 
 
 def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:

@@ -4,7 +4,6 @@ Shapes: as in analysis/probes.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from numpy.typing import NDArray
 
@@ -13,14 +12,6 @@ from glyphlm.base.errors import InputError
 
 PERPLEXITY = 30.0  # about as many neighbours have a say in where a token lies; scikit-learn's default
 COLOURED = "script"
-
-
-class LayerMap(NamedTuple):
-    """The tokens of a layer in the plane."""
-
-    run: str
-    layer: str
-    x_N2: NDArray
 
 
 def coloured_tokens(texts: Texts) -> dict[str, str]:
@@ -36,12 +27,12 @@ def coloured_tokens(texts: Texts) -> dict[str, str]:
     return {token: name for name, tokens in classes.items() for token in tokens}
 
 
-def layer_maps(run: str, states_LND: NDArray, seed: int) -> list[LayerMap]:
-    """t-SNE of the codes, of the middle block and of the final norm (Van der Maaten and Hinton 2008)."""
+def layer_maps(states_LND: NDArray, seed: int) -> dict[str, NDArray]:
+    """Layer -> float32 [N, 2]: t-SNE (Van der Maaten and Hinton 2008) of the codes, the middle block and the final norm."""
     from sklearn.manifold import TSNE  # of the extra tsne
 
     last = len(states_LND) - 1
     chosen = {"codes": 0, f"block {last // 2}": last // 2, "final norm": last}
     perplexity = min(PERPLEXITY, (states_LND.shape[1] - 1) / 3)
-    return [LayerMap(run, name, TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states_LND[layer]))
-            for name, layer in chosen.items()]
+    return {name: TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states_LND[layer])
+            for name, layer in chosen.items()}

@@ -169,7 +169,8 @@ def _reached(models: Sequence[Model], done: set[str]) -> float | None:
 
 
 def _has_nothing_held_out(models: Sequence[Model], done: set[str]) -> bool:
-    return all(model.made_by in done and read_summary(model.run)["bits_per_byte"]["validation"] is None for model in models)
+    summaries = [read_summary(model.run) for model in models if model.made_by in done]
+    return len(summaries) == len(models) and all(each and each["bits_per_byte"]["validation"] is None for each in summaries)
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:
