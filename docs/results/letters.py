@@ -3,8 +3,8 @@
     python docs/results/letters.py docs/results/letters/results.jsonl
 
 Reads the rows of recipes/study_letters.yaml. Within each seed, a line through the models: the score of the published
-protocol over the letter mass. Printed are its slope and the share of the variance of scores that it explains (R²), means
-over seeds with Student's interval; and the same share for the accuracy by likelihood, in which the mass has no part.
+protocol over the letter mass. Printed are its slope and the share of the variance of scores that it explains (R²), by seed;
+and the same for the accuracies by likelihood, in which the mass has no part.
 """
 
 import sys
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from glyphlm.base.records import read_json_lines
-from glyphlm.evaluation.stats import over_seeds
 
 MASS, SCORES = "sampled letter mass", ("first letter accuracy", "letters accuracy", "texts accuracy")
 
@@ -38,5 +37,4 @@ def lines(path: Path) -> dict[str, list[tuple[float, float]]]:
 if __name__ == "__main__":
     print("| score | slope over letter mass | R² |\n|---|---|---|")
     for score, seeds in lines(Path(sys.argv[1])).items():
-        print(f"| {score} |", " | ".join("{:.3f} [{:.3f}, {:.3f}]".format(np.mean(column), *over_seeds(column)[:2])
-                                         for column in zip(*seeds)), "|")
+        print(f"| {score} |", " | ".join(", ".join(f"{value:.3f}" for value in column) for column in zip(*seeds)), "|")
