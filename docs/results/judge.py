@@ -74,11 +74,11 @@ def study_verdicts(name: str) -> list[Row]:
     return verdicts
 
 
-def summary(verdicts: list[Row], registered: Row | None = None) -> str:
-    """What was judged how, in a sentence or two."""
+def summary(verdicts: list[Row], registered: Row | None = None, claimed: str = "after the results were known") -> str:
+    """What was judged how, in a sentence or two; `claimed` is when claims were made that are not registered."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(row["verdict"] for row in verdicts).items())
     judged = f"{counts}; judged by docs/results/judge.py, corrected within each source"
-    return f"{judged}. {registered_line(registered)}" if registered else f"{judged}, after the results were known."
+    return f"{judged}. {registered_line(registered)}" if registered else f"{judged}, {claimed}."
 
 
 def growth_verdicts() -> list[Row]:
@@ -90,10 +90,11 @@ def growth_verdicts() -> list[Row]:
 
 def main() -> None:
     """Print the tables."""
-    single = [(name, judge(claims, read_json_lines(HERE / f"{name}.jsonl")))
-              for name, claims in (("stitching", STITCHING), ("averaging", AVERAGING))]
-    for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts()), *single):
+    for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts())):
         print(f"## {name}\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}")
+    for name, claims in (("stitching", STITCHING), ("averaging", AVERAGING)):
+        verdicts = judge(claims, read_json_lines(HERE / f"{name}.jsonl"))
+        print(f"## {name}\n\n{summary(verdicts, claimed='by claims made before the runs')}\n\n{claims_table(verdicts)}")
 
 
 if __name__ == "__main__":
