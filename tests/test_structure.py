@@ -35,7 +35,7 @@ OWNERS = {
     "sacrebleu": {"evaluation.answers"},
     "safetensors": {"base.tensors", "modeling.hf"},
     "pydantic": {"interop.openai_requests"},
-    "sklearn": {"analysis.probes", "analysis.tsne"},
+    "sklearn": {"analysis.probes"},
     "starlette": {"interop.http_server", "interop.openai_api"},
     "tokenizers": {"tokenizer.build", "tokenizer.layouts", "tokenizer.piece_encoder", "tokenizer.spelling",
                    "tokenizer.tokenizer"},

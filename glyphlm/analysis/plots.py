@@ -106,7 +106,7 @@ def draw_bars(
     axes.margins(x=0.02)
     clear_frame(axes, "y", "top", "right")
     names = [drawable(name, number, "tokenizer") for number, name in enumerate(series)]
-    add_legend(figure, bars, names, 3)
+    add_legend(figure, bars, names, min(3, max(1, LEGEND // (max(map(len, names)) + 5))))
     return to_svg(figure)
 
 

@@ -4,6 +4,8 @@ Shapes: as in analysis/probes.py.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -29,10 +31,10 @@ def coloured_tokens(texts: Texts) -> dict[str, str]:
 
 def layer_maps(states_LND: NDArray, seed: int) -> dict[str, NDArray]:
     """Layer -> float32 [N, 2]: t-SNE (Van der Maaten and Hinton 2008) of the codes, the middle block and the final norm."""
-    from sklearn.manifold import TSNE  # of the extra tsne
-
+    # An import statement would cost pyright 20 s, as it infers the types of an untyped library.
+    make: Any = import_module("sklearn.manifold").TSNE
     last = len(states_LND) - 1
     chosen = {"codes": 0, f"block {last // 2}": last // 2, "final norm": last}
     perplexity = min(PERPLEXITY, (states_LND.shape[1] - 1) / 3)
-    return {name: TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states_LND[layer])
+    return {name: make(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states_LND[layer])
             for name, layer in chosen.items()}
