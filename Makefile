@@ -4,9 +4,8 @@ PYTHON ?= python3
 CORE := $(VENV)/.core
 TEST := $(VENV)/.test
 UV := build/uv/bin/uv
-# Python compiles what is imported when it is; all 21,000 files would take a minute.
 INSTALL = PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt \
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test lint fonts lock test-lowest test-newest clean
 
