@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from stitching import bits_per_byte, call
+from stitching import bits_per_byte, call, recipe_of
 
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
@@ -42,7 +42,7 @@ def of_group(recipe: Path, group: int, text: str, out: Path) -> Iterator[tuple[s
 def main(study: Path, text: str, rows: Path) -> None:
     """Make all rows."""
     run = next(Path(row["run"]) for row in read_json_lines(study / "results.jsonl") if row["arm"] == EXPERT)
-    recipe = next(study.glob(f"recipes/{run.parent.name}/{run.name}.yaml"))
+    recipe = recipe_of(study, run)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for group in range(1, GROUPS + 1):

@@ -39,13 +39,18 @@ def call(*arguments: str) -> None:
             raise SystemExit(f"glyphlm {' '.join(arguments)} failed")
 
 
+def recipe_of(study: Path, run: Path) -> Path:
+    """The recipe that a study made for one of its runs."""
+    return next(study.glob(f"recipes/{run.parent.name}/{run.name}.yaml"))
+
+
 def stitched(study: Path, arm: str, text: str, out: Path) -> Iterator[dict[str, Any]]:
     """The rows of an arm."""
     rows = read_json_lines(study / "results.jsonl")
     runs = {row["seed"]: Path(row["run"]) for row in rows if row["arm"] == ARMS[arm] and "run" in row}
     seeds = sorted(runs)
     for seed, above in zip(seeds, [*seeds[1:], seeds[0]]):
-        recipe = next(study.glob(f"recipes/{runs[seed].parent.name}/{runs[seed].name}.yaml"))
+        recipe = recipe_of(study, runs[seed])
         experts, other = [str(runs[seed]), str(runs[above])], ["--allow-different-substrates"] * (arm == "learned")
         untrained, trained = out / f"identity-{arm}-{seed}", out / f"trained-{arm}-{seed}"
         call("fuse", *experts, "--method", "stitch", *other, "--out", str(untrained))

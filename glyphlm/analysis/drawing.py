@@ -41,6 +41,11 @@ def add_legend(figure: Figure, handles: Iterable[Any], names: Sequence[str], col
         text.set_parse_math(False)  # a dollar sign begins no formula
 
 
+def fitting_columns(names: Sequence[str]) -> int:
+    """How many columns of a legend with these names fit a figure of the usual width."""
+    return max(1, LEGEND // (max(map(len, names)) + 5))
+
+
 def arm_style(number: int) -> dict[str, Any]:
     """Colour, line style and marker of arm `number`; 49 arms differ in colour or marker."""
     of_seven = number // len(COLOURS)

@@ -18,6 +18,7 @@ from glyphlm.analysis.drawing import (
     arm_style,
     clear_frame,
     drawable,
+    fitting_columns,
     legend_line,
     new_figure,
     to_svg,
@@ -43,7 +44,7 @@ def draw_held_out(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     labels = [drawable(name, number) for number, name in enumerate(curves)]
-    add_legend(figure, map(legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+    add_legend(figure, map(legend_line, range(len(labels))), labels, fitting_columns(labels))
     if (low := axes.get_ylim()[0]) > 0:
         axes.set_ylabel(f"{TITLES['bits_per_byte']} (axis from {low:.2g})")
     return to_svg(figure)
@@ -68,7 +69,7 @@ def draw_gaps(gaps: Mapping[str, tuple[float, float, float, float]], line: Seque
     clear_frame(axes, "both", "top", "right")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     labels = [drawable(name, number) for number, name in enumerate(gaps)]
-    add_legend(figure, map(legend_line, range(len(labels))), labels, max(1, LEGEND // (max(map(len, labels)) + 5)))
+    add_legend(figure, map(legend_line, range(len(labels))), labels, fitting_columns(labels))
     return to_svg(figure)
 
 
@@ -106,7 +107,7 @@ def draw_bars(
     axes.margins(x=0.02)
     clear_frame(axes, "y", "top", "right")
     names = [drawable(name, number, "tokenizer") for number, name in enumerate(series)]
-    add_legend(figure, bars, names, min(3, max(1, LEGEND // (max(map(len, names)) + 5))))
+    add_legend(figure, bars, names, min(3, fitting_columns(names)))
     return to_svg(figure)
 
 

@@ -142,10 +142,11 @@ def _tune(settings: Study, out: Path, run: Runner) -> tuple[list[Command], dict[
         return [], choices
     run(commands.ordered)
     done = finished(commands.ordered, out)
-    if unjudged := [arm for arm, runs in tried.items() if all(_has_nothing_held_out(models, done) for _, models in runs)]:
+    best = {arm: _best([(values, _reached(models, done)) for values, models in runs]) for arm, runs in tried.items()}
+    if unjudged := [arm for arm, runs in tried.items() if best[arm].values is None
+                    and all(model.made_by in done for _, models in runs for model in models)]:
         raise InputError(f"{', '.join(unjudged)}: of so few documents none was held out, by which values could be compared; "
                          f"give more documents, or set {', '.join(settings.tune)} in these arms")
-    best = {arm: _best([(values, _reached(models, done)) for values, models in runs]) for arm, runs in tried.items()}
     return commands.ordered, choices | best
 
 
@@ -166,11 +167,6 @@ def _reached(models: Sequence[Model], done: set[str]) -> float | None:
     summaries = [read_summary(model.run) if model.made_by in done else None for model in models]
     reached = [summary["bits_per_byte"]["validation"] for summary in summaries if summary]
     return sum(reached) / len(reached) if len(reached) == len(models) and None not in reached else None
-
-
-def _has_nothing_held_out(models: Sequence[Model], done: set[str]) -> bool:
-    summaries = [read_summary(model.run) for model in models if model.made_by in done]
-    return len(summaries) == len(models) and all(each and each["bits_per_byte"]["validation"] is None for each in summaries)
 
 
 def _best(tried: Sequence[tuple[Values, float | None]]) -> Choice:
