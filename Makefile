@@ -7,12 +7,16 @@ UV := build/uv/bin/uv
 INSTALL = PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt \
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint fonts lock test-lowest test-newest clean
+.PHONY: quickstart test pytest lint fonts lock test-lowest test-newest clean
 
 quickstart: fonts $(CORE)
 	$(VENV)/bin/glyphlm quickstart --out runs/quickstart
 
-test: lint
+# Together, because pyright keeps one core busy for two minutes.
+test: $(TEST)
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(TEST)
 	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile --durations=10
 
 lint: $(TEST)
