@@ -2,8 +2,8 @@
 
     python docs/results/judge.py
 
-Reads results.jsonl of each study's folder with recipes/study_*.yaml, and growth.jsonl, stitching.jsonl and averaging.jsonl
-with the claims below; those of the last two were committed before their runs.
+Reads results.jsonl of each study's folder with recipes/study_*.yaml, and growth.jsonl, stitching.jsonl, averaging.jsonl and
+heads_longer.jsonl with the claims below; those of the last three were committed before their runs.
 """
 
 import re
@@ -52,6 +52,9 @@ AVERAGING = [
           margin=0.01),
 ]
 
+HEADS = [Claim("a code head with a shortlist is at most 0.03 behind a full matrix at equal tokens",
+               "code order=frequency shortlist=2048", "full", "our goal", ["bits per byte"], margin=0.03)]
+
 
 def study_verdicts(name: str) -> list[Row]:
     """The verdicts of a study on its published rows, written to its claims.jsonl."""
@@ -88,12 +91,21 @@ def growth_verdicts() -> list[Row]:
     return judge(GROWTH, rows)
 
 
+def heads_rows() -> list[Row]:
+    """The lines of benchmarks/heads.py in heads_longer.jsonl, a row for each number of tokens."""
+    return [{"arm": line["contender"], "seed": line["seed"], "measure": f"bits per byte, {score['tokens']:,} tokens",
+             "value": score["bits_per_byte"]}
+            for line in read_json_lines(HERE / "heads_longer.jsonl") for mark, score in line.items() if mark.endswith("tokens")]
+
+
 def main() -> None:
     """Print the tables."""
     for name, verdicts in (*((name, study_verdicts(name)) for name in STUDIES), ("growth", growth_verdicts())):
         print(f"## {name}\n\n{summary(verdicts)}\n\n{claims_table(verdicts)}")
-    for name, claims in (("stitching", STITCHING), ("averaging", AVERAGING)):
-        verdicts = judge(claims, read_json_lines(HERE / f"{name}.jsonl"))
+    for name, claims, rows in (("stitching", STITCHING, read_json_lines(HERE / "stitching.jsonl")),
+                               ("averaging", AVERAGING, read_json_lines(HERE / "averaging.jsonl")),
+                               ("heads", HEADS, heads_rows())):
+        verdicts = judge(claims, rows)
         print(f"## {name}\n\n{summary(verdicts, claimed='by claims made before the runs')}\n\n{claims_table(verdicts)}")
 
 
