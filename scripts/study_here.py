@@ -64,3 +64,5 @@ if __name__ == "__main__":
         print(make(parser.parse_args()))
     except CommandsFailed as error:
         print(error)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -291,6 +291,18 @@ def test_claims_are_decided_by_what_was_trained_before():
     assert row["documents_low"] < row["difference"] < row["documents_high"]
 
 
+def test_ctrl_c_in_a_command_ends_a_study_in_one_process():
+    begun = []
+
+    def run(arguments):
+        begun.append(arguments)
+        return 130  # what main() returns
+
+    with pytest.raises(KeyboardInterrupt):
+        run_here(planned(1, bits=None).ordered, Path("out"), run)
+    assert len(begun) == 1 and not flags()
+
+
 def test_a_study_without_any_success_fails(tmp_path, capsys):
     broken = RECIPE | {"tokenizer": {"layout": "compact", "vocab_size": 60000}}
     Path("s.yaml").write_text(json.dumps({"recipe": broken, "arms": {"a": None}, "seeds": [1]}))

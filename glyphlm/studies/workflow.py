@@ -97,6 +97,9 @@ def run_here(
 
     `run` is called with the arguments of a command and returns its exit status. Commands that wait for one that failed are
     left out. The flags are those of `run_workflow`, which can go on with what is left.
+
+    Raises:
+        KeyboardInterrupt: a command was stopped by Ctrl-C.
     """
     (out / DONE).mkdir(parents=True, exist_ok=True)
     with meter("commands", len(commands), done=len(finished(commands, out))) as bar:
@@ -107,7 +110,10 @@ def run_here(
             if time.monotonic() >= until:
                 say(f"the time is over; {len(commands) - len(done)} of {len(commands)} commands are left")
                 return
-            if run(command.arguments) == 0:
+            status = run(command.arguments)
+            if status == 130:  # of `glyphlm` after Ctrl-C
+                raise KeyboardInterrupt
+            if status == 0:
                 (out / DONE / command.name).touch()
                 bar.advance(1, command.name)
 
