@@ -6,8 +6,8 @@
 In WINDOWS windows of held-out text for each kind, one letter that is a token of its own is replaced by a variant: a
 full-width or mathematical Latin letter (NFKC gives the letter), or a Latin or Cyrillic letter with a mark (NFD gives the
 letter first). No variant has an id in the vocabulary; `extend` adds them with their codes. SPAN bytes after it are scored:
-`cost`, the bits per byte lost by the variant in place of the letter; `random codes`, those lost by random codes of the same
-norm; `gap closed`, the share of these that the codes save. A trained table reads the variant as its bytes. HALF saves half.
+bits per byte lost by the variant in place of the letter, those lost with random codes of the same norm, and the share of
+these that the codes save. A trained table reads the variant as its bytes. HALF saves half.
 """
 
 import random
@@ -38,7 +38,7 @@ KINDS = {"full-width Latin": range(0xFF21, 0xFF5B), "mathematical Latin": range(
 WINDOWS, BEFORE, SPAN, SEED = 64, 80, 6, 1  # windows of a kind; characters before the letter; bytes scored after it
 BY_BYTES = "learned_small"
 ARMS = ("glyph_rms", "permuted_glyph_rms", "raw_bits", BY_BYTES)
-COST, RANDOM, CLOSED, HALF = "cost", "random codes", "gap closed", "half"
+COST, RANDOM, CLOSED, HALF = "loss in bits per byte", "of random codes: loss in bits per byte", "gap closed", "half"
 CLAIMS = [
     Claim("glyphs close half of the gap between random codes and the letter itself", "glyph_rms", HALF, "our goal", [COST],
           kind="better"),
@@ -111,13 +111,12 @@ def _bits(pairs: Sequence[tuple[float, int]]) -> float:
 
 
 def write_rows(study: Path, english: Path, russian: Path, out: Path) -> None:
-    """results.jsonl and windows.jsonl of the finished seeds in the folder `out`; what is there is not made again."""
+    """results.jsonl of the finished seeds in the folder `out`; what is there is not made again."""
     out.mkdir(exist_ok=True)
     runs = {(arm, int(run.name.rpartition("-")[2])): run for arm in ARMS for run in _chosen(study, arm)}
     tokenizer = load_run(next(iter(runs.values())))[1]
     texts = {path: [row["text"] for row in read_json_lines(path)] for path in (english, russian)}
     windows = [window for kind in KINDS for window in choose(tokenizer, kind, texts[russian if "Cyr" in kind else english])]
-    write_atomic(out / "windows.jsonl", to_lines(windows))
     rows = read_json_lines(out / "results.jsonl")
     for (arm, seed), run in sorted(runs.items(), key=lambda item: item[0][1]):
         if not any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
