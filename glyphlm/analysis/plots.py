@@ -59,7 +59,7 @@ def draw_gaps(gaps: Mapping[str, tuple[float, float, float, float]], line: Seque
         line: Arms that a line joins, in this order.
     """
     figure = new_figure(5.4, 3.7)
-    axes = figure.add_subplot(xlabel=f"operations, of those of {reference}", ylabel=f"bits per byte behind {reference}")
+    axes = figure.add_subplot(xlabel=f"operations, of those of {reference}", ylabel=f"bits per byte behind\n{reference}")
     axes.axhline(0, color="#222222", linewidth=1)
     axes.plot(*zip(*(gaps[arm][:2] for arm in line)), color="#bbbbbb", linewidth=1.4)
     for number, (share, gap, low, high) in enumerate(gaps.values()):
