@@ -18,7 +18,7 @@ import random
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import log, log10
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from glyphlm.analysis.plots import draw_bars
-from glyphlm.analysis.unseen import draw_predictions, read, readings
+from glyphlm.analysis.unseen import bits_per_byte, draw_predictions, read, readings
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
-from glyphlm.evaluation.stats import over_seeds
+from glyphlm.evaluation.stats import Interval, over_seeds
 from glyphlm.experiments.extend import extend
 from glyphlm.runs.folder import load_run
 from glyphlm.studies.claims import claims_digest, judge
@@ -173,7 +173,8 @@ def _measured(runs: dict[str, Path], oracle: Path, out: Path) -> Iterator[Row]:
             yield from ({"arm": arm, "measure": f"{measure}, {name}", "value": value}
                         for measure, value in _values(found, best, places, is_oracle=arm == "oracle"))
         if arm == "glyph":
-            yield {"arm": "half_way", "measure": f"{BITS}, all", "value": (_bits(found["random"]) + _bits(best["own"])) / 2}
+            ends = bits_per_byte(found["random"]), bits_per_byte(best["own"])
+            yield {"arm": "half_way", "measure": f"{BITS}, all", "value": sum(ends) / 2}
     yield {"arm": "ten_times", "measure": f"{TIMES}, all", "value": 1.0}
     for arm in ("glyph", "glyph_unique"):
         for kind in KINDS:
@@ -183,7 +184,7 @@ def _measured(runs: dict[str, Path], oracle: Path, out: Path) -> Iterator[Row]:
 
 def _values(found: Row, best: Row, places: Sequence[int], is_oracle: bool) -> Iterator[tuple[str, float]]:
     """The measures of a model on some of the windows."""
-    own, top, random_ = (_bits([of[place] for place in places]) if of else None
+    own, top, random_ = (bits_per_byte([of[place] for place in places]) if of else None
                          for of in (found["own"], best["own"], found["random"]))
     yield BITS, own
     if random_ is None:
@@ -196,11 +197,6 @@ def _values(found: Row, best: Row, places: Sequence[int], is_oracle: bool) -> It
     yield TIMES, -float(nats_N.mean() + log(found["unigram"])) / log(10)
     yield f"{TIMES}, mean probability", log10(np.exp(-nats_N).mean() / found["unigram"])
     yield from ((f"right among the {k} likeliest", float((rank_N < k).mean())) for k in (1, 10, 100))
-
-
-def _bits(pairs: Sequence[tuple[float, int]]) -> float:
-    nats, size = (sum(column) for column in zip(*pairs))
-    return nats / log(2) / size
 
 
 def _nearest(run: Path, held_out: str) -> list[Row]:
@@ -237,19 +233,24 @@ def _is_token(tokenizer: Tokenizer, row: Row) -> bool:
 def write_verdicts(folder: Path) -> None:
     """claims.jsonl and unseen.svg of a folder with results.jsonl; prints the verdicts."""
     rows = read_json_lines(folder / "results.jsonl")
-    beside = {"claims": claims_digest(CLAIMS, sorted({row["seed"] for row in rows}))}
-    verdicts = [row | beside for row in judge(CLAIMS, rows)]
-    write_atomic(folder / "claims.jsonl", to_lines(verdicts))
     write_atomic(folder / "unseen.svg", _gains(rows))
-    print(f"{means_table(rows)}\n\n{claims_table(verdicts)}")
+    print(f"{means_table(rows, (*ARMS, 'oracle'))}\n\n{judged(CLAIMS, rows, folder)}")
 
 
-def means_table(rows: Sequence[Row]) -> str:
+def judged(claims: Sequence[Claim], rows: Sequence[Row], folder: Path) -> str:
+    """The verdicts on the rows as a table, also written to claims.jsonl of the folder."""
+    beside = {"claims": claims_digest(claims, sorted({row["seed"] for row in rows}))}
+    verdicts = [row | beside for row in judge(claims, rows)]
+    write_atomic(folder / "claims.jsonl", to_lines(verdicts))
+    return claims_table(verdicts)
+
+
+def means_table(rows: Sequence[Row], arms: Sequence[str]) -> str:
     """Mean and half of the 95% interval over seeds of each arm and measure."""
     values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         values.setdefault((row["measure"], row["arm"]), []).append(row["value"])
-    arms = [arm for arm in (*ARMS, "oracle") if any(of == arm for _, of in values)]
+    arms = [arm for arm in arms if any(of == arm for _, of in values)]
     lines = [f"| measure | {' | '.join(arms)} |", f"|---|{'---:|' * len(arms)}"]
     for measure in dict.fromkeys(measure for measure, _ in values):
         found = [values.get((measure, arm)) for arm in arms]
@@ -266,9 +267,14 @@ def _gains(rows: Sequence[Row]) -> str:
         start = "glyph" if arm == "oracle" else arm
         gains[arm] = {name: over_seeds([of[start, f"{RANDOM}, {name}", seed] - of[arm, f"{BITS}, {name}", seed]
                                         for seed in seeds]) for name in ("all", "look-alikes", "others")}
-    means = {arm: {name: (one.low + one.high) / 2 for name, one in of_arm.items()} for arm, of_arm in gains.items()}
-    spans = {arm: {name: (one.low, one.high) for name, one in of_arm.items()} for arm, of_arm in gains.items()}
-    return draw_bars(means, "bits per byte gained over random codes", spans)
+    return interval_bars(gains, "bits per byte gained over random codes")
+
+
+def interval_bars(intervals: Mapping[str, Mapping[str, Interval]], label: str) -> str:
+    """Bars at the middle of the intervals (arm -> group -> interval), as SVG."""
+    means = {arm: {name: (one.low + one.high) / 2 for name, one in of_arm.items()} for arm, of_arm in intervals.items()}
+    spans = {arm: {name: (one.low, one.high) for name, one in of_arm.items()} for arm, of_arm in intervals.items()}
+    return draw_bars(means, label, spans)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,17 @@ import random
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from unseen import interval_bars, judged, means_table
 
-from glyphlm.analysis.plots import draw_bars
-from glyphlm.analysis.unseen import read, readings
+from glyphlm.analysis.unseen import bits_per_byte, read, readings
 from glyphlm.base.outputs import write_atomic
 from glyphlm.base.records import read_json_lines, to_lines
 from glyphlm.evaluation.stats import over_seeds
 from glyphlm.experiments.extend import extend
 from glyphlm.runs.folder import load_run
-from glyphlm.studies.claims import claims_digest, judge
-from glyphlm.studies.results import claims_table
 from glyphlm.studies.settings import Claim
 from glyphlm.tokenizer.build import with_characters
 from glyphlm.tokenizer.tokenizer import Tokenizer
@@ -88,26 +84,20 @@ def measure(run: Path, windows: Sequence[Row], out: Path, by_bytes: bool) -> Ite
     if not by_bytes:
         extend(run, used, out)
     wrapped, tokenizer = load_run(run)
+    plain = [read(wrapped.gpt, tokenizer, window["original"]).after([_end_of_letter(window)], SPAN) for window in windows]
+    found = readings(str(run if by_bytes else out), used, [window["text"] for window in windows], span=SPAN)
     for kind in KINDS:
-        chosen = [window for window in windows if window["kind"] == kind]
-        plain = _bits([read(wrapped.gpt, tokenizer, window["original"]).after([_end_of_letter(window)], SPAN)
-                       for window in chosen])
-        found = readings(str(run if by_bytes else out), used, [window["text"] for window in chosen], span=SPAN)
-        cost = _bits(found["own"]) - plain
-        yield {"measure": f"{COST}, {kind}", "value": cost}
-        if not by_bytes:
-            loss = _bits(found["random"]) - plain
-            yield {"measure": f"{RANDOM}, {kind}", "value": loss}
-            yield {"measure": f"{CLOSED}, {kind}", "value": 1 - cost / loss}
+        places = [place for place, window in enumerate(windows) if window["kind"] == kind]
+        original, own, of_random = (bits_per_byte([of[place] for place in places]) if of else None
+                                    for of in (plain, found["own"], found["random"]))
+        yield {"measure": f"{COST}, {kind}", "value": own - original}
+        if of_random is not None:
+            yield {"measure": f"{RANDOM}, {kind}", "value": of_random - original}
+            yield {"measure": f"{CLOSED}, {kind}", "value": 1 - (own - original) / (of_random - original)}
 
 
 def _end_of_letter(window: Row) -> int:
     return len(window["original"][: BEFORE + 1].encode())
-
-
-def _bits(pairs: Sequence[tuple[float, int]]) -> float:
-    nats, size = (sum(column) for column in zip(*pairs))
-    return nats / log(2) / size
 
 
 def write_rows(study: Path, english: Path, russian: Path, out: Path) -> None:
@@ -137,25 +127,12 @@ def _chosen(study: Path, arm: str) -> list[Path]:
 def write_verdicts(folder: Path) -> None:
     """claims.jsonl and variants.svg of a folder with results.jsonl; prints means and verdicts."""
     rows = read_json_lines(folder / "results.jsonl")
-    beside = {"claims": claims_digest(CLAIMS, sorted({row["seed"] for row in rows}))}
-    verdicts = [row | beside for row in judge(CLAIMS, rows)]
-    write_atomic(folder / "claims.jsonl", to_lines(verdicts))
-    values: dict[tuple[str, str], list[float]] = {}
+    losses: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        values.setdefault((row["arm"], row["measure"]), []).append(row["value"])
-    spans = {key: over_seeds(found) for key, found in values.items()}
-    measures = dict.fromkeys(measure for _, measure in values)
-    print(f"| | {' | '.join(ARMS)} |\n|---|{'---:|' * len(ARMS)}")
-    for measure in measures:
-        cells = [f"{np.mean(values[arm, measure]):.3f} ± {spans[arm, measure].high - np.mean(values[arm, measure]):.3f}"
-                 if (arm, measure) in values else "" for arm in ARMS]
-        print(f"| {measure} | {' | '.join(cells)} |")
-    drawn = {arm: {kind: spans[arm, f"{COST}, {kind}"] for kind in KINDS} for arm in ARMS}
-    write_atomic(folder / "variants.svg", draw_bars(
-        {arm: {kind: (one.low + one.high) / 2 for kind, one in of.items()} for arm, of in drawn.items()},
-        "bits per byte lost by a variant of a letter",
-        {arm: {kind: (one.low, one.high) for kind, one in of.items()} for arm, of in drawn.items()}))
-    print(f"\n{claims_table(verdicts)}")
+        losses.setdefault((row["arm"], row["measure"]), []).append(row["value"])
+    drawn = {arm: {kind: over_seeds(losses[arm, f"{COST}, {kind}"]) for kind in KINDS} for arm in ARMS}
+    write_atomic(folder / "variants.svg", interval_bars(drawn, "bits per byte lost by a variant of a letter"))
+    print(f"{means_table(rows, ARMS)}\n\n{judged(CLAIMS, rows, folder)}")
 
 
 if __name__ == "__main__":

@@ -204,8 +204,8 @@ def draw_predictions(found: Sequence[Written], tokenizer: Tokenizer, path: Path)
 
 def _row(found: dict[str, Any], oracle: list[tuple[float, int]] | None) -> Row:
     own, random, written_ = found["own"], found["random"], found["written"]
-    row: Row = {"documents": len(own), "bits": _bits(own), "bits_random": random and _bits(random),
-                "bits_oracle": oracle and _bits(oracle), "closed": None, "low": None, "high": None}
+    row: Row = {"documents": len(own), "bits": bits_per_byte(own), "bits_random": random and bits_per_byte(random),
+                "bits_oracle": oracle and bits_per_byte(oracle), "closed": None, "low": None, "high": None}
     if random and oracle:
         of_document = np.array([[r[0] - o[0], r[0] - b[0]] for r, o, b in zip(random, own, oracle)])
         row["closed"] = float(of_document[:, 0].sum() / of_document[:, 1].sum())
@@ -220,6 +220,7 @@ def _row(found: dict[str, Any], oracle: list[tuple[float, int]] | None) -> Row:
     return row
 
 
-def _bits(pairs: Sequence[tuple[float, int]]) -> float:
+def bits_per_byte(pairs: Sequence[tuple[float, int]]) -> float:
+    """Of (nats, bytes) of each document; NaN without any byte."""
     nats, size = (sum(column) for column in zip(*pairs))
     return nats / math.log(2) / size if size else math.nan
